@@ -1,0 +1,1 @@
+"""Detectors: adapters over torchvision and transformers, and our own dense heads."""

@@ -1,0 +1,168 @@
+"""One typed model of a run. YAML, command-line flags and the docs come from it; unknown keys are errors with the nearest name.
+
+Imports neither torch nor a detector, so that `detdistill --help` stays quick. Every default of a run is a field here;
+the defaults of a method are fields of that method's `Config` (detdistill.methods).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detdistill.errors import UserError, nearest
+
+
+class Part(BaseModel):
+    """A part of the recipe: frozen, closed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Part):
+    """The detector that is trained."""
+
+    name: str = Field("", description="HEAD:BACKBONE, such as gfl:resnet18 or retinanet:mobilenetv2_035")
+    strides: tuple[int, ...] = Field((8, 16, 32, 64, 128), description="strides of the pyramid's levels, fine to coarse")
+    channels: int = Field(256, ge=8, description="width of the neck and of the towers")
+    tower_depth: int = Field(4, ge=1, le=8, description="convolutions in each tower of a dense head")
+    norm: Literal["default", "group", "none"] = Field(
+        "default", description="norm of the towers; default: what the head was published with"
+    )
+    edge_bins: int = Field(17, ge=2, description="bins of a side's distance distribution (GFL)")
+    queries: int = Field(300, ge=1, description="decoder queries (DETR family)")
+    backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; or a FILE")
+    score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")
+    nms_threshold: float | None = Field(None, gt=0, le=1, description="IoU of suppression; none: what the head was published with")
+    detections: int = Field(100, ge=1, description="most detections an image")
+
+
+class SplitPaths(Part):
+    """One split given by explicit paths."""
+
+    annotations: Path = Field(description="COCO JSON file, or folder of VOC XML or YOLO text files")
+    images: Path = Field(description="folder of the images")
+
+
+class DataConfig(Part):
+    """Where the images are and how they are shown to the detector."""
+
+    path: str = Field("", description="folder in COCO, Pascal VOC or YOLO layout, or shapes:N for the built-in set")
+    train: SplitPaths | None = None
+    val: SplitPaths | None = None
+    test: SplitPaths | None = None
+    train_split: str | None = Field(None, description="name of the split to train on; none: train")
+    eval_split: str | None = Field(None, description="name of the split to measure on; none: test where there is one, else val")
+    image_size: int | tuple[int, int] = Field(640, description="images are scaled to fit a square of this side, or (height, width)")
+    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip in training")
+    scale: tuple[float, float] = Field((1.0, 1.0), description="range of random scaling in training, 1: none")
+    photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="what to do with an image or annotation that can't be read")
+
+
+class TeacherConfig(Part):
+    """The frozen detector that is learned from."""
+
+    path: str = Field(
+        "", description="a run folder, torchvision:NAME, torchvision:NAME=FILE, or HEAD:BACKBONE=FILE with a state dict of your own"
+    )
+    sample: int = Field(64, ge=0, description="images on which the teacher's AP is measured before the first step; 0: none")
+    floor: float = Field(5.0, ge=0, le=100, description="AP (0 to 100) below which the run stops, where the teacher's predictions are read")
+    allow_weak: bool = Field(False, description="go on with a teacher below the floor")
+
+
+class TrainConfig(Part):
+    """Schedule and optimizer."""
+
+    epochs: int = Field(12, ge=1)
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(8, ge=1, description="images a step, over all processes")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(0.001, gt=0, description="peak learning rate")
+    backbone_lr_factor: float = Field(1.0, ge=0, description="the backbone's share of the learning rate; 0 freezes it")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to norms and biases")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up of the learning rate")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = Field((0.67, 0.92), description="fractions of the run at which `step` divides the rate by 10")
+    clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
+    method_warmup_steps: int = Field(0, ge=0, description="steps over which the methods' weights rise linearly from 0")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    workers: int = Field(0, ge=0, description="processes that read images; 0: in the training process")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule's length stays that of the epochs")
+    log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
+
+
+class Recipe(Part):
+    """A run, whole."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="method name to its options; empty: plain training")
+    train: TrainConfig = TrainConfig()
+
+
+Overrides = Annotated[Mapping[str, Any], "nested mapping laid over a recipe"]
+
+
+def merge(base: Mapping[str, Any], over: Overrides) -> dict[str, Any]:
+    """`base` with `over` laid on top, mapping by mapping. Neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """{"train.lr": 1} to {"train": {"lr": 1}}; dashes in names become underscores."""
+    tree: dict[str, Any] = {}
+    for name, value in dotted.items():
+        *parents, leaf = name.replace("-", "_").split(".")
+        spot = tree
+        for parent in parents:
+            spot = spot.setdefault(parent, {})
+        spot[leaf] = value
+    return tree
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe file. Raises UserError where it can't be read."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't read the recipe ({error.strerror}); give a YAML file, or one of `detdistill list recipes`"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    return content
+
+
+def parse(content: Mapping[str, Any], source: str) -> Recipe:
+    """A validated recipe. `source` names the file or flag in messages. Raises UserError with the field and the remedy."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        part: Any = Recipe
+        for name in place[:-1]:
+            part = part.model_fields[name].annotation
+        known = list(part.model_fields)
+        return f"unknown field {'.'.join(place)!r}{nearest(place[-1], known)} (known here: {', '.join(known)})"
+    return f"field {'.'.join(place)!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
