@@ -136,9 +136,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(
-            f"{path}: can't read the recipe ({error.strerror}); give a YAML file, or one of `detdistill list recipes`"
-        ) from None
+        raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if content is None:

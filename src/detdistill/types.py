@@ -169,9 +169,8 @@ class Predictions:
     def __post_init__(self) -> None:
         rows = self.logits.shape[:2]
         if self.boxes.shape != (*rows, 4) or self.valid.shape != rows:
-            raise ValueError(
-                f"logits {tuple(self.logits.shape)} need boxes (B, N, 4) and valid (B, N), got {tuple(self.boxes.shape)} and {tuple(self.valid.shape)}"
-            )
+            got = f"{tuple(self.boxes.shape)} and {tuple(self.valid.shape)}"
+            raise ValueError(f"logits {tuple(self.logits.shape)} need boxes (B, N, 4) and valid (B, N), got {got}")
         if (self.activation == "softmax") != (self.background is not None):
             raise ValueError("the background logit goes with softmax, and only with it")
 
@@ -204,7 +203,8 @@ class Towers:
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
-    """Decoder queries: content (B, Q, D), position (B, Q, D) or None, reference points or boxes (B, Q, 2 or 4) in 0..1 of the padded batch, cx cy (w h)."""
+    """Decoder queries: content (B, Q, D), position (B, Q, D) or None, reference (B, Q, 2 or 4): points or boxes, cx cy (w h) in 0..1 of
+    the padded batch."""
 
     content: Tensor
     position: Tensor | None
@@ -251,8 +251,8 @@ class DetectorOutput:
 class DetectorInfo:
     """What is known of a detector before any image is seen.
 
-    kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a cell, per level;
-    empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R, or None.
+    kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a
+    cell, per level; empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R.
     """
 
     kind: str

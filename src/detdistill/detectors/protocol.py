@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import nn
 
-from detdistill.types import Batch, DetectorInfo, DetectorOutput, Detections, Need, Targets
+from detdistill.types import Batch, Detections, DetectorInfo, DetectorOutput, Need, Targets
 
 
 class Detector(Protocol):
