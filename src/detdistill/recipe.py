@@ -4,9 +4,10 @@ Imports neither torch nor a detector, so that `detdistill --help` stays quick. E
 the defaults of a method are fields of that method's `Config` (detdistill.methods).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -131,6 +132,30 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def packaged() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(str(files("detdistill"))).glob("recipes/*.yaml"))}
+
+
+def load(source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None) -> Recipe:
+    """The recipe of a file, run folder or packaged name (none: the defaults) with `over` on top.
+
+    methods: where given, exactly these stay, each with the options that file and `over` give it. Raises UserError.
+    """
+    content: dict[str, Any] = {}
+    if source is not None:
+        path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+        if not path.exists() and source not in packaged():
+            raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{nearest(source, packaged())}")
+        path = path if path.exists() else packaged()[source]
+        content = read_yaml(path)
+        parse(content, str(path))  # alone first, so that a message names the file where the file is to blame
+    merged = merge(content, over or {})
+    if methods is not None:
+        merged["methods"] = {name: (merged.get("methods") or {}).get(name, {}) for name in methods}
+    return parse(merged, "command line")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UserError where it can't be read."""
     try:
@@ -160,7 +185,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         part: Any = Recipe
         for name in place[:-1]:
-            part = part.model_fields[name].annotation
+            annotation = part.model_fields[name].annotation
+            part = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))  # SplitPaths | None
         known = list(part.model_fields)
         return f"unknown field {'.'.join(place)!r}{nearest(place[-1], known)} (known here: {', '.join(known)})"
     return f"field {'.'.join(place)!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

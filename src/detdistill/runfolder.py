@@ -1,0 +1,183 @@
+"""What a run leaves on the disk, and how it is found again: recipe, environment, weights, metrics."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from detdistill.errors import UserError
+from detdistill.files import replacing, write_json, write_text
+from detdistill.recipe import ModelConfig, Recipe
+
+FILES = ("recipe.yaml", "environment.json", "log.jsonl", "metrics.json", "predictions.json", "model.safetensors", "model.json")
+FOLDERS = ("checkpoint",)
+_PACKAGES = ("detdistill", "torch", "torchvision", "timm", "transformers", "accelerate", "hotcoco", "safetensors", "numpy", "pillow")
+
+
+class Card(BaseModel):
+    """model.json: what is needed, besides the weights, to build the detector again and to read its answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelConfig
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # the data set's own ids, in the order of the classes
+    image_size: int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "metrics.json").exists()
+
+    def recipe(self) -> Recipe | None:
+        """The recipe it was started with, or None."""
+        from detdistill.recipe import parse, read_yaml
+
+        path = self.path / "recipe.yaml"
+        return parse(read_yaml(path), str(path)) if path.exists() else None
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.path / "metrics.json").read_text())
+
+    def begin(self, recipe: Recipe) -> None:
+        """Writes the recipe and the environment. A run that goes on is no longer a finished one."""
+        (self.path / "metrics.json").unlink(missing_ok=True)
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        write_json(self.path / "environment.json", environment())
+
+    def card(self) -> Card:
+        """Raises UserError where model.json is missing or isn't one."""
+        path = self.path / "model.json"
+        try:
+            return Card.model_validate_json(path.read_text())
+        except OSError:
+            raise UserError(f"{self.path}: not a run folder with a trained model (it has no model.json)") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}: field {field!r}: {first['msg']}; the file was not written by this version") from None
+
+    def save(self, model: Any, card: Card) -> None:
+        """The weights, and what is needed to build the detector again."""
+        from safetensors.torch import save_model
+
+        with replacing(self.path / "model.safetensors") as temporary:
+            save_model(model, str(temporary))
+        write_text(self.path / "model.json", card.model_dump_json(indent=2) + "\n")
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a trained model lies there."""
+    return (Path(path) / "model.json").is_file()
+
+
+def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Path:
+    """The folder for a new or resumed run: `out`, or runs/NAME, runs/NAME-2, ... Nothing is created yet.
+
+    Raises UserError for a non-empty `out` without resume or overwrite, and for one that overwrite must not touch.
+    """
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run, --overwrite throws it away: give one of them")
+    if out is None:
+        if resume:
+            raise UserError("--resume needs --out DIR, the folder of the run to go on with")
+        if _processes() > 1:
+            raise UserError("with several processes say --out DIR, so that all of them mean the same folder")
+        out, number = Path("runs") / name, 1
+        while out.exists():
+            number += 1
+            out = Path("runs") / f"{name}-{number}"
+        return out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: it is a file; name a folder")
+    filled = out.is_dir() and any(out.iterdir())
+    if resume and not (out / "recipe.yaml").exists():
+        raise UserError(f"--resume: {out} holds no run (no recipe.yaml); leave out --resume to begin one")
+    if filled and overwrite and not (out / "recipe.yaml").exists() and not (out / "table.json").exists():
+        raise UserError(f"--overwrite: {out} is not empty and not a run folder, so it is left alone; name another --out")
+    if filled and not (resume or overwrite) and main_process():
+        raise UserError(f"--out {out} is not empty; go on with it by --resume, replace it by --overwrite, or name another folder")
+    return out
+
+
+def create(path: Path, *, overwrite: bool) -> RunFolder:
+    """The folder, made if need be; with overwrite, what an earlier run left in it is removed, and nothing else."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: can't be made ({error.strerror})") from None
+    if overwrite and main_process():
+        for name in FILES:
+            (path / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(path / name, ignore_errors=True)
+    return RunFolder(path)
+
+
+def main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, commit and command: what a reader of the numbers asks for."""
+    import torch
+
+    return {
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": _processes(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> Mapping[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    """Commit of the working folder, with `+` where there are changes; None outside git."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip()
