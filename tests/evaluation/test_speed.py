@@ -1,0 +1,84 @@
+"""cost: counts by hand, and a clock that runs."""
+
+import time
+
+import torch
+from torch import nn
+
+from detdistill.evaluation import cost
+from detdistill.types import Batch, Detections
+
+from .fake import FakeDetector
+
+EMPTY = (Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)),)
+
+
+def test_counts_worked_by_hand() -> None:
+    # 3 to 8 channels by 3 x 3 on 20 x 40 padded to 32 x 64: 32 * 64 * 8 outputs of 27 multiplications and additions each.
+    # Parameters: 8 * 27 weights and 8 biases of the convolution, 8 weights and 8 biases of the norm.
+    detector = FakeDetector({})
+    counted = cost(detector, (20, 40), "cpu", runs=2)
+    assert list(counted) == ["params", "flops", "latency_ms"]
+    assert counted["flops"] == 2 * 32 * 64 * 8 * 27
+    assert counted["params"] == 8 * 27 + 8 + 8 + 8
+    assert type(counted["flops"]) is int
+    assert set(detector.calls) == {(False, False, (1, 3, 32, 64))}
+    assert detector.training
+    assert not detector.frozen.training
+
+
+class Attending(FakeDetector):
+    """Detects with one of torch's transformer layers, whose inference path is one fused operation."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        self.layer(torch.ones(1, 10, 16))
+        return EMPTY
+
+
+def test_fused_attention_is_counted() -> None:
+    # 10 tokens of width 16: query, key, value 16 * 48, output 16 * 16, two linear layers 16 * 32 each; scores and mixing 10 * 10 * 16 each.
+    before = torch.backends.mha.get_fastpath_enabled()
+    flops = cost(Attending(), (32, 32), "cpu", runs=1)["flops"]
+    assert flops == 2 * (10 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 10 * 10 * 16)
+    assert torch.backends.mha.get_fastpath_enabled() is before
+
+
+class Slow(FakeDetector):
+    """20 ms an image, and one image in a row that takes 200."""
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        self.calls.append((self.training, False, tuple(batch.images.shape)))
+        time.sleep(0.2 if len(self.calls) == 6 else 0.02)
+        return EMPTY
+
+
+def test_latency_is_the_median_in_milliseconds() -> None:
+    latency = cost(Slow({}), (32, 32), "cpu", runs=7)["latency_ms"]
+    assert 20 <= latency < 150
+
+
+def test_slow_detectors_are_timed_five_times() -> None:
+    detector = Slow({})
+    cost(detector, (32, 32), "cpu", runs=30, seconds=0)
+    assert len(detector.calls) == 1 + 3 + 5  # counting, warm-up, timing
+
+
+def test_the_image_is_noise_and_the_same_each_time() -> None:
+    seen: list[Batch] = []
+
+    class Watching(FakeDetector):
+        def detect(self, batch: Batch) -> tuple[Detections, ...]:
+            seen.append(batch)
+            return EMPTY
+
+    for _ in range(2):
+        cost(Watching({}), (20, 40), "cpu", runs=1)
+    assert torch.equal(seen[0].images, seen[-1].images)
+    assert seen[0].sizes.tolist() == [[20, 40]]
+    assert seen[0].images[:, :, :20, :40].float().std() > 50
+    assert seen[0].images[:, :, 20:].sum() == 0
+    assert seen[0].images[:, :, :, 40:].sum() == 0
