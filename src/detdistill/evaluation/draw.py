@@ -1,0 +1,46 @@
+"""Detections drawn onto pictures."""
+
+import colorsys
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Color = tuple[int, int, int]
+LONGER_SIDE = 640  # pixels; smaller pictures are enlarged about to it, since a label needs some 13 pixels of height
+
+
+def draw(image: Image.Image, boxes: Tensor, labels: Tensor, scores: Tensor, classes: Sequence[str], threshold: float) -> Image.Image:
+    """A copy of `image` with the boxes (D, 4), xyxy in its pixels, whose score (D,) is at least `threshold`, in the color of their label.
+
+    labels (D,). Small pictures are enlarged by a whole factor. The best box is drawn last and lies on top.
+    """
+    factor = max(1, round(LONGER_SIDE / max(image.size)))
+    picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    stroke = max(2, max(picture.size) // 320)
+    font = ImageFont.load_default(size=max(13, max(picture.size) // 50))
+    kept = (scores >= threshold).nonzero().flatten().tolist()
+    for index in sorted(kept, key=lambda index: float(scores[index])):
+        box = [value * factor for value in boxes[index].tolist()]
+        label = int(labels[index])
+        pen.rectangle(box, outline=color(label), width=stroke)
+        _tag(pen, box, f"{classes[label]} {float(scores[index]):.2f}", color(label), font)
+    return picture
+
+
+def color(label: int) -> Color:
+    """A strong color for each label; hues are a golden ratio apart, so neighbors differ however many classes there are."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.61803 % 1, 0.9, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _tag(pen: ImageDraw.ImageDraw, box: list[float], text: str, fill: Color, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
+    """`text` on a plate that stands on the box, moved into the picture where it would stick out."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0, min(box[0], pen.im.size[0] - width))
+    y = max(0, min(box[1] - height, pen.im.size[1] - height))
+    pen.rectangle([x, y, x + width, y + height], fill=fill)
+    luminance = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2]  # ITU-R BT.601
+    pen.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0) if luminance > 128 else (255, 255, 255), font=font)
