@@ -129,8 +129,8 @@ class Pyramid:
 class Assignment:
     """Which ground truth each prediction answers for.
 
-    matched (B, N): index into the image's targets, or -1 for none. valid (B, N): False where the prediction takes no part
-    (padding, ambiguous overlap). quality (B, N): the quality target (centre-ness, IoU) of positives, 0 elsewhere, or None.
+    matched (B, N): index into the image's targets, -1 for none, -2 where the overlap is ambiguous. valid (B, N): False where the
+    prediction takes no part (padding, ambiguous overlap). quality (B, N): the quality target (centre-ness, IoU) of positives, 0 elsewhere, or None.
     num_positives (): sum over images of max(positives, 1), averaged over processes.
     """
 

@@ -1,0 +1,1 @@
+"""Adapters over torchvision's detectors, by composition of their public parts."""

@@ -1,0 +1,36 @@
+"""HEAD:BACKBONE to a detector."""
+
+from collections.abc import Callable, Sequence
+
+from detdistill.detectors.dense.atss import ATSS
+from detdistill.detectors.dense.gfl import GFL
+from detdistill.detectors.protocol import Detector
+from detdistill.detectors.torchvision.fcos import fcos
+from detdistill.detectors.torchvision.retinanet import retinanet
+from detdistill.errors import UserError, nearest
+from detdistill.recipe import ModelConfig
+
+Builder = Callable[[ModelConfig, str, Sequence[str]], Detector]
+
+DETECTORS: dict[str, Builder] = {
+    "retinanet": retinanet,
+    "fcos": fcos,
+    "atss": ATSS,
+    "gfl": GFL,
+}
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """HEAD:BACKBONE in two. Raises UserError naming the nearest head."""
+    head, colon, backbone = name.partition(":")
+    if not colon or not backbone:
+        raise UserError(f"model {name!r}: give HEAD:BACKBONE, such as gfl:resnet18 (heads: {', '.join(DETECTORS)})")
+    if head not in DETECTORS:
+        raise UserError(f"model {name!r}: there is no head {head!r}{nearest(head, DETECTORS)} (heads: {', '.join(DETECTORS)})")
+    return head, backbone
+
+
+def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
+    """A detector with fresh heads for `classes`, in this order. Raises UserError for what the head or backbone can't do."""
+    head, backbone = split_name(config.name)
+    return DETECTORS[head](config, backbone, tuple(classes))

@@ -1,0 +1,123 @@
+"""ATSS, arXiv:1912.02424: one square anchor a cell, adaptive assignment, focal, GIoU and centre-ness losses."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import sigmoid_focal_loss
+
+from detdistill.detectors.backbone import build_neck
+from detdistill.detectors.dense.head import DenseHead, suppress
+from detdistill.detectors.images import normalize
+from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, matched_boxes, matched_labels, observe_dense
+from detdistill.detectors.towers import TowerPair
+from detdistill.geometry import atss_assign, centerness, centers, square_anchors
+from detdistill.losses import giou_distance, mean_over_processes
+from detdistill.recipe import ModelConfig
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets
+
+OCTAVE = 8.0  # side of an anchor, in strides
+BOX_WEIGHT = 2.0
+
+
+class ATSS(nn.Module):
+    """RetinaNet's design with one anchor a cell and centre-ness; deltas are scaled as in Faster R-CNN, by 0.1 and 0.2."""
+
+    def __init__(self, config: ModelConfig, backbone: str, classes: Sequence[str]):
+        super().__init__()
+        self.config = config
+        self.neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+        self.head = DenseHead(config, len(classes), regression=4, quality=True)
+        self.towers = TowerPair(self.head.classification_tower, self.head.regression_tower)
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0), bbox_xform_clip=math.log(1000 / 16))
+        self.info = dense_info("atss", config, classes, quality=True)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Those of the body below the neck."""
+        return list(self.neck.body.parameters())
+
+    def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
+        """See `detectors.protocol.Detector`."""
+        pyramid = anchored_pyramid(self.neck, batch, self.config)
+        layout = dense_layout(pyramid)
+        levels = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
+        anchors, valid = torch.cat(levels), layout.valid(batch.sizes)
+
+        def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
+            logits, deltas, quality = self.head.rows(classification, regression, 4)
+            boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
+            return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, deltas=deltas)
+
+        def assign(wanted: Targets) -> Assignment:
+            return assign_adaptively(levels, valid, layout.counts, wanted)
+
+        return observe_dense(pyramid, self.towers, DenseParts(predict, assign, atss_losses), targets, need)
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        """See `detectors.protocol.Detector`. Score: class times centre-ness."""
+        stage = self.observe(batch, need=Need(predictions=True)).stages[0]
+        return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
+
+
+def dense_info(kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None) -> DetectorInfo:
+    """What is known of a head with one square anchor a cell."""
+    return DetectorInfo(
+        kind=kind,
+        classes=tuple(classes),
+        strides=config.strides,
+        channels={"neck": config.channels},
+        activation="sigmoid",
+        continuations=frozenset({"towers"}),
+        cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
+        anchors_per_cell=1,
+        tower_depth=config.tower_depth,
+        tower_channels=config.channels,
+        edge_bins=edge_bins,
+        quality=quality,
+    )
+
+
+def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyramid:
+    """The neck's levels with square anchors centred on cell corners."""
+    levels = tuple(neck(normalize(batch)).values())
+    pairs = zip(levels, config.strides, strict=True)
+    anchors = tuple(square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs)
+    return Pyramid(levels, config.strides, batch.sizes, anchors)
+
+
+def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[int], targets: Targets) -> Assignment:
+    """ATSS over the valid anchors of each image; quality is the centre-ness of the anchor's centre. levels: (n, 4) anchors of each level."""
+    anchors = torch.cat(list(levels))
+    matched = []
+    for inside, boxes in zip(valid, targets.boxes, strict=True):
+        kept = [level[mask] for level, mask in zip(levels, inside.split(list(counts)), strict=True)]
+        rows = torch.full((len(anchors),), -1, device=anchors.device)
+        rows[inside] = atss_assign(kept, boxes)
+        matched.append(rows)
+    assignment = assemble(matched, valid, torch.zeros(valid.shape, device=valid.device))
+    positive = assignment.positive
+    points = centers(anchors).expand(len(positive), -1, -1)[positive]
+    assert assignment.quality is not None
+    assignment.quality[positive] = centerness(points, matched_boxes(assignment, targets))
+    return assignment
+
+
+def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
+    """Focal (alpha 0.25, gamma 2) over valid anchors and centre-ness over positives, both by the number of positives; GIoU weighted by the
+    centre-ness target, by its sum, times 2."""
+    positive, quality = assignment.positive, assignment.quality
+    assert quality is not None and stage.quality is not None
+    wanted = torch.zeros_like(stage.logits)
+    wanted[positive] = F.one_hot(matched_labels(assignment, targets), wanted.shape[-1]).to(wanted)
+    focal = sigmoid_focal_loss(stage.logits, wanted) * assignment.valid[..., None]
+    weight = quality[positive]
+    boxes = (giou_distance(stage.boxes[positive], matched_boxes(assignment, targets)) * weight).sum() / mean_over_processes(weight.sum())
+    center = F.binary_cross_entropy_with_logits(stage.quality[positive], weight, reduction="sum")
+    return {
+        "classification": focal.sum() / assignment.num_positives,
+        "box": BOX_WEIGHT * boxes,
+        "centerness": center / assignment.num_positives,
+    }

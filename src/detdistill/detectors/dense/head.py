@@ -1,0 +1,78 @@
+"""What ATSS and GFL share: towers, predictors with a scale per level, and the way from scores to detections."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from detdistill.detectors.backbone import group_norm
+from detdistill.detectors.towers import flatten_cells
+from detdistill.recipe import ModelConfig
+from detdistill.types import Batch, Detections, Predictions
+
+BEFORE_SUPPRESSION = 1000  # candidates a level, as published
+
+
+def tower(channels: int, depth: int, norm: str) -> nn.Sequential:
+    """`depth` times 3x3 convolution, group norm (unless norm is `none`) and ReLU. The convolution has a bias only without the norm."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
+        layers += [] if norm == "none" else [group_norm(channels)]
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class DenseHead(nn.Module):
+    """Two towers shared by all levels, predictors, and a learned scale of the regression on each level.
+
+    regression: values a cell, 4 or 4 R. quality: whether the regression tower also gives a centre-ness logit.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, regression: int, quality: bool):
+        super().__init__()
+        self.classification_tower = tower(config.channels, config.tower_depth, config.norm)
+        self.regression_tower = tower(config.channels, config.tower_depth, config.norm)
+        self.classifier = nn.Conv2d(config.channels, classes, 3, padding=1)
+        self.regressor = nn.Conv2d(config.channels, regression, 3, padding=1)
+        self.quality = nn.Conv2d(config.channels, 1, 3, padding=1) if quality else None
+        self.scales = nn.Parameter(torch.ones(len(config.strides)))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.classifier.bias, -4.595)  # a score of 0.01 everywhere, so that background does not swamp the first steps
+
+    def rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None."""
+        logits = [flatten_cells(self.classifier(level), self.classifier.out_channels) for level in classification]
+        pairs = zip(regression, self.scales, strict=True)
+        distances = [flatten_cells(self.regressor(level) * scale, *shape) for level, scale in pairs]
+        quality = None if self.quality is None else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1)
+        return torch.cat(logits, 1), torch.cat(distances, 1), quality
+
+
+def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
+    """Scores (class, times quality where there is one) to detections: the best candidates of each level, clipped, suppressed per class."""
+    assert stage.layout is not None
+    counts = stage.layout.counts
+    scores = stage.scores()
+    if stage.quality is not None:
+        scores = scores * stage.quality.sigmoid()[..., None]
+    scores = torch.where(stage.valid[..., None], scores, 0.0)
+    found = []
+    for image, (height, width) in enumerate(batch.sizes.tolist()):
+        boxes_kept, scores_kept, labels_kept = [], [], []
+        levels = zip(scores[image].split(counts), stage.boxes[image].split(counts), strict=True)
+        for level_scores, level_boxes in levels:
+            best, index = level_scores.flatten().topk(min(BEFORE_SUPPRESSION, level_scores.numel()))
+            index = index[best > config.score_threshold]
+            boxes_kept.append(clip_boxes_to_image(level_boxes[index // scores.shape[-1]], (height, width)))
+            scores_kept.append(best[: len(index)])
+            labels_kept.append(index % scores.shape[-1])
+        boxes, kept, labels = torch.cat(boxes_kept), torch.cat(scores_kept), torch.cat(labels_kept)
+        keep = batched_nms(boxes.float(), kept.float(), labels, nms_threshold)[: config.detections]
+        found.append(Detections(boxes[keep], kept[keep], labels[keep]))
+    return tuple(found)

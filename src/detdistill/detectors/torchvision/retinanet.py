@@ -1,0 +1,121 @@
+"""RetinaNet of torchvision, by composition of its public parts."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection as host
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import box_iou
+
+from detdistill.detectors.backbone import build_neck, group_norm
+from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense
+from detdistill.detectors.torchvision.shared import Columns, anchor_maps, flat_anchors, host_anchors, host_targets, to_detections
+from detdistill.detectors.towers import TowerPair, flatten_cells
+from detdistill.errors import UserError
+from detdistill.recipe import ModelConfig
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets
+
+HOST_DEPTH = 4  # torchvision builds towers of four convolutions
+
+
+class RetinaNet(nn.Module):
+    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background."""
+
+    def __init__(self, model: host.RetinaNet, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None):
+        super().__init__()
+        self.model = model
+        head = model.head.classification_head
+        self.columns = Columns(range(len(classes)) if columns is None else columns, head.num_classes)
+        self.towers = TowerPair(head.conv, model.head.regression_head.conv)
+        cells = [cell.round().tolist() for cell in model.anchor_generator.cell_anchors]
+        self.info = DetectorInfo(
+            kind="retinanet",
+            classes=tuple(classes),
+            strides=tuple(strides),
+            channels={"neck": model.backbone.out_channels},
+            activation="sigmoid",
+            continuations=frozenset({"towers"}),
+            cell_anchors=tuple(tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in level) for level in cells),
+            anchors_per_cell=head.num_anchors,
+            tower_depth=self.towers.depth,
+            tower_channels=model.backbone.out_channels,
+        )
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Those of the body below the neck."""
+        return list(self.model.backbone.body.parameters())
+
+    def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
+        """See `detectors.protocol.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
+        pyramid = self._pyramid(batch)
+        layout = dense_layout(pyramid, self.info.anchors_per_cell or 1)
+        anchors, valid = flat_anchors(pyramid.anchors or ()), layout.valid(batch.sizes)
+
+        def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
+            logits, deltas = self._rows(classification, regression)
+            boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
+            return Predictions(logits, "sigmoid", boxes, valid, layout, deltas=deltas)
+
+        def assign(wanted: Targets) -> Assignment:
+            return assemble([self._match(boxes, anchors) for boxes in wanted.boxes], valid)
+
+        def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
+            outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas}
+            return self.model.head.compute_loss(host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched))
+
+        return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        """See `detectors.protocol.Detector`. torchvision's own post-processing."""
+        output = self.observe(batch, need=Need(predictions=True))
+        stage = output.stages[0]
+        counts = list(stage.layout.counts)
+        split = {"cls_logits": list(stage.logits.split(counts, 1)), "bbox_regression": list(stage.deltas.split(counts, 1))}
+        anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
+        found = self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes))
+        return to_detections(found)
+
+    def _pyramid(self, batch: Batch) -> Pyramid:
+        images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
+        levels = tuple(self.model.backbone(images).values())
+        anchors = host_anchors(self.model.anchor_generator, images, batch, levels)
+        return Pyramid(levels, self.info.strides, batch.sizes, anchor_maps(anchors, levels))
+
+    def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Last tower features to logits (B, N, K) and deltas (B, N, 4)."""
+        scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
+        logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
+        deltas = [flatten_cells(regressor.bbox_reg(level), 4) for level in regression]
+        return self.columns.select(torch.cat(logits, 1)), torch.cat(deltas, 1)
+
+    def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """(N,) by the host's matcher: -1 below the lower threshold, -2 between the two."""
+        if len(boxes) == 0:
+            return torch.full((len(anchors),), -1, device=anchors.device)
+        return self.model.proposal_matcher(box_iou(boxes, anchors))
+
+
+def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> RetinaNet:
+    """A RetinaNet on a timm backbone. Anchors as published: 4 strides wide, three octaves, three shapes."""
+    if config.tower_depth > HOST_DEPTH:
+        raise UserError(f"model.tower_depth {config.tower_depth}: torchvision's RetinaNet has at most {HOST_DEPTH}")
+    neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+    sizes = tuple(tuple(int(4 * stride * 2 ** (octave / 3)) for octave in range(3)) for stride in config.strides)
+    generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    norm = group_norm if config.norm == "group" else None
+    head = RetinaNetHead(config.channels, 9, len(classes), norm_layer=norm)
+    for branch in (head.classification_head, head.regression_head):
+        branch.conv = branch.conv[: config.tower_depth]
+    model = host.RetinaNet(
+        neck,
+        len(classes),
+        anchor_generator=generator,
+        head=head,
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold or 0.5,
+        detections_per_img=config.detections,
+    )
+    return RetinaNet(model, classes, config.strides)

@@ -1,0 +1,58 @@
+"""What the torchvision adapters have in common: host frames, host columns, host lists."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from detdistill.detectors.images import host_sizes
+from detdistill.types import Batch, Detections, Targets
+
+
+class Columns(nn.Module):
+    """Shared class order to the host's class columns. Weights trained on COCO have a column per category id, with gaps; ours have none.
+
+    No buffer is saved: which column a class has is known from the classes.
+    """
+
+    index: Tensor
+
+    def __init__(self, columns: Sequence[int], host_columns: int):
+        super().__init__()
+        self.register_buffer("index", torch.tensor(list(columns)), persistent=False)
+        self.identity = list(columns) == list(range(host_columns))
+        self.host_columns = host_columns
+
+    def select(self, logits: Tensor) -> Tensor:
+        """(..., host columns) to (..., K)."""
+        return logits if self.identity else logits.index_select(-1, self.index)
+
+
+def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
+    """The list of dicts that torchvision asks for; labels in the shared class order, to go with selected columns."""
+    return [{"boxes": boxes, "labels": labels} for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
+
+
+def to_detections(host: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
+    """torchvision's detections as ours, best first already."""
+    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in host)
+
+
+def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Sequence[Tensor]) -> Tensor:
+    """(N, 4) anchors, the same for every image of the batch. They are the host's own: weights were trained with its integer steps
+    (image size // grid), which differ from the nominal strides on coarse levels."""
+    return generator(ImageList(images, host_sizes(batch.sizes)), list(levels))[0]
+
+
+def anchor_maps(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(N, 4) anchors to (H, W, A, 4) a level."""
+    cells = [level.shape[-2] * level.shape[-1] for level in levels]
+    per_cell = len(anchors) // sum(cells)
+    parts = anchors.split([count * per_cell for count in cells])
+    return tuple(part.view(*level.shape[-2:], per_cell, 4) for part, level in zip(parts, levels, strict=True))
+
+
+def flat_anchors(maps: Sequence[Tensor]) -> Tensor:
+    """The inverse of `anchor_maps`."""
+    return torch.cat([level.reshape(-1, 4) for level in maps])

@@ -1,0 +1,27 @@
+"""Boxes as seen from points."""
+
+import torch
+from torch import Tensor
+
+
+def centers(boxes: Tensor) -> Tensor:
+    """(..., 4) to (..., 2), x y."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances left, top, right, bottom (..., 4) from points (..., 2) to the sides of boxes (..., 4), pixels; negative outside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def to_boxes(points: Tensor, distances: Tensor) -> Tensor:
+    """The inverse of `side_distances`: (..., 2) and (..., 4) to boxes (..., 4)."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def centerness(points: Tensor, boxes: Tensor) -> Tensor:
+    """sqrt(min(l, r)/max(l, r) min(t, b)/max(t, b)) in 0..1, (...); 0 for points outside. FCOS, arXiv:1904.01355, equation 3."""
+    left, top, right, bottom = side_distances(points, boxes).clamp(min=0).unbind(-1)
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=1e-6)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=1e-6)
+    return (horizontal * vertical).sqrt()

@@ -1,0 +1,34 @@
+"""Distances between pairs of boxes, xyxy. Row by row, (..., 4) and (..., 4) to (...)."""
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6  # floor of areas, in square pixels (or square strides)
+
+
+def _overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union areas (...)."""
+    corner = torch.maximum(first[..., :2], second[..., :2])
+    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - corner).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    areas = [(box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (first, second)]
+    return shared, areas[0] + areas[1] - shared
+
+
+def paired_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of matching rows, in 0..1."""
+    shared, union = _overlap(first, second)
+    return shared / union.clamp(min=EPSILON)
+
+
+def giou_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - GIoU of matching rows, in 0..2, where GIoU = IoU - (hull - union)/hull. arXiv:1902.09630."""
+    shared, union = _overlap(student, teacher)
+    corners = torch.maximum(student[..., 2:], teacher[..., 2:]) - torch.minimum(student[..., :2], teacher[..., :2])
+    hull = (corners[..., 0] * corners[..., 1]).clamp(min=EPSILON)
+    return 1 - shared / union.clamp(min=EPSILON) + (hull - union) / hull
+
+
+def log_iou_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """-log IoU of matching rows, IoU floored at 1e-6 (no gradient from boxes apart). UnitBox, arXiv:1608.01471."""
+    return -paired_iou(student, teacher).clamp(min=EPSILON).log()
