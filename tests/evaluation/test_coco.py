@@ -47,9 +47,13 @@ def test_average_precision_worked_by_hand() -> None:
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
-def test_annotation_zero_is_found_like_any_other() -> None:
-    """COCO's code marks `no match` with annotation id 0, so an object of that id would count as missed."""
-    metrics = coco_metrics(truth([0, 0, 10, 10]), [result([0, 0, 10, 10], 0.9)], {3: "cell"})
+@pytest.mark.parametrize("ids", [(0, 1), (7, 7), (None, "a")])
+def test_annotation_ids_do_not_matter(ids: tuple[Any, Any]) -> None:
+    """pycocotools takes a match with annotation 0 for none, and of two with one id it may lose one."""
+    ground_truth = truth([0, 0, 10, 10], [20, 0, 10, 10])
+    for annotation, number in zip(ground_truth["annotations"], ids, strict=True):
+        annotation["id"] = number
+    metrics = coco_metrics(ground_truth, [result([0, 0, 10, 10], 0.9), result([20, 0, 10, 10], 0.8)], {3: "cell"})
     assert metrics["AP"] == pytest.approx(100)
 
 

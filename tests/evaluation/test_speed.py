@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 from torch import nn
 
@@ -47,24 +48,41 @@ def test_fused_attention_is_counted() -> None:
     assert torch.backends.mha.get_fastpath_enabled() is before
 
 
-class Slow(FakeDetector):
-    """20 ms an image, and one image in a row that takes 200."""
+class Timed(FakeDetector):
+    """Takes 20 ms of a clock of its own, one image in a row 900. On a device other than the CPU that time passes in waiting for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__({})
+        self.now, self.asked = 0.0, 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: self.work())
+
+    def work(self) -> None:
+        self.now, self.asked = self.now + self.asked, 0.0
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
         self.calls.append((self.training, False, tuple(batch.images.shape)))
-        time.sleep(0.2 if len(self.calls) == 6 else 0.02)
+        self.asked += 0.9 if len(self.calls) == 6 else 0.02
+        if batch.images.device.type == "cpu":
+            self.work()
         return EMPTY
 
 
-def test_latency_is_the_median_in_milliseconds() -> None:
-    latency = cost(Slow({}), (32, 32), "cpu", runs=7)["latency_ms"]
-    assert 20 <= latency < 150
+def test_latency_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cost(Timed(monkeypatch), (32, 32), "cpu", runs=7)["latency_ms"] == pytest.approx(20)
 
 
-def test_slow_detectors_are_timed_five_times() -> None:
-    detector = Slow({})
-    cost(detector, (32, 32), "cpu", runs=30, seconds=0)
-    assert len(detector.calls) == 1 + 3 + 5  # counting, warm-up, timing
+def test_latency_waits_for_the_device_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The one run counted ends with its own work done, and begins with that of the warm-up done.
+    assert cost(Timed(monkeypatch), (32, 32), "meta", runs=1)["latency_ms"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(0.0, 5), (2.0, 30), (1.39, 26)])
+def test_slow_detectors_are_timed_fewer_times(monkeypatch: pytest.MonkeyPatch, seconds: float, timed: int) -> None:
+    # One run takes 0.9 s: 25 runs end at 24 * 0.02 + 0.9 = 1.38, so another begins, and 26 end at 1.40.
+    detector = Timed(monkeypatch)
+    cost(detector, (32, 32), "cpu", runs=30, seconds=seconds)
+    assert len(detector.calls) == 1 + 3 + timed  # counting, warm-up, timing
 
 
 def test_the_image_is_noise_and_the_same_each_time() -> None:

@@ -83,8 +83,7 @@ def _percent(values: np.ndarray) -> float | None:
 
 
 def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """Only what the box measure reads, of the classes in `names`. Annotations are numbered from 1 because COCO takes a match with
-    annotation 0 for no match."""
+    """Only what the box measure reads, of the classes in `names`. Annotations are numbered anew, since files with an id twice exist."""
     absent = [field for field in ("images", "categories", "annotations") if field not in ground_truth]
     if absent:
         raise UserError(f"ground truth: field {absent[0]!r} is missing; a COCO file has images, categories and annotations")
