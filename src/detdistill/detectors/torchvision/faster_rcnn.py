@@ -251,7 +251,7 @@ class FasterRCNN(nn.Module):
         return self._roi(*self._second_stage(levels, rows), rows, valid)
 
 
-def faster_rcnn(config: ModelConfig, backbone: str, classes: tuple[str, ...]) -> FasterRCNN:
+def faster_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FasterRCNN:
     """On a timm backbone with an FPN; levels coarser than the backbone's are subsampled, and RoIs are cut from the others.
 
     Anchors: 32 pixels at the finest level, doubling with each, three shapes a cell (the published ones where strides begin at 4). The box head is
