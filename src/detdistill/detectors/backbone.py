@@ -124,7 +124,7 @@ def _pretrained(name: str) -> Mapping[str, Tensor]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"{flag}: timm has no pretrained weights of {name!r}; {remedy}")
-    if not _cached(config.hf_hub_id) and not _reachable("huggingface.co"):  # the hub client would retry for most of a minute
+    if not _cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
         raise UserError(f"{flag}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
@@ -138,7 +138,8 @@ def _cached(repository: str | None) -> bool:
     return repository is not None and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
-def _reachable(host: str) -> bool:
+def reachable(host: str) -> bool:
+    """Whether a connection to `host` can be opened, or a proxy may do it."""
     if getproxies():  # a proxy resolves names for us; only a real request can tell
         return True
     try:

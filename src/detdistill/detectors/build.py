@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from detdistill.detectors.dense.atss import ATSS
 from detdistill.detectors.dense.gfl import GFL
 from detdistill.detectors.protocol import Detector
+from detdistill.detectors.torchvision.faster_rcnn import faster_rcnn
 from detdistill.detectors.torchvision.fcos import fcos
 from detdistill.detectors.torchvision.retinanet import retinanet
+from detdistill.detectors.transformers.deformable_detr import deformable_detr
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 
@@ -17,6 +19,8 @@ DETECTORS: dict[str, Builder] = {
     "fcos": fcos,
     "atss": ATSS,
     "gfl": GFL,
+    "faster_rcnn": faster_rcnn,
+    "deformable_detr": deformable_detr,
 }
 
 

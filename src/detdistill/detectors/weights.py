@@ -1,0 +1,154 @@
+"""Weights into detectors, strictly. A teacher silently not loaded is the commonest failure of the field: whatever does not fit is refused."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision.models.detection as host
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection._utils import overwrite_eps
+
+from detdistill.detectors.backbone import reachable, read_state
+from detdistill.detectors.build import build
+from detdistill.detectors.protocol import Detector
+from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
+from detdistill.detectors.torchvision.fcos import FCOS
+from detdistill.detectors.torchvision.retinanet import RetinaNet
+from detdistill.errors import UserError, nearest
+from detdistill.recipe import ModelConfig
+
+COCO_COLUMNS = 91  # torchvision's COCO weights index columns by category id, with gaps
+Adapter = Callable[[nn.Module, Sequence[str], Sequence[int], Sequence[int]], Detector]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A torchvision builder that we adapt. classifier: the bias whose length counts the class columns (times anchors).
+    eps: batch norm's, in the published weights. background: whether column 0 is the background."""
+
+    adapter: Adapter
+    strides: tuple[int, ...]
+    classifier: str
+    anchors: int = 1
+    zero_eps: bool = False
+    background: bool = False
+
+
+_DENSE = (8, 16, 32, 64, 128)
+_SCORES = "head.classification_head.cls_logits.bias"
+_ROI = "roi_heads.box_predictor.cls_score.bias"
+TORCHVISION: dict[str, Pretrained] = {
+    "retinanet_resnet50_fpn": Pretrained(RetinaNet, _DENSE, _SCORES, anchors=9, zero_eps=True),
+    "retinanet_resnet50_fpn_v2": Pretrained(RetinaNet, _DENSE, _SCORES, anchors=9),
+    "fcos_resnet50_fpn": Pretrained(FCOS, _DENSE, _SCORES),
+    "fasterrcnn_resnet50_fpn": Pretrained(FasterRCNN, (4, 8, 16, 32, 64), _ROI, zero_eps=True, background=True),
+    "fasterrcnn_resnet50_fpn_v2": Pretrained(FasterRCNN, (4, 8, 16, 32, 64), _ROI, background=True),
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a state dict met a module: number of tensors matched, and the names of the others."""
+
+    source: str
+    matched: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = f"{self.matched} tensors matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        return f"{self.source}: {counts}, {len(self.mismatched)} of another shape"
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
+    """The state into the module, in place. Raises UserError that tells the counts and the first odd name unless every tensor fits.
+
+    Counters of batch norm, which frozen norms don't have, may be missing or left over.
+    """
+    own = module.state_dict()
+    counters = ("num_batches_tracked",)
+    mismatched = tuple(name for name in own if name in state and own[name].shape != state[name].shape)
+    missing = tuple(name for name in own if name not in state and not name.endswith(counters))
+    unexpected = tuple(name for name in state if name not in own and not name.endswith(counters))
+    matched = len(own.keys() & state.keys()) - len(mismatched)
+    report = LoadReport(source, matched, missing, unexpected, mismatched)
+    if not report.complete:
+        kind, first = next(
+            (kind, names[0])
+            for kind, names in (("of another shape", mismatched), ("missing", missing), ("unexpected", unexpected))
+            if names
+        )
+        raise UserError(f"{report}; the first {kind} is {first!r}: these are not the weights of this architecture")
+    module.load_state_dict(dict(state), strict=False)
+    return report
+
+
+def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, LoadReport]:
+    """`torchvision:NAME` (its published weights), `torchvision:NAME=FILE`, or `HEAD:BACKBONE=FILE` (built as `model` says).
+
+    classes: the run's. A file with as many columns has these; torchvision's own weights have COCO's. Raises UserError where it can't be had or doesn't fit.
+    """
+    name, _, file = path.partition("=")
+    if name.startswith("torchvision:"):
+        return _load_torchvision(name.removeprefix("torchvision:"), file, classes)
+    if not file:
+        raise UserError(f"--teacher {path}: not a run folder; give one, torchvision:NAME, torchvision:NAME=FILE or HEAD:BACKBONE=FILE")
+    detector = build(model.model_copy(update={"name": name, "backbone_weights": "none"}), classes)
+    state = read_state(Path(file), "--teacher")
+    own = detector.state_dict()
+    prefix = "model." if not own.keys() & state.keys() else ""  # the host library's own state dict
+    return detector, load_strictly(detector, {prefix + key: value for key, value in state.items()}, file)  # type: ignore[arg-type]
+
+
+def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Detector, LoadReport]:
+    if name not in TORCHVISION:
+        raise UserError(f"--teacher torchvision:{name}: not adapted{nearest(name, TORCHVISION)} (there are {', '.join(TORCHVISION)})")
+    known = TORCHVISION[name]
+    weights = get_model_weights(name).DEFAULT
+    state = read_state(Path(file), "--teacher") if file else _published(name, weights)
+    if known.classifier not in state:
+        raise UserError(f"--teacher {file}: has no tensor {known.classifier!r}, so it is not a state dict of {name}")
+    columns = len(state[known.classifier]) // known.anchors
+    names, index = _columns(columns, known, weights.meta["categories"], classes, f"{file or name}")
+    model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
+    if known.zero_eps and not any(key.endswith("num_batches_tracked") for key in state):
+        overwrite_eps(model, 0.0)  # the published weights were trained so, with frozen norms
+    report = load_strictly(model, state, file or f"torchvision {name}")
+    return known.adapter(model, names, known.strides, index), report
+
+
+def _columns(
+    columns: int, known: Pretrained, categories: Sequence[str], classes: Sequence[str], source: str
+) -> tuple[tuple[str, ...], list[int]]:
+    """Class names of the weights and the column of each."""
+    first = 1 if known.background else 0
+    if columns == COCO_COLUMNS and len(classes) + first != COCO_COLUMNS:
+        index = [column for column, category in enumerate(categories) if category not in ("__background__", "N/A")]
+        return tuple(categories[column] for column in index), index
+    if columns in (len(classes), len(classes) + 1):
+        start = columns - len(classes)
+        return tuple(classes), list(range(start, columns))
+    raise UserError(
+        f"--teacher {source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them"
+    )
+
+
+def _published(name: str, weights: object) -> Mapping[str, Tensor]:
+    url = weights.url  # type: ignore[attr-defined]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    remedy = f"give torchvision:{name}=FILE with the weights of {url}"
+    if not cached.exists() and not reachable("download.pytorch.org"):
+        raise UserError(
+            f"--teacher torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}"
+        )
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)  # type: ignore[attr-defined]
+    except Exception as error:  # the socket layer, the hash check and the unpickler each have their own
+        raise UserError(f"--teacher torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}") from None

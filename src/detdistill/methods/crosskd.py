@@ -1,0 +1,117 @@
+"""CrossKD: the student's tower features through the teacher's head. Wang et al., CVPR 2024, arXiv:2306.11369.
+
+    p^ = teacher's layers i+1.. and predictors on the student's features after its convolution i
+    L  = distances of `methods.predictions` between p^ and the teacher's own predictions
+
+Gradient goes through the teacher's frozen tail into the student's convolutions 1..i, its neck and backbone; the student's convolutions after i
+and its predictors learn from the labels alone.
+
+Code and paper. The published code, not the text, gives the student's features the teacher's mean and deviation per channel and level first
+(`align`). It is written to leave the tower before the activation, but an in-place ReLU overwrites what it keeps, so its published runs used
+the features after it and applied ReLU again (`tap: post_relu`, the default; `pre_act` is the code as written). The region is weighted by the
+teacher's confidence, and normalisers differ by detector (`methods.presets`). Equal widths are needed there; here a 1x1 convolution is learned
+where they differ, as its authors advise.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from detdistill.losses import match_statistics
+from detdistill.methods.method import Method, require, require_shared_classes
+from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState
+
+
+@dataclass(frozen=True)
+class CrossKDConfig(PredictionConfig):
+    """depth: position i, at which the teacher's tower is entered; negative: from its end, -1 leaves one convolution and the predictors.
+    student_depth: at which the student's is left; none: the same. align: match channel statistics. tap: see the module's head."""
+
+    depth: int = -1
+    student_depth: int | None = None
+    align: bool = True
+    tap: Literal["post_relu", "pre_act"] = "post_relu"
+
+
+class CrossKD(Method):
+    """See the module's head. Its terms: `class`, `box`, `quality`."""
+
+    name = "crosskd"
+    paper = "arXiv:2306.11369"
+    reads = "tower features, the teacher's head"
+    learns = "a 1x1 convolution a tower, only where the widths differ"
+    Config = CrossKDConfig
+
+    def __init__(self, config: CrossKDConfig, depths: tuple[int, int], widths: tuple[int, int], same_grid: bool):
+        """depths and widths: (student, teacher). same_grid: the student's own assignment holds for the teacher's predictions."""
+        super().__init__()
+        self.config = config
+        self.student_depth, self.teacher_depth = depths
+        self.same_grid = same_grid
+        same = widths[0] == widths[1]
+        self.connectors = nn.ModuleList(nn.Identity() if same else nn.Conv2d(*widths, 1) for _ in range(2))  # classification, regression
+        self.need = Need(towers=frozenset({self.teacher_depth}), predictions=True)
+        self.student_need = Need(towers=frozenset({self.student_depth}))
+
+    @classmethod
+    def build(cls, config: CrossKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
+        """Raises UserError unless both have towers on the same strides, the same classes, and the depths exist."""
+        for side, info in (("student", student), ("teacher", teacher)):
+            require(
+                "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no towers", "take retinanet, fcos, atss or gfl"
+            )
+        require_shared_classes(cls.name, student, teacher)
+        grids = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
+        require(
+            student.strides == teacher.strides,
+            cls.name,
+            grids,
+            "the teacher's head needs its own grid: give the student its --model.strides",
+        )
+        depths = cls._depths(config, student.tower_depth or 0, teacher.tower_depth or 0)
+        missing = unmet(config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
+        require(not missing, cls.name, missing, "see the options of methods.crosskd")
+        same_grid = student.kind == teacher.kind and student.cell_anchors == teacher.cell_anchors
+        return cls(config, depths, (student.tower_channels or 0, teacher.tower_channels or 0), same_grid)
+
+    @classmethod
+    def _depths(cls, config: CrossKDConfig, student: int, teacher: int) -> tuple[int, int]:
+        entered = config.depth if config.depth >= 0 else max(0, teacher + config.depth)
+        left = entered if config.student_depth is None else config.student_depth
+        require(entered <= teacher, cls.name, f"depth {entered} is beyond the teacher's towers", f"they have {teacher} convolutions")
+        require(
+            left <= student, cls.name, f"student depth {left} is beyond its towers", f"they have {student} convolutions: set student_depth"
+        )
+        return left, entered
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """See `Method.forward`."""
+        assert student.towers is not None and teacher.towers is not None
+        mine, theirs = student.towers.states[self.student_depth], teacher.towers.states[self.teacher_depth]
+        branches = (
+            (mine.classification, theirs.classification, self.connectors[0]),
+            (mine.regression, theirs.regression, self.connectors[1]),
+        )
+        entered = (tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True)) for s, t, connector in branches)
+        crossed = teacher.towers.resume(TowerState(self.teacher_depth, *entered))
+        return prediction_terms(crossed, teacher.stages[-1], self._assignment(student, teacher, targets), self.config)
+
+    def _carry(self, student: Tensor, teacher: Tensor, connector: nn.Module) -> Tensor:
+        """One level of the student's tower made fit for the teacher's."""
+        if self.config.tap == "post_relu":  # depth 0 is the neck, which has no activation
+            student = student.relu() if self.student_depth else student
+            teacher = teacher.relu() if self.teacher_depth else teacher
+        student = connector(student)
+        has_statistics = student[:, 0].numel() > 1
+        return match_statistics(student, teacher) if self.config.align and has_statistics else student
+
+    def _assignment(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Assignment:
+        own = student.stages[-1].assignment
+        if self.same_grid and own is not None:
+            return own
+        assert teacher.assign is not None
+        with torch.no_grad():
+            return teacher.assign(targets)

@@ -1,0 +1,63 @@
+"""What every distillation method offers, and the checks they share. A method never knows a detector: it reads typed outputs."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from detdistill.errors import UserError
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets
+
+
+class Method(nn.Module):
+    """The one base of all methods. Its parameters are its own learned parts; they train with the student and are never saved into it.
+
+    name: key in METHODS and prefix of its terms. paper: where it is from. reads, learns: in words, for `detdistill list methods`.
+    need: what is read of the teacher's output. student_need: of the student's, beside what its task losses compute anyway.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    reads: ClassVar[str]
+    learns: ClassVar[str] = ""
+    Config: ClassVar[type[Any]]
+    need: Need = Need()
+    student_need: Need = Need()
+
+    @classmethod
+    def build(cls, config: Any, student: DetectorInfo, teacher: DetectorInfo) -> Self:
+        """Raises UserError, saying what is missing and which detectors have it, where this pair can't be served."""
+        raise TypeError(f"{cls.__name__} has no build")
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """Weighted terms (), by part: the names are without the method's own. Gradient flows to the student only."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+
+def require(held: bool, method: str, lacking: str, remedy: str) -> None:
+    """Raises UserError in the one form of all refusals where `held` is false."""
+    if not held:
+        raise UserError(f"method {method}: {lacking}; {remedy}")
+
+
+def require_shared_classes(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
+    """Raises UserError unless both name the same classes in the same order."""
+    if student.classes != teacher.classes:
+        only = [name for name in student.classes if name not in teacher.classes]
+        difference = f"the teacher lacks {', '.join(only[:5])}" if only else "the order or number differs"
+        raise UserError(
+            f"method {method}: teacher and student need the same classes in the same order, {difference}; a feature method needs no classes"
+        )
+
+
+def paired_strides(method: str, student: DetectorInfo, teacher: DetectorInfo) -> tuple[int, ...]:
+    """The strides both have, fine to coarse. Raises UserError where there is none."""
+    common = tuple(stride for stride in student.strides if stride in teacher.strides)
+    lacking = f"no level in common, the student's strides are {student.strides}, the teacher's {teacher.strides}"
+    require(bool(common), method, lacking, "train the student with the teacher's --model.strides")
+    return common
+
+
+def levels_at(pyramid: Pyramid, strides: Sequence[int]) -> list[Tensor]:
+    """The pyramid's levels of these strides, in their order."""
+    return [pyramid.levels[pyramid.strides.index(stride)] for stride in strides]

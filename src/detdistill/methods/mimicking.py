@@ -1,0 +1,52 @@
+"""Prediction mimicking: the student's own head copies the teacher's predictions, the baseline of CrossKD (arXiv:2306.11369, section 3).
+
+The distances are CrossKD's (`methods.predictions`), on the student's own predictions: nothing crosses heads, nothing is aligned, and the whole
+student head gets the gradient. Ground truth and teacher pull at the same outputs, which is the conflict CrossKD avoids.
+"""
+
+from typing import Self
+
+from torch import Tensor
+
+from detdistill.methods.method import Method, require, require_shared_classes
+from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets
+
+
+class Mimicking(Method):
+    """See the module's head. Its terms: `class`, `box`, `quality`."""
+
+    name = "mimicking"
+    paper = "arXiv:2306.11369, section 3"
+    reads = "dense predictions"
+    Config = PredictionConfig
+
+    def __init__(self, config: PredictionConfig):
+        super().__init__()
+        self.config = config
+        self.need = self.student_need = Need(predictions=True)
+
+    @classmethod
+    def build(cls, config: PredictionConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
+        """Raises UserError unless both predict the same classes in the same cells with the same anchors."""
+        for side, info in (("student", student), ("teacher", teacher)):
+            require(
+                "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no dense head", "take retinanet, fcos, atss or gfl"
+            )
+        require_shared_classes(cls.name, student, teacher)
+        grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
+        grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
+        same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
+        require(same, cls.name, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd")
+        if student.anchors_per_cell != 1:
+            lacking = "the anchors of a cell differ in size"
+            require(student.cell_anchors == teacher.cell_anchors, cls.name, lacking, "give both the same anchors, or use crosskd or pkd")
+        missing = unmet(config, student, teacher)
+        require(not missing, cls.name, missing, "see the options of methods.mimicking")
+        return cls(config)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """See `Method.forward`."""
+        mine, theirs = student.stages[-1], teacher.stages[-1]
+        assert mine.assignment is not None
+        return prediction_terms(mine, theirs, mine.assignment, self.config)
