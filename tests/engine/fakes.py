@@ -1,0 +1,98 @@
+"""The smallest things that look like a Distillation, a Detector, a method and a loader to the engine."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detdistill.recipe import TrainConfig
+from detdistill.types import Batch, Need, Targets
+
+
+class Student(nn.Module):
+    """A convolution, a norm, dropout and a linear layer; the first two are the backbone."""
+
+    def __init__(self, norm: bool = True, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(4, 2)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.backbone.parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(self.backbone(images).relu()).mean((2, 3)))
+
+
+class Teacher(nn.Module):
+    """A student's like that is asked, and remembers how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Student()
+        self.seen: list[tuple[bool, bool, Need]] = []
+
+    def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> Any:
+        self.seen.append((self.training, torch.is_grad_enabled(), need))
+        return self.model(batch.images / 255)
+
+
+class Distillation(nn.Module):
+    """Two task terms, and one of a method with a connector of its own."""
+
+    def __init__(self, student: Student, methods: bool = True) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleList([nn.Linear(2, 2)] if methods else [])
+        self.need = Need(pyramids=frozenset({"neck"}))
+
+    def forward(self, batch: Batch, targets: Targets, lesson: Tensor | None = None, step: int = 0) -> dict[str, Tensor]:
+        output = self.student(batch.images / 255)
+        goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
+        terms = {"task_box": (output - goal).square().mean(), "task_class": output.square().mean()}
+        for method in self.methods:
+            assert lesson is not None
+            terms["match_neck"] = (method(output) - lesson).square().mean()
+        return terms
+
+
+class Loader:
+    """Images drawn from the seed, the epoch and the batch's number. `spoil` draws from torch's own generator too, as a bad loader does."""
+
+    def __init__(self, batches: int = 5, batch_size: int = 4, seed: int = 0, spoil: bool = False, share: slice = slice(None)) -> None:
+        self.steps, self.batch_size, self.seed, self.spoil, self.share = batches, batch_size, seed, spoil, share
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Batch, Targets]]:
+        if self.spoil:
+            torch.rand(3)
+        for index in range(start, self.steps):
+            yield self.batch(number, index)
+
+    def batch(self, number: int, index: int) -> tuple[Batch, Targets]:
+        generator = torch.Generator().manual_seed(self.seed * 10_000 + number * 100 + index)
+        images = torch.randint(0, 256, (self.batch_size, 3, 8, 8), generator=generator, dtype=torch.uint8)[self.share]
+        boxes = torch.rand(self.batch_size, 1, 4, generator=generator)[self.share]
+        count = len(images)
+        sizes = torch.full((count, 2), 8)
+        names = tuple(f"{number}_{index}_{image}.jpg" for image in range(count))
+        batch = Batch(images, sizes, sizes, torch.arange(count), names)
+        return batch, Targets(tuple(boxes), tuple(torch.zeros(1, dtype=torch.long) for _ in range(count)))
+
+
+def distillation(methods: bool = True, seed: int = 0, **student: Any) -> Distillation:
+    """A distillation with weights from `seed`."""
+    torch.manual_seed(seed)
+    return Distillation(Student(**student), methods)
+
+
+def teacher() -> Teacher:
+    """A teacher, always the same."""
+    torch.manual_seed(99)
+    return Teacher()
+
+
+def config(**changes: Any) -> TrainConfig:
+    """Three epochs on the CPU, with everything on."""
+    return TrainConfig(**{"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3, **changes})
