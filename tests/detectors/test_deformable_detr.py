@@ -1,0 +1,352 @@
+"""Deformable DETR's adapter against transformers' own forward, and what it promises beyond it."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
+
+from detdistill.detectors.images import normalize, valid_mask
+from detdistill.detectors.transformers import shared
+from detdistill.detectors.transformers.deformable_detr import DeformableDETR, deformable_detr
+from detdistill.errors import UserError
+from detdistill.recipe import ModelConfig
+from detdistill.types import Batch, Need, QuerySet, Targets
+
+CLASSES = ("disc", "square", "star")
+EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, queries=True)
+NAMES = {"classification": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
+
+
+def build(strides: tuple[int, ...] = (8, 16, 32, 64), backbone: str = "resnet18", weights: str = "none", **host: object) -> DeformableDETR:
+    torch.manual_seed(0)
+    small = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0}
+    config = ModelConfig(strides=strides, channels=32, queries=20, backbone_weights=weights, score_threshold=0.0)
+    return deformable_detr(config, backbone, CLASSES, **small | host)
+
+
+def stir(detector: DeformableDETR) -> DeformableDETR:
+    """Heads that tell boxes and classes apart: the published start gives every query the same size."""
+    with torch.no_grad():
+        for weight in [*detector.model.class_embed.parameters(), *detector.model.bbox_embed.parameters()]:
+            weight.add_(torch.randn_like(weight) * 0.3)
+    return detector
+
+
+def make_batch(height: int = 64, width: int = 96) -> Batch:
+    """Two images, 64 x 96 and 64 x 64 (a valid size that every level's mask can tell), zero-padded to (height, width)."""
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images[0, :, :64, :96], images[1, :, :64, :64] = drawn[0], drawn[1, :, :, :64]
+    sizes = torch.tensor([[64, 96], [64, 64]])
+    return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
+
+
+def make_targets(empty: bool = False) -> Targets:
+    if empty:
+        return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
+    return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
+
+
+def host_forward(detector: DeformableDETR, batch: Batch, targets: Targets):
+    """transformers' own forward, its labels relative to each image's valid size."""
+    labels = []
+    for boxes, classes, (height, width) in zip(targets.boxes, targets.labels, batch.sizes.tolist(), strict=True):
+        middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        labels.append({"class_labels": classes, "boxes": torch.cat([middle, sides], 1) / torch.tensor([width, height, width, height])})
+    return detector.model(normalize(batch), pixel_mask=valid_mask(batch.sizes, *batch.images.shape[-2:]).long(), labels=labels)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_losses_boxes_and_maps_equal_the_hosts(training: bool, refine: bool):
+    detector = stir(build(with_box_refine=refine)).train(training)
+    batch, targets = make_batch(128, 128), make_targets()
+    expected = host_forward(detector, batch, targets)
+    output = detector.observe(batch, targets, EVERYTHING)
+
+    torch.testing.assert_close(sum(output.losses.values()), expected.loss, rtol=1e-5, atol=1e-5)
+    weights = {"classification": 1, "box": 5, "giou": 2}
+    for name, value in output.losses.items():
+        plain, _, stage = name.partition("_")
+        torch.testing.assert_close(
+            value, weights[plain] * expected.loss_dict["_".join(filter(None, [NAMES[plain], stage]))], rtol=1e-5, atol=1e-6
+        )
+    assert len(output.losses) == 6
+
+    hosts = [*expected.auxiliary_outputs, {"logits": expected.logits, "pred_boxes": expected.pred_boxes}]
+    for index, (stage, host) in enumerate(zip(output.stages, hosts, strict=True)):
+        torch.testing.assert_close(stage.logits, host["logits"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(shared.to_relative(stage.boxes, batch.sizes), host["pred_boxes"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(stage.embeddings, expected.intermediate_hidden_states[:, index], rtol=0, atol=1e-5)
+    tokens = torch.cat([level.flatten(2) for level in output.pyramids["memory"].levels], 2).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected.encoder_last_hidden_state, rtol=0, atol=1e-5)
+    for name in ("neck", "memory"):
+        shapes = [tuple(level.shape) for level in output.pyramids[name].levels]
+        assert shapes == [(2, 32, 128 // stride, 128 // stride) for stride in detector.info.strides]
+
+
+def test_gradients_equal_the_hosts():
+    detector = stir(build()).eval()
+    batch, targets = make_batch(), make_targets()
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
+    got = torch.autograd.grad(sum(detector.observe(batch, targets).losses.values()), parameters)
+    for ours, theirs in zip(got, expected, strict=True):  # the softmax makes a key's bias indifferent: its gradient is rounding
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()) + 2e-5)
+
+
+def test_detections_equal_the_published_post_processing():
+    detector = stir(build()).eval()
+    batch = make_batch(96, 128)
+    with torch.no_grad():
+        raw = host_forward(detector, batch, make_targets())
+    published = DeformableDetrImageProcessor().post_process_object_detection(raw, threshold=0.0, target_sizes=batch.sizes, top_k=100)
+    detector.detections = 60  # of 20 queries x 3 classes: all
+    for mine, host, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
+        clipped = torch.stack([host["boxes"][:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
+        torch.testing.assert_close(mine.scores, host["scores"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine.boxes, clipped, rtol=0, atol=1e-2)
+        assert torch.equal(mine.labels, host["labels"])
+        assert (mine.scores.diff() <= 0).all()
+    detector.detections, detector.score_threshold = 5, float(mine.scores[2])
+    assert len(detector.detect(batch)[1].scores) == 2
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_redecoding_the_own_queries_gives_the_own_stages(refine: bool):
+    output = stir(build(with_box_refine=refine)).eval().observe(make_batch(96, 128), need=EVERYTHING)
+    again = output.queries.redecode(output.queries.own)
+    for first, second in zip(output.stages, again, strict=True):
+        torch.testing.assert_close(first.logits, second.logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(first.boxes, second.boxes, rtol=0, atol=1e-3)
+    derived = output.queries.redecode(replace(output.queries.own, reference=None))
+    torch.testing.assert_close(derived[-1].boxes, output.stages[-1].boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_other_queries_reach_the_students_memory_and_not_the_teacher(coordinates: int):
+    student, teacher = build(strides=(16, 32)), build(num_queries=33)
+    batch = make_batch()
+    with torch.no_grad():
+        lesson = teacher.eval().observe(batch, need=Need(queries=True))
+    given = lesson.queries.own
+    given = replace(given, reference=torch.cat([given.reference, torch.full_like(given.reference, 0.2)], -1)[..., :coordinates])
+    output = student.observe(batch, need=Need(queries=True))
+    assert output.stages == ()  # the own queries were not decoded
+    stages = output.queries.redecode(given)
+    assert [tuple(stage.boxes.shape) for stage in stages] == [(2, 33, 4)] * 2
+    sum(stage.embeddings.square().sum() + stage.boxes.sum() for stage in stages).backward()
+    for part in (student.model.model.backbone, student.model.model.encoder, student.model.model.decoder):
+        assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
+    assert student.model.model.query_position_embeddings.weight.grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    narrow = QuerySet(given.content[..., :16], given.position[..., :16], given.reference)
+    with pytest.raises(ValueError, match="32 wide; got 16"):
+        output.queries.redecode(narrow)
+
+
+def test_sampled_queries_are_seeded_and_decodable():
+    queries = build().eval().observe(make_batch(), need=Need(queries=True)).queries
+    first, again, other = (queries.sample(7, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first.content, again.content)
+    assert not torch.equal(first.content, other.content)
+    assert queries.redecode(first)[-1].boxes.shape == (2, 7, 4)
+
+
+def test_a_reference_is_a_point_of_the_padded_batch():
+    """With the encoder gone and one look straight at the reference, a query's gradient lies on the cells around that pixel."""
+    detector = build(strides=(8, 16), encoder_layers=0).eval()
+    with torch.no_grad():
+        for layer in detector.model.model.decoder.layers:
+            layer.encoder_attn.sampling_offsets.weight.zero_()
+            layer.encoder_attn.sampling_offsets.bias.zero_()
+    output = detector.observe(make_batch(128, 192), need=Need(queries=True))
+    level = output.pyramids["neck"].levels[0]
+    x, y = 44.0, 20.0  # the middle of row 2, column 5 at stride 8
+    point = torch.tensor([x / 192, y / 128]).expand(2, 1, 2)
+    stages = output.queries.redecode(QuerySet(torch.randn(2, 1, 32), torch.randn(2, 1, 32), point))
+    weight = torch.randn(2, 1, 32)
+    (gradient,) = torch.autograd.grad((stages[0].embeddings * weight).sum(), level)
+    touched = gradient.abs().sum(1)  # (B, H, W); the bilinear corners beside it carry rounding only
+    for image in touched:
+        assert divmod(int(image.argmax()), image.shape[1]) == (2, 5)
+        assert image[2, 5] > 0.99 * image.sum()
+
+
+def test_padding_further_moves_no_box_and_its_content_is_not_seen():
+    detector = build().eval()
+    with torch.no_grad():
+        for head in detector.model.bbox_embed:  # boxes by the reference alone: group norm sees padding, so features do move
+            head.layers[-1].weight.zero_()
+    near, far = make_batch(64, 96), make_batch(128, 192)
+    junk = far.images.clone()
+    junk[:, :, 64:], junk[:, :, :, 96:], junk[1, :, :, 64:] = 200, 99, 50
+    boxes = [detector.observe(batch, need=Need(predictions=True)).stages[-1] for batch in (near, far, replace(far, images=junk))]
+    torch.testing.assert_close(boxes[0].boxes, boxes[1].boxes, rtol=0, atol=1e-3)
+    assert torch.equal(boxes[1].logits, boxes[2].logits)
+    assert (boxes[0].boxes[1, :, 0::2].mean(-1) < 64).all()  # centres stay on the narrow image
+
+
+def test_a_few_steps_reach_every_parameter_and_lower_the_loss():
+    detector, batch, targets = build(dropout=0.1).train(), make_batch(), make_targets()
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    history = []
+    for _ in range(8):
+        loss = sum(detector.observe(batch, targets).losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        assert [name for name, value in detector.named_parameters() if value.grad is None] == []
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.93 * history[0]
+
+
+def test_assignment_pairs_every_truth_with_one_query_a_stage():
+    detector = build()
+    output = detector.observe(make_batch(), make_targets())
+    for stage in output.stages:
+        matched = stage.assignment.matched
+        assert sorted(matched[0][matched[0] >= 0].tolist()) == [0, 1]
+        assert sorted(matched[1][matched[1] >= 0].tolist()) == [0]
+        assert float(stage.assignment.num_positives) == 3
+        assert stage.assignment.valid.all()
+    chosen = output.stages[-1]
+    moved = chosen.boxes.detach().clone()
+    moved[0, 13], moved[1, 4] = make_targets().boxes[0][1], make_targets().boxes[1][0]
+    again = detector.criterion.assign(replace(chosen, boxes=moved), make_batch().sizes, make_targets()).matched
+    assert int(again[0, 13]) == 1  # a perfect box is taken
+    assert int(again[1, 4]) == 0
+
+
+def test_the_normaliser_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch):
+    detector = build()
+    alone = detector.observe(make_batch(), make_targets()).losses
+    monkeypatch.setattr(shared, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
+    together = detector.observe(make_batch(), make_targets()).losses
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value / 2)
+
+
+def test_images_without_objects_give_finite_losses_and_gradients():
+    detector = build()
+    losses = detector.observe(make_batch(), make_targets(empty=True)).losses
+    assert losses["box"].item() == 0
+    assert losses["classification"].item() > 0
+    sum(losses.values()).backward()
+    assert all(value.grad is None or value.grad.isfinite().all() for value in detector.parameters())
+
+
+def test_predictions_that_are_not_finite_reach_the_engine_as_losses():
+    detector = build()
+    with torch.no_grad():
+        detector.model.class_embed[0].bias[1] = float("inf")
+    losses = detector.observe(make_batch(), make_targets()).losses
+    assert all(value.isnan() for value in losses.values())
+
+
+def test_a_random_backbone_trains_whole_with_its_norms_and_activations():
+    detector = build(backbone="mobilenetv3_small_100")
+    body, plain = detector.model.model.backbone.model, timm.create_model("mobilenetv3_small_100", features_only=True, out_indices=(2, 3, 4))
+    assert all(parameter.requires_grad for parameter in detector.parameters())
+    assert len(detector.backbone_parameters()) == len(list(plain.parameters()))
+    assert sorted(type(module).__name__ for module in body.modules()) == sorted(type(module).__name__ for module in plain.modules())
+    assert all(norm.training for norm in detector.train().modules() if isinstance(norm, nn.BatchNorm2d))
+    assert not any("Frozen" in type(module).__name__ for module in detector.modules())
+
+
+def test_a_host_with_a_backbone_of_its_own_is_served_and_thawed():
+    """transformers freezes every parameter of its native ResNet here."""
+    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "layer_type": "basic"}
+    resnet["out_features"] = ["stage3", "stage4"]
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0}
+    config = DeformableDetrConfig(backbone_config=resnet, num_labels=3, num_feature_levels=2, d_model=32, num_queries=9, **layers)
+    config.auxiliary_loss = True
+    host = DeformableDetrForObjectDetection(config)
+    assert not any(parameter.requires_grad for parameter in host.model.backbone.parameters())
+    detector = DeformableDETR(host, CLASSES, (16, 32))
+    assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
+    losses = detector.observe(make_batch(), make_targets()).losses
+    torch.testing.assert_close(sum(losses.values()), host_forward(detector, make_batch(), make_targets()).loss, rtol=1e-5, atol=1e-5)
+
+
+def test_loaded_weights_arrive_and_keep_their_norms(tmp_path):
+    torch.manual_seed(5)
+    source = timm.create_model("resnet18", pretrained=False)
+    save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
+    detector = build(weights=str(tmp_path / "resnet18.safetensors")).train()
+    body = detector.model.model.backbone.model
+    assert torch.equal(body.conv1.weight, source.conv1.weight)
+    before = body.bn1.running_mean.clone()
+    detector.observe(make_batch(), make_targets())
+    assert torch.equal(body.bn1.running_mean, before)
+    assert not body.bn1.weight.requires_grad
+    assert body.conv1.weight.requires_grad
+    assert build().state_dict().keys() == detector.state_dict().keys()  # a run can be rebuilt without the weights' file
+
+
+def test_the_start_is_the_published_one():
+    output = build().eval().observe(make_batch(), need=EVERYTHING)
+    assert float(output.stages[-1].scores().mean()) == pytest.approx(0.01, abs=0.01)
+    assert output.queries.own.reference[0].std(0).min() > 0.1
+    sides = shared.to_relative(output.stages[0].boxes, make_batch().sizes)[..., 2:]
+    torch.testing.assert_close(sides, torch.full_like(sides, 1 / (1 + torch.e**2)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("need", "runs"),
+    [
+        (Need(), ""),
+        (Need(pyramids=frozenset({"neck"})), ""),
+        (Need(pyramids=frozenset({"memory"})), "e"),
+        (Need(queries=True), "e"),
+        (Need(predictions=True), "ed"),
+    ],
+)
+def test_a_look_stops_where_the_need_is_met(need: Need, runs: str, monkeypatch: pytest.MonkeyPatch):
+    detector, ran = build().eval(), []
+    for letter, part in (("e", detector.model.model.encoder), ("d", detector.model.model.decoder)):
+        forward = part.forward
+        monkeypatch.setattr(part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs))
+    output = detector.observe(make_batch(), need=need)
+    assert "".join(ran) == runs
+    assert set(output.pyramids) == ({"neck", "memory"} if runs else {"neck"})
+    assert bool(output.stages) == need.predictions
+    assert (output.queries is not None) == need.queries
+
+
+def test_levels_follow_the_strides_asked_for():
+    for strides in ((8, 16, 32), (16, 32, 64, 128), (32,)):
+        neck = build(strides=strides).observe(make_batch(128, 128)).pyramids["neck"]
+        assert neck.strides == strides
+        assert [level.shape[-1] for level in neck.levels] == [128 // stride for stride in strides]
+
+
+def test_what_does_not_fit_is_refused_in_one_line():
+    with pytest.raises(UserError, match="twice the one before"):
+        build(strides=(8, 32))
+    with pytest.raises(UserError, match="no map of stride 1"):
+        build(strides=(1, 2, 4, 8))
+    with pytest.raises(UserError, match="multiple of 32"):
+        deformable_detr(ModelConfig(strides=(16, 32), channels=48, backbone_weights="none"), "resnet18", CLASSES)
+    with pytest.raises(UserError, match="at least 2 decoder layers"):
+        build(decoder_layers=1)
+    with pytest.raises(UserError, match="two_stage"):
+        build(two_stage=True, with_box_refine=True)
+    with pytest.raises(UserError, match="3 labels and 4 levels"):
+        DeformableDETR(build().model, ("one",), (8, 16, 32, 64))
+    with pytest.raises(ValueError, match="no towers"):
+        build().observe(make_batch(), need=Need(towers=frozenset({1})))
+
+
+def test_half_precision_keeps_boxes_in_single():
+    detector = build().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = detector.observe(make_batch(), make_targets())
+    assert output.stages[-1].boxes.dtype == torch.float32
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in output.losses.values())
