@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detdistill.engine.watch import Sight
 from detdistill.recipe import TrainConfig
 from detdistill.types import Batch, Need, Targets
 
@@ -96,3 +97,18 @@ def teacher() -> Teacher:
 def config(**changes: Any) -> TrainConfig:
     """Three epochs on the CPU, with everything on."""
     return TrainConfig(**{"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3, **changes})
+
+
+class Event:
+    """A copy that is under way, as on CUDA."""
+
+    def __init__(self) -> None:
+        self.awaited = False
+
+    def synchronize(self) -> None:
+        self.awaited = True
+
+
+def send_later(step: int, images: tuple[str, ...], values: dict[str, Tensor]) -> Sight:
+    """`watch._send` as it is on CUDA: the values are there after the event only."""
+    return Sight(step, images, tuple(values), torch.stack([value.detach() for value in values.values()]), Event())  # type: ignore[arg-type]

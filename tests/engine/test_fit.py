@@ -20,7 +20,7 @@ from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
 from detdistill.types import Batch, Targets
 
-from .fakes import Distillation, Loader, config, distillation, teacher
+from .fakes import Distillation, Loader, config, distillation, send_later, teacher
 
 QUIET = Console(quiet=True)
 TIMES = ("images_per_second", "data_seconds")
@@ -211,6 +211,19 @@ def test_nan_stops_before_a_weight_has_met_it(tmp_path: Path) -> None:
     assert all(parameter.isfinite().all() for parameter in whole.parameters())
     assert state(tmp_path)["step"] == 5
     assert [line["step"] for line in log(tmp_path)] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("every", [7, 2])  # a checkpoint is due after the bad step; the next step finds it
+def test_on_a_gpu_a_nan_is_found_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    monkeypatch.setattr("detdistill.engine.watch._send", send_later)
+    whole = distillation()
+    whole.__class__ = Spoiled
+    with pytest.raises(NotFiniteError, match="step 7: match_neck is nan"):
+        train(tmp_path, whole, checkpoint_every=every, log_every=100)
+    if every == 2:
+        assert state(tmp_path)["step"] == 6
+    else:
+        assert not checkpoint_path(tmp_path).exists()
 
 
 def test_another_recipe_is_refused_but_not_another_pace_of_logging(tmp_path: Path) -> None:

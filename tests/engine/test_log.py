@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.progress import Progress
-from detdistill.engine.watch import NotFiniteError, Sight, Watch
+from detdistill.engine.watch import NotFiniteError, Watch
+
+from .fakes import send_later
 
 
 def rows(out: Path) -> list[dict]:
@@ -96,21 +97,8 @@ def test_watch_lets_the_scaled_gradient_overflow() -> None:
     assert watch.settle() == {"total": 2.0, "grad_norm": float("inf")}
 
 
-class Event:
-    """A copy that is under way, as on CUDA."""
-
-    def __init__(self) -> None:
-        self.awaited = False
-
-    def synchronize(self) -> None:
-        self.awaited = True
-
-
 def test_on_a_gpu_a_step_is_read_while_the_next_is_computed_and_before_anything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def send(step: int, images: tuple[str, ...], values: dict[str, Tensor]) -> Sight:
-        return Sight(step, images, tuple(values), torch.stack(list(values.values())), Event())  # type: ignore[arg-type]
-
-    monkeypatch.setattr("detdistill.engine.watch._send", send)
+    monkeypatch.setattr("detdistill.engine.watch._send", send_later)
     watch = Watch()
     watch.look(1, ("a.jpg",), {"total": torch.tensor(1.0)})
     first = watch.waiting
