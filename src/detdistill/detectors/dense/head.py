@@ -46,12 +46,13 @@ class DenseHead(nn.Module):
         nn.init.constant_(self.classifier.bias, -4.595)  # a score of 0.01 everywhere, so that background does not swamp the first steps
 
     def rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None."""
+        """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None; in
+        single precision, as box arithmetic does not fit in 16 bits."""
         logits = [flatten_cells(self.classifier(level), self.classifier.out_channels) for level in classification]
         pairs = zip(regression, self.scales, strict=True)
         distances = [flatten_cells(self.regressor(level) * scale, *shape) for level, scale in pairs]
-        quality = None if self.quality is None else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1)
-        return torch.cat(logits, 1), torch.cat(distances, 1), quality
+        quality = None if self.quality is None else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
+        return torch.cat(logits, 1).float(), torch.cat(distances, 1).float(), quality
 
 
 def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:

@@ -133,9 +133,7 @@ class FasterRCNN(nn.Module):
         levels = self.model.backbone(images)
         levels = OrderedDict([("0", levels)]) if isinstance(levels, Tensor) else levels
         maps = tuple(levels.values())
-        # The host makes anchors in the maps' precision, and a coordinate above 256 doesn't fit in the 8 bits of a bfloat16.
-        shells = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in maps]
-        anchors = host_anchors(self.model.rpn.anchor_generator, images, batch, shells)
+        anchors = host_anchors(self.model.rpn.anchor_generator, images, batch, maps)
         return levels, Pyramid(maps, self.info.strides, batch.sizes, anchor_maps(anchors, maps))
 
     def _rpn(self, levels: Levels, anchors: Tensor, layout: Layout, sizes: Tensor) -> Predictions:

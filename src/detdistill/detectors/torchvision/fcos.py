@@ -97,7 +97,7 @@ class FCOS(nn.Module):
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
         deltas = [flatten_cells(regressor.bbox_reg(level).relu(), 4) for level in regression]
         quality = [flatten_cells(regressor.bbox_ctrness(level)) for level in regression]
-        return self.columns.select(torch.cat(logits, 1)), torch.cat(deltas, 1), torch.cat(quality, 1)
+        return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float(), torch.cat(quality, 1).float()
 
 
 def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:

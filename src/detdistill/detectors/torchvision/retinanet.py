@@ -89,7 +89,7 @@ class RetinaNet(nn.Module):
         scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
         deltas = [flatten_cells(regressor.bbox_reg(level), 4) for level in regression]
-        return self.columns.select(torch.cat(logits, 1)), torch.cat(deltas, 1)
+        return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float()
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """(N,) by the host's matcher: -1 below the lower threshold, -2 between the two."""

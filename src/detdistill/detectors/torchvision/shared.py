@@ -41,8 +41,10 @@ def to_detections(host: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
 
 def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Sequence[Tensor]) -> Tensor:
     """(N, 4) anchors, the same for every image of the batch. They are the host's own: weights were trained with its integer steps
-    (image size // grid), which differ from the nominal strides on coarse levels."""
-    return generator(ImageList(images, host_sizes(batch.sizes)), list(levels))[0]
+    (image size // grid), which differ from the nominal strides on coarse levels. The host makes them in the maps' precision, and a
+    coordinate above 256 does not fit in the 8 bits of a bfloat16, so it is shown empty maps in single precision."""
+    shells = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in levels]
+    return generator(ImageList(images, host_sizes(batch.sizes)), shells)[0]
 
 
 def anchor_maps(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:

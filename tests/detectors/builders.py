@@ -1,0 +1,48 @@
+"""Tiny detectors and batches for the tests of this folder and of the methods."""
+
+import torch
+
+from detdistill.detectors.build import build
+from detdistill.detectors.protocol import Detector
+from detdistill.recipe import ModelConfig
+from detdistill.types import Batch, Targets
+
+CLASSES = ("disc", "square", "cross")
+DENSE = ("retinanet", "fcos", "atss", "gfl")
+STRIDES = {"faster_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}
+
+
+def tiny(head: str, seed: int = 0, channels: int = 32, tower_depth: int = 2, **options: object) -> Detector:
+    """A detector of random weights on a small backbone, heads shaken so that its predictions are not all alike."""
+    torch.manual_seed(seed)
+    values = {"name": f"{head}:mobilenetv2_035", "strides": STRIDES.get(head, (8, 16, 32)), "queries": 12, "backbone_weights": "none"}
+    config = ModelConfig.model_validate(values | {"channels": channels, "tower_depth": tower_depth} | options)
+    return build(config, CLASSES)
+
+
+def shake(detector: Detector, scale: float = 3.0) -> Detector:
+    """Larger weights in the dense head and scores around a half: freshly built heads predict one and the same, 0.01, everywhere."""
+    with torch.no_grad():
+        for name, parameter in detector.named_parameters():  # type: ignore[attr-defined]
+            if "head" in name and parameter.ndim == 4:
+                parameter.mul_(scale)
+            if name.endswith(("classifier.bias", "cls_logits.bias")):
+                parameter.zero_()
+    return detector
+
+
+def scene(height: int = 64, width: int = 96, objects: bool = True, seed: int = 0) -> tuple[Batch, Targets]:
+    """Two images, the second smaller than the padded batch and without objects."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([[64, 96], [50, 70]])
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    for image, (h, w) in zip(images, sizes.tolist(), strict=True):
+        image[:, :h, :w] = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([[6.0, 8, 40, 44], [30, 10, 90, 60], [50, 40, 62, 52]])
+    labels = torch.tensor([0, 2, 1])
+    nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    first = (boxes, labels) if objects else nothing
+    batch = Batch(images, sizes, sizes.clone(), torch.tensor([1, 2]), ("first.png", "second.png"))
+    return batch, Targets((first[0], nothing[0]), (first[1], nothing[1]))
+
+
