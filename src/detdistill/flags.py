@@ -9,6 +9,7 @@ import yaml
 from cyclopts import Group, Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, nested
@@ -47,12 +48,12 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 FIELDS = dict(leaves())
 
 
-def takes(*parts: str, model: str = "model") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(*parts: str, **names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the command's `**fields` becomes a typed flag for each recipe field that begins with one of `parts`.
 
-    model: what `model.name` is called on this command line (--model, --student). The fields arrive under their dotted paths.
+    names: further short flags of this command, such as student="model.name". The fields arrive under their dotted paths.
     """
-    short = {**SHORT, model: "model.name"}
+    short = {**SHORT, **names}
     chosen = {path: info for path, info in FIELDS.items() if path.startswith(parts)}
     flags = [_flag(path, info, [name for name, target in short.items() if target == path]) for path, info in chosen.items()]
     paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
@@ -77,7 +78,7 @@ def _flag(path: str, info: FieldInfo, short: list[str]) -> inspect.Parameter:
     kind = bool if info.annotation is bool else str
     parameter = Parameter(
         name=[f"--{name}" for name in (*short, dotted)],
-        help=f"{info.description or ''} {_choices(info)}[default: {_shown(info.default)}]".strip(),
+        help=f"{info.description or ''} {_choices(info)}{_shown(info.default)}".strip(),
         group=_COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
         negative=(),
         show_default=False,
@@ -91,9 +92,9 @@ def _choices(info: FieldInfo) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == "" or repr(default) == "PydanticUndefined":
-        return "none"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if default in (None, "", PydanticUndefined):
+        return ""
+    return f"[default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"
 
 
 def tidy(tokens: list[str]) -> list[str]:

@@ -19,11 +19,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
-from detdistill.recipe import ModelConfig, Recipe
+from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 
 FILES = ("recipe.yaml", "environment.json", "log.jsonl", "metrics.json", "predictions.json", "model.safetensors", "model.json")
-FOLDERS = ("checkpoint",)
 _PACKAGES = ("detdistill", "torch", "torchvision", "timm", "transformers", "accelerate", "hotcoco", "safetensors", "numpy", "pillow")
+
+
+class _Inline(yaml.SafeDumper):
+    """Lists on one line, so that a recipe stays on a page."""
+
+
+_Inline.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
 
 class Card(BaseModel):
@@ -49,19 +55,34 @@ class RunFolder:
 
     def recipe(self) -> Recipe | None:
         """The recipe it was started with, or None."""
-        from detdistill.recipe import parse, read_yaml
-
         path = self.path / "recipe.yaml"
         return parse(read_yaml(path), str(path)) if path.exists() else None
 
     def metrics(self) -> dict[str, Any]:
         return json.loads((self.path / "metrics.json").read_text())
 
-    def begin(self, recipe: Recipe) -> None:
-        """Writes the recipe and the environment. A run that goes on is no longer a finished one."""
-        (self.path / "metrics.json").unlink(missing_ok=True)
-        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    def begin(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Makes the folder and writes recipe and environment. What an earlier run left is removed first where `overwrite` says so; nothing else."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: can't be made ({error.strerror})") from None
+        if not main_process():
+            return
+        if overwrite:
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        self._write(recipe)
         write_json(self.path / "environment.json", environment())
+
+    def end(self, recipe: Recipe, metrics: Mapping[str, Any]) -> None:
+        """The run is finished once its metrics are there. The recipe is written again: a resumed run may have been given more steps."""
+        self._write(recipe)
+        write_json(self.path / "metrics.json", metrics)
+
+    def _write(self, recipe: Recipe) -> None:
+        write_text(self.path / "recipe.yaml", yaml.dump(recipe.model_dump(mode="json"), Dumper=_Inline, sort_keys=False))
 
     def card(self) -> Card:
         """Raises UserError where model.json is missing or isn't one."""
@@ -81,6 +102,7 @@ class RunFolder:
 
         with replacing(self.path / "model.safetensors") as temporary:
             save_model(model, str(temporary))
+            temporary.chmod(0o644)  # safetensors makes files that nobody else can read
         write_text(self.path / "model.json", card.model_dump_json(indent=2) + "\n")
 
 
@@ -99,7 +121,7 @@ def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Pat
     if out is None:
         if resume:
             raise UserError("--resume needs --out DIR, the folder of the run to go on with")
-        if _processes() > 1:
+        if processes() > 1:
             raise UserError("with several processes say --out DIR, so that all of them mean the same folder")
         out, number = Path("runs") / name, 1
         while out.exists():
@@ -118,25 +140,16 @@ def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Pat
     return out
 
 
-def create(path: Path, *, overwrite: bool) -> RunFolder:
-    """The folder, made if need be; with overwrite, what an earlier run left in it is removed, and nothing else."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: can't be made ({error.strerror})") from None
-    if overwrite and main_process():
-        for name in FILES:
-            (path / name).unlink(missing_ok=True)
-        for name in FOLDERS:
-            shutil.rmtree(path / name, ignore_errors=True)
-    return RunFolder(path)
-
-
 def main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
-def _processes() -> int:
+def rank() -> int:
+    """This process among those that torchrun started."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -153,7 +166,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "processes": _processes(),
+        "processes": processes(),
         "versions": _versions(),
     }
 

@@ -1,0 +1,153 @@
+"""The command line: parses, calls run, prints; nothing else. torch is imported only once a command runs, so that --help is quick."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from detdistill import flags
+from detdistill.errors import UserError
+from detdistill.recipe import Recipe, load
+
+app = App(
+    name="detdistill",
+    help="Teach a small object detector with a large one, and measure what it gained.",
+    version=lambda: version("detdistill"),
+    help_on_error=False,
+)
+
+_COMMON = Group("Common flags", sort_key=1)
+RecipeFlag = Annotated[str | None, Parameter(help="a recipe file, a run folder, or a name of `detdistill list recipes`", group=_COMMON)]
+Out = Annotated[Path | None, Parameter(help="the run's folder [default: runs/NAME, numbered]", group=_COMMON)]
+Resume = Annotated[bool, Parameter(help="go on with the run in --out, bit for bit", group=_COMMON, negative=())]
+Overwrite = Annotated[bool, Parameter(help="replace the run in --out", group=_COMMON, negative=())]
+Options = Annotated[
+    dict[str, dict[str, str]] | None,
+    Parameter(help="an option of a method, such as --methods.pkd.weight 4 (`detdistill list methods`)", group=_COMMON, negative=()),
+]
+Model = Annotated[str, Parameter(help="a run folder, or a pretrained detector such as torchvision:fcos_resnet50_fpn")]
+Results = Annotated[
+    Path | None, Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=_COMMON)
+]
+Methods = Annotated[str | None, Parameter(help="methods, with commas between them: pkd,crosskd")]
+
+
+@app.command
+@flags.takes("train.")
+def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
+    """Teacher, plain student and distilled student on built-in pictures, and what the teaching gained. Needs no download."""
+    over = flags.overrides(fields)
+    from detdistill import demo as demonstration
+
+    demonstration.demo(over, out, resume=resume, overwrite=overwrite, console=_console())
+
+
+@app.command
+@flags.takes("model.", "data.", "train.", model="model.name")
+def train(*, recipe: RecipeFlag = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
+    """Train a detector without a teacher."""
+    resolved = _recipe(recipe, fields, out=out if resume else None)
+    from detdistill import run, tables
+
+    console = _console()
+    outcome = run.train(resolved, out, resume=resume, overwrite=overwrite, console=console)
+    tables.metrics(console, outcome.metrics)
+    console.print(f"written to {outcome.out}")
+
+
+@app.command
+@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+def distill(
+    *,
+    method: Methods = None,
+    methods: Options = None,
+    recipe: RecipeFlag = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    **fields: Any,
+) -> None:
+    """Train a detector that also learns from a teacher."""
+    resolved = _recipe(recipe, fields, method=method, options=methods, out=out if resume else None)
+    from detdistill import run, tables
+
+    console = _console()
+    outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=console)
+    tables.metrics(console, outcome.metrics)
+    console.print(f"written to {outcome.out}")
+
+
+@app.command
+@flags.takes("data.", "train.batch_size", "train.workers", "train.device", split="data.eval_split")
+def evaluate(*, model: Model, recipe: RecipeFlag = None, out: Results = None, overwrite: Overwrite = False, **fields: Any) -> None:
+    """Measure a detector: COCO's numbers, AP of each class, parameters, operations, latency."""
+    resolved = _recipe(recipe, fields)
+    from detdistill import run, tables
+
+    console = _console()
+    tables.metrics(console, run.evaluate(model, resolved.data, train=resolved.train, out=out, overwrite=overwrite, console=console))
+
+
+@app.command
+@flags.takes("data.image_size", "train.batch_size", "train.device")
+def predict(
+    *images: Annotated[Path, Parameter(help="pictures, and folders of pictures")],
+    model: Model,
+    out: Annotated[Path, Parameter(help="folder for the drawn pictures and predictions.json")],
+    threshold: Annotated[float, Parameter(help="boxes below this score are not drawn; predictions.json has them all")] = 0.3,
+    overwrite: Overwrite = False,
+    **fields: Any,
+) -> None:
+    """Draw a detector's boxes on pictures, and write them as COCO-style JSON in the pictures' own pixels."""
+    resolved = _recipe(None, fields)
+    from detdistill import run
+
+    run.predict(model, images, out, data=resolved.data, train=resolved.train, threshold=threshold, overwrite=overwrite, console=_console())
+
+
+@app.command(name="list")
+def show(what: Literal["detectors", "methods", "recipes"], /) -> None:
+    """Say which detectors, methods or recipes there are."""
+    from detdistill import tables
+
+    tables.listing(what, _console())
+
+
+def _recipe(
+    source: str | None,
+    fields: Mapping[str, Any],
+    *,
+    method: str | None = None,
+    options: Mapping[str, Mapping[str, str]] | None = None,
+    out: Path | None = None,
+) -> Recipe:
+    """Defaults, under the recipe file, under the flags. out: a run to go on with; its recipe is the file, unless another is given."""
+    if source is None and out is not None and (out / "recipe.yaml").exists():
+        source = str(out)
+    chosen = flags.names(method, "--method")
+    stray = [name for name in flags.names(",".join(options or {}) or None, "--methods") or () if chosen and name not in chosen]
+    if stray:
+        raise UserError(f"--methods.{stray[0]} is given, but --method names only {', '.join(chosen or ())}; add {stray[0]} to --method")
+    return load(source, flags.overrides(fields, options), chosen)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the input is wrong (one line on stderr), 130 interrupted. Any other error passes with its traceback (1)."""
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        app(flags.tidy(given), exit_on_error=False, print_error=False, result_action="return_none")
+    except (UserError, CycloptsError) as error:
+        print(f"detdistill: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("detdistill: interrupted; what was begun goes on from its last checkpoint with --resume --out DIR", file=sys.stderr)
+        return 130
+    return 0

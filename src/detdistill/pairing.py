@@ -1,0 +1,69 @@
+"""Student, teacher and methods meet: what can be wrong between them is found here, before the first step."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from detdistill.detectors.build import DETECTORS, build
+from detdistill.errors import UserError, nearest
+from detdistill.methods import METHODS, Method
+from detdistill.methods.presets import preset
+from detdistill.recipe import ModelConfig, merge
+from detdistill.types import DetectorInfo
+
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def check_methods(options: Options) -> None:
+    """Names and options of methods, which need neither teacher nor data. Raises UserError with the nearest name."""
+    for name, given in options.items():
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r}{nearest(name, METHODS)} (known: {', '.join(METHODS)}; see `detdistill list methods`)")
+        configure(name, given)
+
+
+def configure(name: str, options: Mapping[str, Any]) -> Any:
+    """The method's `Config` with these options; the others stay at the method's defaults. Raises UserError naming the option."""
+    kind = METHODS[name].Config
+    hints = get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for option in options:
+        if option not in known:
+            raise UserError(f"methods.{name}: unknown option {option!r}{nearest(option, known)} (known: {', '.join(known)})")
+    given = {option: None if value == "none" and NoneType in get_args(hints[option]) else value for option, value in options.items()}
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = next((str(part) for part in first["loc"] if part in known), "options")
+        raise UserError(f"methods.{name}.{option} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
+    """Every option of every method: the method's default, under the published preset of the pair, under what is given."""
+    return {name: asdict(configure(name, merge(preset(name, student, teacher), given))) for name, given in options.items()}
+
+
+def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> list[Method]:
+    """The methods of a resolved recipe. Raises UserError where one can't serve this pair, saying why."""
+    return [METHODS[name].build(configure(name, given), student, teacher) for name, given in options.items()]
+
+
+def served() -> dict[str, list[str]]:
+    """By method, the heads that it can teach among themselves, found out by asking it: small detectors are built for that."""
+    infos = {
+        head: build(ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a",)).info
+        for head in DETECTORS
+    }
+    return {name: [head for head, info in infos.items() if _serves(name, info)] for name in METHODS}
+
+
+def _serves(method: str, info: DetectorInfo) -> bool:
+    try:
+        build_methods(resolve({method: {}}, info, info), info, info)
+    except UserError:
+        return False
+    return True
