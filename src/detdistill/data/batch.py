@@ -145,6 +145,8 @@ class TrainLoader:
             )
         if len(split) < processes:
             raise UserError(f"split {split.name!r} has {len(split)} images for {processes} processes; use fewer")
+        if not 0 < config.scale[0] <= config.scale[1]:
+            raise UserError(f"data.scale is {config.scale[0]:g} to {config.scale[1]:g}; give two factors over 0, the smaller one first")
         self.split, self.batch_size = split, batch_size
         self.order = Order(len(split), batch_size, seed, rank, processes)
         self.steps = self.order.steps
@@ -185,6 +187,7 @@ class Feed:
     """
 
     def __init__(self, examples: Examples, order: Order, workers: int) -> None:
+        canvas(examples.config)  # a wrong size is told here and not in a worker
         examples.budget //= max(workers, 1)
         self.order, self.workers, self.turn = order, workers, 0
         self.loader: DataLoader = DataLoader(
@@ -204,5 +207,5 @@ class Feed:
             if self.workers and mine != self.turn:
                 raise RuntimeError("another pass over this loader has begun; with workers one is open at a time")
             if isinstance(item, UserError):
-                raise item
+                raise UserError(*item.args)  # `raise item` would tie this frame and its workers into a cycle, and collecting that takes 5 s
             yield item

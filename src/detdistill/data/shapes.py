@@ -1,11 +1,12 @@
 """`shapes:N`: a built-in data set drawn by code, for the demo, the tests and the benches. No file, no download.
 
-Six classes, made so that a small network trails a larger one: two differ only in the direction of their stripes against their own long
-axis (plank, ladder), four by outline alone (disc, square, star, cross), all turned at any angle, stretched, from 10 to 60 pixels,
-in any two colours, plain or striped or speckled, often near the background's colour, over each other, among lines and rocks that
-are no class.
+Six classes, made so that a small network learns most of it soon and trails a larger one at the rest. Hue mostly tells pairs apart (disc
+and square, star and cross, plank and ladder), but within a pair it is the outline, or the direction of the stripes against the object's
+own long axis. All are turned at any angle, stretched, small and large, plain or striped or speckled, at times faint or of a stray hue,
+over each other, among lines, arcs and rocks that are no class.
 """
 
+import colorsys
 import math
 import re
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ SPLITS = ("train", "val", "test")
 SEED = 20_731  # of the data set; another one is another data set
 IDS = 1_000_000  # ids of split s begin at s * IDS, so that an image keeps its id whatever N
 FINE = 2  # drawn at this many times the size, then averaged: smooth edges
+FAINT = 0.15  # share of objects near the colour of what is behind them
+STRAY = 0.2  # share of objects of any hue
 OVERLAP = 0.4  # most of the smaller of two boxes that the other covers
-SIDES = (10.0, 60.0)  # pixels across, log-uniform
+SIDES = (14.0, 56.0)  # pixels across, log-uniform
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ def read(path: str) -> Contents:
 
 
 def layout(split: int, index: int) -> tuple[Item, ...]:
-    """The objects of a picture, from back to front: one to seven, none covering more than OVERLAP of another."""
+    """The objects of a picture, from back to front: eight at most, none covering more than OVERLAP of another."""
     random = np.random.default_rng([SEED, split, index, 0])
     items: list[Item] = []
-    for _ in range(int(random.integers(1, 8))):
+    for _ in range(int(random.integers(2, 9))):
         for _ in range(6):
             item = _item(random)
             if all(_covered(item.box, other.box) <= OVERLAP for other in items):
@@ -138,25 +141,25 @@ _OUTLINES = {
 def _draw(items: Sequence[Item], random: np.random.Generator) -> Image.Image:
     canvas = _background(random)
     draw = ImageDraw.Draw(canvas)
-    for _ in range(int(random.integers(3, 9))):
+    for _ in range(int(random.integers(1, 6))):
         _distract(draw, random)
     for item in items:
         _paint(canvas, item, random)
     pixels = np.asarray(canvas.reduce(FINE), dtype=np.int16)
     grain = np.frombuffer(random.bytes(pixels.size), dtype=np.uint8).reshape(pixels.shape)
-    level = int(random.integers(20, 64))  # peak to peak
+    level = int(random.integers(8, 44))  # peak to peak
     noisy = pixels + ((grain.astype(np.int16) * level) >> 8) - level // 2
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def _background(random: np.random.Generator) -> Image.Image:
     """Clouds of two scales around one colour, at FINE times the size."""
-    base = random.integers(40, 216, 3)
+    base = int(random.integers(70, 186)) + random.integers(-24, 25, 3)
     picture = np.zeros((HEIGHT, WIDTH, 3), dtype=np.int16) + base.astype(np.int16)
-    for rows, columns, strength in ((3, 4, 70), (20, 25, 50)):
+    for rows, columns, strength in ((3, 4, 50), (20, 25, 30)):
         cloud = Image.fromarray(random.integers(0, 256, (rows, columns, 3)).astype(np.uint8))
         wide = np.asarray(cloud.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), dtype=np.int16)
-        picture += (wide - 128) * int(random.integers(10, strength)) >> 7
+        picture += (wide - 128) * int(random.integers(8, strength)) >> 7
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((WIDTH * FINE, HEIGHT * FINE), Image.Resampling.NEAREST)
 
 
@@ -184,17 +187,19 @@ def _paint(canvas: Image.Image, item: Item, random: np.random.Generator) -> None
     area = (left, top, max(right, left + 2), max(bottom, top + 2))
     width, height = area[2] - area[0], area[3] - area[1]
     behind = np.asarray(canvas.crop(area)).reshape(-1, 3)[::7].mean(0)
-    first = _away(behind, 24 + 100 * float(random.random()) ** 2, random)
-    second = _away(first, 36 + 80 * float(random.random()), random)
+    first = _color(item.kind, random)
+    second = first * 0.4 if random.random() < 0.5 else 255 - (255 - first) * 0.4  # a shade or a tint of it
+    if random.random() < FAINT:
+        first, second = (behind + (color - behind) * 0.35 for color in (first, second))
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in (item.outline * FINE - area[:2]).tolist()], fill=255)
     shape = CLASSES[item.kind]
-    pattern = int(random.integers(3))
+    pattern = int(random.integers(4))
     if shape in ("plank", "ladder"):
         lit = _stripes(item.angle + (math.pi / 2 if shape == "plank" else 0.0), item.side * 0.22, (height, width), random)
-    elif pattern == 0:
+    elif pattern < 2:
         lit = np.zeros((height, width), dtype=bool)
-    elif pattern == 1:
+    elif pattern == 2:
         lit = _stripes(float(random.random()) * math.pi, item.side * (0.15 + 0.2 * float(random.random())), (height, width), random)
     else:
         cells = (random.random((max(height // 5, 1), max(width // 5, 1))) < 0.4).astype(np.uint8) * 255
@@ -211,9 +216,8 @@ def _stripes(angle: float, period: float, size: tuple[int, int], random: np.rand
     return np.sin((columns * math.cos(angle) + rows * math.sin(angle)) * step + phase) > 0
 
 
-def _away(color: np.ndarray, distance: float, random: np.random.Generator) -> np.ndarray:
-    """A colour `distance` levels from another in a random direction; turned back where that leaves 0..255."""
-    direction = random.random(3) - 0.5
-    step = direction / max(float(np.abs(direction).max()), 1e-3) * distance
-    moved = color + step
-    return np.where((moved < 0) | (moved > 255), color - step, moved).clip(0, 255)
+def _color(kind: int, random: np.random.Generator) -> np.ndarray:
+    """A strong colour (3,) in 0..255: mostly near the hue that a class shares with its neighbour, at times any."""
+    draws = random.random(5)
+    hue = float(draws[1]) if draws[0] < STRAY else kind // 2 / 3 + 0.16 * float(draws[1] + draws[2] - 1)
+    return np.array(colorsys.hsv_to_rgb(hue % 1, 0.5 + 0.5 * float(draws[3]), 0.5 + 0.5 * float(draws[4]))) * 255

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
 LEAST = 1.0  # pixels; a box narrower or lower than this is dropped
@@ -36,7 +37,10 @@ def seeded(*parts: object) -> torch.Generator:
 def canvas(config: DataConfig) -> tuple[int, int]:
     """(height, width) that images are fitted into."""
     size = config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise UserError(f"data.image_size is {size}; give the side of a square, or height and width, in pixels")
+    return height, width
 
 
 def fitted(size: tuple[int, int], into: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
@@ -67,9 +71,10 @@ def resize_boxes(boxes: tv_tensors.BoundingBoxes, size: tuple[int, int]) -> tv_t
 
 
 def kept(shown: View) -> View:
-    """Without the boxes that are smaller than a pixel on a side."""
-    wide = ((shown.boxes[:, 2:] - shown.boxes[:, :2]) >= LEAST).all(-1)
-    return View(shown.image, tv_tensors.wrap(shown.boxes[wide], like=shown.boxes), shown.labels[wide])
+    """Boxes clipped to the image (rounding leaves it by a hair), and none of them smaller than a pixel on a side."""
+    boxes = F.clamp_bounding_boxes(shown.boxes)
+    wide = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST).all(-1)
+    return View(shown.image, tv_tensors.wrap(boxes[wide], like=boxes), shown.labels[wide])
 
 
 def augment(shown: View, config: DataConfig, generator: torch.Generator) -> View:
@@ -97,7 +102,7 @@ def scaled(shown: View, config: DataConfig, generator: torch.Generator) -> View:
     start, end = centre.new_tensor([left, top]), centre.new_tensor([left + width, top + height])
     stays = ((centre >= start) & (centre < end)).all(-1)
     boxes = F.crop(tv_tensors.wrap(boxes[stays], like=boxes), top, left, height, width)
-    return View(F.crop(image, top, left, height, width), F.clamp_bounding_boxes(boxes), labels[stays])
+    return View(F.crop(image, top, left, height, width), boxes, labels[stays])
 
 
 def recolored(image: tv_tensors.Image, generator: torch.Generator) -> tv_tensors.Image:
