@@ -85,7 +85,7 @@ def _categories(contents: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[int, s
             if names.setdefault(id, name) != name:
                 raise UserError(f"{path}: category {id} is {name!r} but {names[id]!r} in {origin[id]}; give an id one name in all files")
             origin.setdefault(id, path)
-            parents.add(category.get("supercategory"))
+            parents.add(str(category.get("supercategory")))
         used |= {annotation["category_id"] for annotation in content["annotations"] if isinstance(annotation.get("category_id"), int)}
     notes = []
     if any(path.name == ROBOFLOW for path in contents):  # its exports open with a category for the project, which has no object

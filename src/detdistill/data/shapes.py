@@ -24,10 +24,10 @@ SPLITS = ("train", "val", "test")
 SEED = 20_731  # of the data set; another one is another data set
 IDS = 1_000_000  # ids of split s begin at s * IDS, so that an image keeps its id whatever N
 FINE = 2  # drawn at this many times the size, then averaged: smooth edges
-FAINT = 0.15  # share of objects near the colour of what is behind them
-STRAY = 0.2  # share of objects of any hue
+FAINT = 0.1  # share of objects near the colour of what is behind them
+STRAY = 0.1  # share of objects of any hue
 OVERLAP = 0.4  # most of the smaller of two boxes that the other covers
-SIDES = (14.0, 56.0)  # pixels across, log-uniform
+SIDES = (16.0, 60.0)  # pixels across, log-uniform
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,11 @@ def _draw(items: Sequence[Item], random: np.random.Generator) -> Image.Image:
 
 def _background(random: np.random.Generator) -> Image.Image:
     """Clouds of two scales around one colour, at FINE times the size."""
-    base = int(random.integers(70, 186)) + random.integers(-24, 25, 3)
+    base = int(random.integers(60, 196)) + random.integers(-12, 13, 3)
     picture = np.zeros((HEIGHT, WIDTH, 3), dtype=np.int16) + base.astype(np.int16)
     for rows, columns, strength in ((3, 4, 50), (20, 25, 30)):
-        cloud = Image.fromarray(random.integers(0, 256, (rows, columns, 3)).astype(np.uint8))
+        grey, tint = random.integers(0, 256, (rows, columns, 1)), random.integers(0, 256, (rows, columns, 3))
+        cloud = Image.fromarray(((3 * grey + tint) // 4).astype(np.uint8))
         wide = np.asarray(cloud.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), dtype=np.int16)
         picture += (wide - 128) * int(random.integers(8, strength)) >> 7
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((WIDTH * FINE, HEIGHT * FINE), Image.Resampling.NEAREST)
@@ -194,12 +195,12 @@ def _paint(canvas: Image.Image, item: Item, random: np.random.Generator) -> None
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in (item.outline * FINE - area[:2]).tolist()], fill=255)
     shape = CLASSES[item.kind]
-    pattern = int(random.integers(4))
+    pattern = int(random.integers(6))
     if shape in ("plank", "ladder"):
         lit = _stripes(item.angle + (math.pi / 2 if shape == "plank" else 0.0), item.side * 0.22, (height, width), random)
-    elif pattern < 2:
+    elif pattern < 4:
         lit = np.zeros((height, width), dtype=bool)
-    elif pattern == 2:
+    elif pattern == 4:
         lit = _stripes(float(random.random()) * math.pi, item.side * (0.15 + 0.2 * float(random.random())), (height, width), random)
     else:
         cells = (random.random((max(height // 5, 1), max(width // 5, 1))) < 0.4).astype(np.uint8) * 255

@@ -63,7 +63,7 @@ def class_names(path: Path) -> dict[int, str]:
     """Class names by number, from a data.yaml (a list, or a mapping from numbers) or from a text file with a name a line."""
     names: Any
     if path.suffix == ".txt":
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     else:
         content = _peek(path)
         names = content.get("names") if isinstance(content, dict) else None
@@ -121,7 +121,7 @@ def _images(root: Path, path: Path, split: str, entry: object) -> list[Path]:
     if place.is_dir():
         return images_in(place)
     if place.is_file() and place.suffix == ".txt":
-        lines = place.read_text(encoding="utf-8").splitlines()
+        lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
         return [place.parent / line.strip() for line in lines if line.strip()]
     raise UserError(f"{path}: {split}: {entry} is neither a folder nor a list of images (looked for {place}); correct or remove it")
 
