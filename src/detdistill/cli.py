@@ -18,6 +18,7 @@ app = App(
     help="Teach a small object detector with a large one, and measure what it gained.",
     version=lambda: version("detdistill"),
     help_on_error=False,
+    suppress_keyboard_interrupt=False,
 )
 
 _COMMON = Group("Common flags", sort_key=1)
@@ -37,7 +38,7 @@ Methods = Annotated[str | None, Parameter(help="methods, with commas between the
 
 
 @app.command
-@flags.takes("train.")
+@flags.takes("data.", "train.")
 def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
     """Teacher, plain student and distilled student on built-in pictures, and what the teaching gained. Needs no download."""
     over = flags.overrides(fields)

@@ -77,7 +77,8 @@ def _flag(path: str, info: FieldInfo, short: list[str]) -> inspect.Parameter:
     dotted = path.replace("_", "-")
     kind = bool if info.annotation is bool else str
     parameter = Parameter(
-        name=[f"--{name}" for name in (*short, dotted)],
+        # The dotted name first: cyclopts takes --data for the beginning of --data.path otherwise.
+        name=[f"--{name}" for name in (dotted, *short)],
         help=f"{info.description or ''} {_choices(info)}{_shown(info.default)}".strip(),
         group=_COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
         negative=(),

@@ -45,7 +45,7 @@ def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detect
     Raises UserError for a run folder of other classes.
     """
     if not model.name:
-        raise UserError("no model: give HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
+        raise UserError("no model: give --model or --student HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
     if model.name.startswith(("torchvision:", "hf:")):
         raise UserError(
             f"model {model.name!r} can teach, and be evaluated; to train give HEAD:BACKBONE, such as gfl:resnet18, or a run folder"

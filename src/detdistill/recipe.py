@@ -180,13 +180,20 @@ def parse(content: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a typo also leaves the field it meant missing
     place = [str(part) for part in first["loc"]]
+    parts: list[Any] = [Recipe]  # the model at each step of the way
+    for name in place[:-1]:
+        annotation = getattr(parts[-1], "model_fields", {}).get(name)
+        kinds = (annotation.annotation, *get_args(annotation.annotation)) if annotation else ()
+        parts.append(next((kind for kind in kinds if hasattr(kind, "model_fields")), None))  # SplitPaths | None
     if first["type"] == "extra_forbidden":
-        part: Any = Recipe
-        for name in place[:-1]:
-            annotation = part.model_fields[name].annotation
-            part = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))  # SplitPaths | None
-        known = list(part.model_fields)
+        known = list(parts[-1].model_fields)
         return f"unknown field {'.'.join(place)!r}{nearest(place[-1], known)} (known here: {', '.join(known)})"
+    place = [
+        name for name, part in zip(place, parts, strict=True) if part is not None or place[0] == "methods"
+    ]  # not pydantic's own (`int`, `tuple`, 0)
+    if first["type"] == "missing":
+        return f"field {'.'.join(place)!r} is missing"
     return f"field {'.'.join(place)!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

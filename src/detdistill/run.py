@@ -10,6 +10,7 @@ from rich.console import Console
 
 from detdistill.data import Data, TrainLoader, open_data
 from detdistill.detectors.protocol import Detector
+from detdistill.engine.device import open_accelerator
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
 from detdistill.errors import UserError
@@ -17,7 +18,7 @@ from detdistill.inference import Say, evaluate, measure, predict, shares, talker
 from detdistill.models import adopt, build, find, load, place, start
 from detdistill.pairing import build_methods, check_methods, resolve
 from detdistill.recipe import ModelConfig, Recipe
-from detdistill.runfolder import Card, RunFolder, choose, main_process
+from detdistill.runfolder import Card, RunFolder, choose, is_run, main_process
 from detdistill.tables import number
 
 __all__ = ["Outcome", "build", "distill", "evaluate", "load", "predict", "train"]
@@ -42,8 +43,7 @@ def train(
     """Train `recipe.model` on `recipe.data` without a teacher. Raises UserError before anything is written."""
     if recipe.methods:
         raise UserError(f"the recipe distils (methods: {', '.join(recipe.methods)}); use `detdistill distill`, or take the methods out")
-    recipe = recipe.model_copy(update={"model": adopt(recipe.model)})
-    folder = choose(out, _name(recipe), resume=resume, overwrite=overwrite)
+    recipe, folder = _begin(recipe, out, resume, overwrite)
     data = _open(recipe, talker(console))
     student, config = start(recipe.model, data.classes, recipe.train.seed)
     job = Job(recipe, config, data, Distillation(student), None, folder)
@@ -57,8 +57,8 @@ def distill(
     if not recipe.methods:
         raise UserError("no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`")
     check_methods(recipe.methods)
-    recipe = recipe.model_copy(update={"model": adopt(recipe.model)})
-    folder, say = choose(out, _name(recipe), resume=resume, overwrite=overwrite), talker(console)
+    recipe, folder = _begin(recipe, out, resume, overwrite)
+    say = talker(console)
     data = _open(recipe, say)
     teacher, report = find(recipe.teacher.path, data.classes, recipe.model)
     say(f"teacher: {report}")
@@ -135,6 +135,17 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, read: bool, 
             f"teacher {config.path}: its AP of {found['AP']:.1f} is below teacher.floor {config.floor:g}: is it trained, and on these classes? "
             "Lower --teacher.floor, or go on with it by --teacher.allow-weak"
         )
+
+
+def _begin(recipe: Recipe, out: Path | None, resume: bool, overwrite: bool) -> tuple[Recipe, Path]:
+    """What can be said without data: the architecture of a run folder, the run's own folder, device and precision."""
+    recipe = recipe.model_copy(update={"model": adopt(recipe.model)})
+    folder = choose(out, _name(recipe), resume=resume, overwrite=overwrite)
+    read = [path for path in (recipe.model.name, recipe.teacher.path) if is_run(path) and Path(path).resolve() == folder.resolve()]
+    if read:
+        raise UserError(f"--out {folder}: the run would write over the model it reads; name another folder")
+    open_accelerator(recipe.train)  # raises UserError on an impossible one; under torchrun the processes meet here
+    return recipe, folder
 
 
 def _name(recipe: Recipe) -> str:

@@ -111,10 +111,11 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / "model.json").is_file()
 
 
-def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Path:
+def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool, mark: str = "recipe.yaml") -> Path:
     """The folder for a new or resumed run: `out`, or runs/NAME, runs/NAME-2, ... Nothing is created yet.
 
-    Raises UserError for a non-empty `out` without resume or overwrite, and for one that overwrite must not touch.
+    mark: the file that says a folder is a run's, and may be overwritten. Raises UserError for a non-empty `out` without resume or
+    overwrite, and for one that overwrite must not touch.
     """
     if resume and overwrite:
         raise UserError("--resume goes on with a run, --overwrite throws it away: give one of them")
@@ -131,9 +132,9 @@ def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Pat
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file; name a folder")
     filled = out.is_dir() and any(out.iterdir())
-    if resume and not (out / "recipe.yaml").exists():
-        raise UserError(f"--resume: {out} holds no run (no recipe.yaml); leave out --resume to begin one")
-    if filled and overwrite and not (out / "recipe.yaml").exists() and not (out / "table.json").exists():
+    if resume and not (out / mark).exists():
+        raise UserError(f"--resume: {out} holds no run (no {mark}); leave out --resume to begin one")
+    if filled and overwrite and not (out / mark).exists():
         raise UserError(f"--overwrite: {out} is not empty and not a run folder, so it is left alone; name another --out")
     if filled and not (resume or overwrite) and main_process():
         raise UserError(f"--out {out} is not empty; go on with it by --resume, replace it by --overwrite, or name another folder")
