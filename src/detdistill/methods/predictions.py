@@ -6,6 +6,7 @@
 
 z' is the guess, z the teacher's. Which rows count (`region`) and what D is (`normalizer`) differs from detector to detector in the published
 code; the paper's text says 1 everywhere (v2), or foreground for boxes (v1). D is averaged over processes and at least 1.
+A teacher's box without area (torchvision's FCOS cuts distances at 0 where the published one takes exp) teaches nothing.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def box_distance(guess: Predictions, taught: Predictions, config: PredictionConf
     if guess.edges is not None and taught.edges is not None and config.box in ("auto", "edges"):
         return edge_kl(guess.edges, taught.edges, config.temperature).mean(-1)
     distance = log_iou_distance if config.box == "log_iou" else giou_distance
-    return distance(guess.boxes, taught.boxes.detach())
+    boxes = taught.boxes.detach()
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return distance(guess.boxes, boxes) * has_area
 
 
 def quality_distance(guess: Predictions, taught: Predictions, assignment: Assignment) -> Tensor:

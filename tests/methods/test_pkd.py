@@ -1,0 +1,96 @@
+"""PKD: pairs by stride, no head, its connector, its options."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detdistill.errors import UserError
+from detdistill.losses import pearson_distance
+from detdistill.methods.pkd import PKD, PKDConfig
+from detdistill.types import Need
+from tests.detectors.builders import tiny
+from tests.methods.pairs import built, looks, pair
+
+
+def test_it_is_the_weighted_sum_over_levels_and_zero_for_itself():
+    student, teacher = pair("fcos")
+    method = built("pkd", student, teacher, weight=3.0, least_positions=2)
+    mine, theirs, targets = looks(method, student, teacher)
+    levels = zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True)
+    expected = 3 * sum(pearson_distance(s, t) for s, t in levels)
+    torch.testing.assert_close(method(mine, theirs, targets)["features"], expected)
+    assert method(theirs, theirs, targets)["features"].abs() < 1e-9
+
+
+def test_it_needs_no_head_of_the_teacher_and_leaves_it_without_gradient():
+    student, teacher = pair("gfl", "retinanet")
+    method = built("pkd", student, teacher)
+    assert method.need == Need(pyramids=frozenset({"neck"}))
+    mine, theirs, targets = looks(method, student, teacher)
+    assert theirs.stages == ()
+    method(mine, theirs, targets)["features"].backward()
+    head = [p.grad for n, p in student.named_parameters() if n.startswith("head")]
+    body = [p.grad for p in student.backbone_parameters()]
+    assert all(gradient is None for gradient in head)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in body)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_levels_are_paired_by_stride_unless_asked_by_index():
+    student, teacher = tiny("fcos"), tiny("faster_rcnn")  # strides 8 16 32 and 4 8 16 32
+    by_stride = built("pkd", student, teacher)
+    assert (by_stride.student_strides, by_stride.teacher_strides) == ([8, 16, 32], [8, 16, 32])
+    by_index = built("pkd", student, teacher, pairing="index", least_positions=2)
+    assert (by_index.student_strides, by_index.teacher_strides) == ([8, 16, 32], [4, 8, 16])
+    term = by_index(*looks(by_index, student, teacher.eval()))["features"]
+    assert term.isfinite()
+    assert built("pkd", student, teacher, levels=2).student_strides == [8, 16]
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_resizing_brings_one_side_to_the_other(side: str):
+    student, teacher = pair("fcos", "faster_rcnn")
+    method = built("pkd", student, teacher, pairing="index", resize=side, least_positions=2)
+    mine, theirs, _ = looks(method, student, teacher)
+    guess, taught = method._resized(mine.pyramids["neck"].levels[0], theirs.pyramids["neck"].levels[0])
+    assert guess.shape == taught.shape == (theirs if side == "student" else mine).pyramids["neck"].levels[0].shape
+
+
+def test_a_connector_is_learned_only_where_widths_differ():
+    student, teacher = pair("fcos", channels=64)
+    assert list(built("pkd", *pair("fcos")).parameters()) == []
+    method = built("pkd", student, teacher)
+    assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 3
+    method(*looks(method, student, teacher))["features"].backward()
+    # The smallest level has fewer than 16 cells in this batch and is left out.
+    assert [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in method.parameters() if p.ndim == 4] == [True, True, False]
+
+
+def test_tiny_levels_are_left_out():
+    student, teacher = pair("fcos")
+    method = built("pkd", student, teacher, least_positions=10**6)
+    assert method(*looks(method, student, teacher))["features"] == 0
+
+
+def test_duplicating_the_batch_changes_it_by_the_degrees_of_freedom_only():
+    student, teacher = pair("fcos")
+    method = built("pkd", student, teacher, levels=1)
+    mine, theirs, targets = looks(method, student, teacher)
+    once = method(mine, theirs, targets)["features"]
+    doubled = []
+    for output in (mine, theirs):
+        neck = output.pyramids["neck"]
+        levels = tuple(torch.cat([level, level]) for level in neck.levels)
+        doubled.append(replace(output, pyramids={"neck": replace(neck, levels=levels)}))
+    m = mine.pyramids["neck"].levels[0][:, 0].numel()
+    twice = method(doubled[0], doubled[1], targets)["features"]
+    torch.testing.assert_close(twice / once, torch.tensor(((2 * m - 1) / (2 * m)) / ((m - 1) / m)), rtol=1e-4, atol=0)
+
+
+def test_what_it_cannot_serve_is_refused_at_build():
+    student, teacher = tiny("fcos"), tiny("fcos")
+    with pytest.raises(UserError, match="no level in common"):
+        PKD.build(PKDConfig(), replace(student.info, strides=(4,)), teacher.info)
+    with pytest.raises(UserError, match="no pyramid 'memory' on the student"):
+        PKD.build(PKDConfig(pyramid="memory"), student.info, teacher.info)
