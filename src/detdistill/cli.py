@@ -12,6 +12,7 @@ from rich.console import Console
 from detdistill import flags
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load
+from detdistill.runfolder import main_process
 
 app = App(
     name="detdistill",
@@ -21,6 +22,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+SIZE = {"data.image_size": "what the model was trained with"}
 _COMMON = Group("Common flags", sort_key=1)
 RecipeFlag = Annotated[str | None, Parameter(help="a recipe file, a run folder, or a name of `detdistill list recipes`", group=_COMMON)]
 Out = Annotated[Path | None, Parameter(help="the run's folder [default: runs/NAME, numbered]", group=_COMMON)]
@@ -83,7 +85,7 @@ def distill(
 
 
 @app.command
-@flags.takes("data.", "train.batch_size", "train.workers", "train.device", split="data.eval_split")
+@flags.takes("data.", "train.batch_size", "train.workers", "train.device", own=SIZE, split="data.eval_split")
 def evaluate(*, model: Model, recipe: RecipeFlag = None, out: Results = None, overwrite: Overwrite = False, **fields: Any) -> None:
     """Measure a detector: COCO's numbers, AP of each class, parameters, operations, latency."""
     resolved = _recipe(recipe, fields)
@@ -94,7 +96,7 @@ def evaluate(*, model: Model, recipe: RecipeFlag = None, out: Results = None, ov
 
 
 @app.command
-@flags.takes("data.image_size", "train.batch_size", "train.device")
+@flags.takes("data.image_size", "data.on_bad_record", "train.batch_size", "train.device", own=SIZE)
 def predict(
     *images: Annotated[Path, Parameter(help="pictures, and folders of pictures")],
     model: Model,
@@ -137,7 +139,7 @@ def _recipe(
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not main_process())
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

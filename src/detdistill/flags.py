@@ -48,14 +48,18 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 FIELDS = dict(leaves())
 
 
-def takes(*parts: str, **names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(*parts: str, own: Mapping[str, str] | None = None, **names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the command's `**fields` becomes a typed flag for each recipe field that begins with one of `parts`.
 
-    names: further short flags of this command, such as student="model.name". The fields arrive under their dotted paths.
+    own: defaults of this command, in words, where they aren't the recipe's. names: further short flags of this command, such as
+    student="model.name". The fields arrive under their dotted paths.
     """
     short = {**SHORT, **names}
     chosen = {path: info for path, info in FIELDS.items() if path.startswith(parts)}
-    flags = [_flag(path, info, [name for name, target in short.items() if target == path]) for path, info in chosen.items()]
+    flags = [
+        _flag(path, info, [name for name, target in short.items() if target == path], (own or {}).get(path))
+        for path, info in chosen.items()
+    ]
     paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,13 +77,13 @@ def takes(*parts: str, **names: str) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def _flag(path: str, info: FieldInfo, short: list[str]) -> inspect.Parameter:
+def _flag(path: str, info: FieldInfo, short: list[str], default: str | None) -> inspect.Parameter:
     dotted = path.replace("_", "-")
     kind = bool if info.annotation is bool else str
     parameter = Parameter(
         # The dotted name first: cyclopts takes --data for the beginning of --data.path otherwise.
         name=[f"--{name}" for name in (dotted, *short)],
-        help=f"{info.description or ''} {_choices(info)}{_shown(info.default)}".strip(),
+        help=f"{info.description or ''} {_choices(info)}{_shown(info.default if default is None else default)}".strip(),
         group=_COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
         negative=(),
         show_default=False,

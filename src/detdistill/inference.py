@@ -152,5 +152,7 @@ def talker(console: Console | None) -> Say:
 
 
 def shares(train: TrainConfig) -> dict[str, int]:
-    """What every loader takes from the run."""
-    return {"batch_size": train.batch_size, "workers": train.workers, "rank": rank(), "processes": processes()}
+    """What every loader takes from the run: its part of the images where the processes have met, and all of them otherwise."""
+    met = torch.distributed.is_available() and torch.distributed.is_initialized()
+    own = {"rank": rank(), "processes": processes()} if met else {}
+    return {"batch_size": train.batch_size, "workers": train.workers, **own}

@@ -7,25 +7,36 @@ the defaults of a method are fields of that method's `Config` (detdistill.method
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from detdistill.errors import UserError, nearest
 
 
 class Part(BaseModel):
-    """A part of the recipe: frozen, closed."""
+    """A part of the recipe: frozen, closed. `none` is none where a field may be none, as the flags and the descriptions write it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        may = {name for name, info in cls.model_fields.items() if NoneType in get_args(info.annotation)}
+        return {name: None if name in may and value == "none" else value for name, value in content.items()}
 
 
 class ModelConfig(Part):
     """The detector that is trained."""
 
     name: str = Field("", description="HEAD:BACKBONE, such as gfl:resnet18 or retinanet:mobilenetv2_035")
-    strides: tuple[int, ...] = Field((8, 16, 32, 64, 128), description="strides of the pyramid's levels, fine to coarse")
+    strides: tuple[PositiveInt, ...] = Field(
+        (8, 16, 32, 64, 128), min_length=1, description="strides of the pyramid's levels, fine to coarse"
+    )
     channels: int = Field(256, ge=8, description="width of the neck and of the towers")
     tower_depth: int = Field(4, ge=1, le=8, description="convolutions in each tower of a dense head")
     norm: Literal["default", "group", "none"] = Field(
@@ -55,9 +66,11 @@ class DataConfig(Part):
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
     eval_split: str | None = Field(None, description="name of the split to measure on; none: test where there is one, else val")
-    image_size: int | tuple[int, int] = Field(640, description="images are scaled to fit a square of this side, or (height, width)")
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        640, description="images are scaled to fit a square of this side, or (height, width)"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip in training")
-    scale: tuple[float, float] = Field((1.0, 1.0), description="range of random scaling in training, 1: none")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field((1.0, 1.0), description="range of random scaling in training, 1: none")
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
     on_bad_record: Literal["stop", "skip"] = Field("stop", description="what to do with an image or annotation that can't be read")
 
@@ -86,7 +99,9 @@ class TrainConfig(Part):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up of the learning rate")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[float, ...] = Field((0.67, 0.92), description="fractions of the run at which `step` divides the rate by 10")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.67, 0.92), description="fractions of the run at which `step` divides the rate by 10"
+    )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
     method_warmup_steps: int = Field(0, ge=0, description="steps over which the methods' weights rise linearly from 0")
@@ -156,10 +171,22 @@ def load(source: str | None, over: Overrides | None = None, methods: Collection[
     return parse(merged, "command line")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error; plain YAML lets the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UserError where it can't be read."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ class Batch:
     images (B, 3, H, W): RGB, uint8 in 0..255 or float in 0..1, zero-padded at the right and the bottom.
     sizes (B, 2): valid (height, width) of each image in the padded tensor.
     originals (B, 2): (height, width) of the image file; boxes go back to it by the ratio of the two sizes.
-    ids (B,): the data set's image ids. names: file names, for messages.
+    ids (B,): the data set's image ids, which stay on the CPU. names: file names, for messages.
     """
 
     images: Tensor
@@ -33,7 +33,12 @@ class Batch:
 
     def __post_init__(self) -> None:
         count = len(self.images)
-        if self.images.ndim != 4 or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names)):
+        if (
+            self.images.ndim != 4
+            or self.images.shape[1] != 3
+            or self.sizes.shape != (count, 2)
+            or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names))
+        ):
             raise ValueError(f"a batch of {tuple(self.images.shape)} needs (B, 3, H, W) images and B sizes, originals, ids and names")
 
     def __len__(self) -> int:
@@ -57,8 +62,10 @@ class Targets:
 
     def __post_init__(self) -> None:
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
-            if boxes.shape != (len(labels), 4):
-                raise ValueError(f"targets need boxes (G, 4) and labels (G,), got {tuple(boxes.shape)} and {tuple(labels.shape)}")
+            if boxes.shape != (len(labels), 4) or labels.is_floating_point():
+                raise ValueError(
+                    f"targets need boxes (G, 4) and whole labels (G,), got {tuple(boxes.shape)} and {labels.dtype} {tuple(labels.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -77,6 +84,11 @@ class Detections:
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (len(self.scores), 4) or self.labels.shape != self.scores.shape:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (self.boxes, self.scores, self.labels))
+            raise ValueError(f"detections need boxes (D, 4), scores (D,) and labels (D,), got {shapes}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ class Pyramid:
     anchors: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.anchors is not None and len(self.anchors) != len(self.levels):
+            raise ValueError(f"{len(self.levels)} levels have anchors on {len(self.anchors)}")
         if len(self.levels) != len(self.strides) or list(self.strides) != sorted(set(self.strides)):
             raise ValueError(f"{len(self.levels)} levels need as many strides, fine to coarse, got {self.strides}")
 
@@ -171,6 +185,8 @@ class Predictions:
         if self.boxes.shape != (*rows, 4) or self.valid.shape != rows:
             got = f"{tuple(self.boxes.shape)} and {tuple(self.valid.shape)}"
             raise ValueError(f"logits {tuple(self.logits.shape)} need boxes (B, N, 4) and valid (B, N), got {got}")
+        if self.layout is not None and sum(self.layout.counts) != rows[1]:
+            raise ValueError(f"the layout has {sum(self.layout.counts)} cells for {rows[1]} predictions")
         if (self.activation == "softmax") != (self.background is not None):
             raise ValueError("the background logit goes with softmax, and only with it")
 
