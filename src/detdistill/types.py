@@ -6,13 +6,23 @@ A anchors a cell, R bins, D embedding, G ground truths. Sizes are (height, width
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Activation = Literal["sigmoid", "softmax"]
 Continuation = Literal["towers", "queries", "proposals"]
+
+
+Value = TypeVar("Value")
+
+
+def present(value: Value | None) -> Value:
+    """An optional part that this reader knows to be there; for the type checker, and for the one who was wrong."""
+    if value is None:
+        raise ValueError("an output lacks a part that was read; see detdistill.types.Need")
+    return value
 
 
 @dataclass(frozen=True, eq=False)

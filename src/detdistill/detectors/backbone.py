@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detdistill.errors import UserError, nearest
+from detdistill.types import present
 
 
 class ExtraLevels(ExtraFPNBlock):
@@ -25,10 +26,11 @@ class ExtraLevels(ExtraFPNBlock):
 
     def __init__(self, channels: int, count: int):
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count))
-        for layer in self.convolutions:
+        layers = [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count)]
+        self.convolutions = nn.ModuleList(layers)
+        for layer in layers:
             nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(present(layer.bias))
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         coarsest = results[-1]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detdistill.detectors.towers import Predict, TowerPair
+from detdistill.geometry import centerness, centers
 from detdistill.losses import mean_over_processes
 from detdistill.types import Assignment, DetectorOutput, Layout, Need, Predictions, Pyramid, Targets
 
@@ -44,17 +45,25 @@ def dense_layout(pyramid: Pyramid, anchors_per_cell: int = 1) -> Layout:
     return Layout(tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels), pyramid.strides, anchors_per_cell)
 
 
-def assemble(matched: Sequence[Tensor], valid: Tensor, quality: Tensor | None = None) -> Assignment:
+def assemble(matched: Sequence[Tensor], valid: Tensor) -> Assignment:
     """Matches (N,) of each image, and valid (B, N), to an assignment; ambiguous and padded predictions are not valid."""
     rows = torch.stack(list(matched))
     positives = (rows >= 0).sum(1).clamp(min=1).sum().float()
-    return Assignment(rows, valid & (rows > -2), mean_over_processes(positives), quality)
+    return Assignment(rows, valid & (rows > -2), mean_over_processes(positives))
 
 
 def matched_boxes(assignment: Assignment, targets: Targets) -> Tensor:
     """(P, 4) ground-truth boxes of the positives, in the order of `assignment.positive`."""
     pairs = zip(targets.boxes, assignment.matched, strict=True)
     return torch.cat([boxes[rows[rows >= 0]] for boxes, rows in pairs])
+
+
+def with_centerness(assignment: Assignment, anchors: Tensor, targets: Targets) -> Assignment:
+    """The assignment with the centre-ness of the anchors' (N, 4) centres as the positives' quality."""
+    positive = assignment.positive
+    quality = torch.zeros(positive.shape, device=positive.device)
+    quality[positive] = centerness(centers(anchors).expand(len(positive), -1, -1)[positive], matched_boxes(assignment, targets))
+    return replace(assignment, quality=quality)
 
 
 def matched_labels(assignment: Assignment, targets: Targets) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from detdistill.losses import match_statistics
 from detdistill.methods.method import Method, require, require_shared_classes
 from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
-from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState
+from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState, present
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class CrossKD(Method):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        assert student.towers is not None and teacher.towers is not None
-        mine, theirs = student.towers.states[self.student_depth], teacher.towers.states[self.teacher_depth]
+        continuation = present(teacher.towers)
+        mine, theirs = present(student.towers).states[self.student_depth], continuation.states[self.teacher_depth]
         branches = (
             (mine.classification, theirs.classification, self.connectors[0]),
             (mine.regression, theirs.regression, self.connectors[1]),
         )
         entered = (tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True)) for s, t, connector in branches)
-        crossed = teacher.towers.resume(TowerState(self.teacher_depth, *entered))
+        crossed = continuation.resume(TowerState(self.teacher_depth, *entered))
         return prediction_terms(crossed, teacher.stages[-1], self._assignment(student, teacher, targets), self.config)
 
     def _carry(self, student: Tensor, teacher: Tensor, connector: nn.Module) -> Tensor:
@@ -112,6 +112,5 @@ class CrossKD(Method):
         own = student.stages[-1].assignment
         if self.same_grid and own is not None:
             return own
-        assert teacher.assign is not None
         with torch.no_grad():
-            return teacher.assign(targets)
+            return present(teacher.assign)(targets)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detdistill.methods.method import Method, require, require_shared_classes
 from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
-from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, present
 
 
 class Mimicking(Method):
@@ -48,5 +48,4 @@ class Mimicking(Method):
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """See `Method.forward`."""
         mine, theirs = student.stages[-1], teacher.stages[-1]
-        assert mine.assignment is not None
-        return prediction_terms(mine, theirs, mine.assignment, self.config)
+        return prediction_terms(mine, theirs, present(mine.assignment), self.config)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detdistill.losses import edge_kl, giou_distance, log_iou_distance, mean_over_processes, quality_focal
-from detdistill.types import Assignment, DetectorInfo, Predictions
+from detdistill.types import Assignment, DetectorInfo, Predictions, present
 
 Region = Literal["valid", "all", "positive"]
 Normalizer = Literal["positives", "trust", "quality"]
@@ -48,7 +48,7 @@ def prediction_terms(guess: Predictions, taught: Predictions, assignment: Assign
     scores = taught.scores().detach()
     trust = scores.amax(-1) * _region(assignment, config.box_region)
     divisors = {"positives": lambda: assignment.num_positives, "trust": lambda: mean_over_processes(trust.sum())}
-    divisors["quality"] = lambda: mean_over_processes(_quality(assignment).sum())
+    divisors["quality"] = lambda: mean_over_processes(present(assignment.quality).sum())
     terms = {}
     if config.weight_class:
         rows = quality_focal(guess.logits, scores, config.beta).sum(-1) * _region(assignment, config.class_region)
@@ -74,10 +74,9 @@ def box_distance(guess: Predictions, taught: Predictions, config: PredictionConf
 
 def quality_distance(guess: Predictions, taught: Predictions, assignment: Assignment) -> Tensor:
     """Binary cross-entropy to the teacher's quality over the positives, by their number, (). Minimum: the entropy of the target."""
-    assert guess.quality is not None and taught.quality is not None
     positive = assignment.positive
-    target = taught.quality.detach()[positive].sigmoid()
-    return F.binary_cross_entropy_with_logits(guess.quality[positive], target, reduction="sum") / assignment.num_positives
+    target = present(taught.quality).detach()[positive].sigmoid()
+    return F.binary_cross_entropy_with_logits(present(guess.quality)[positive], target, reduction="sum") / assignment.num_positives
 
 
 def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -> str:
@@ -91,11 +90,6 @@ def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -
     if "quality" in (config.class_normalizer, config.box_normalizer) and not guess.quality:
         return "normalizer `quality` needs a head with a centre-ness branch"
     return ""
-
-
-def _quality(assignment: Assignment) -> Tensor:
-    assert assignment.quality is not None
-    return assignment.quality
 
 
 def _region(assignment: Assignment, region: Region) -> Tensor:

@@ -12,12 +12,12 @@ from torchvision.ops import sigmoid_focal_loss
 from detdistill.detectors.backbone import build_neck
 from detdistill.detectors.dense.head import DenseHead, suppress
 from detdistill.detectors.images import normalize
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, matched_boxes, matched_labels, observe_dense
+from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, matched_boxes, matched_labels, observe_dense, with_centerness
 from detdistill.detectors.towers import TowerPair
-from detdistill.geometry import atss_assign, centerness, centers, square_anchors
+from detdistill.geometry import atss_assign, square_anchors
 from detdistill.losses import giou_distance, mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
 
 OCTAVE = 8.0  # side of an anchor, in strides
 BOX_WEIGHT = 2.0
@@ -97,25 +97,19 @@ def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[
         rows = torch.full((len(anchors),), -1, device=anchors.device)
         rows[inside] = atss_assign(kept, boxes)
         matched.append(rows)
-    assignment = assemble(matched, valid, torch.zeros(valid.shape, device=valid.device))
-    positive = assignment.positive
-    points = centers(anchors).expand(len(positive), -1, -1)[positive]
-    assert assignment.quality is not None
-    assignment.quality[positive] = centerness(points, matched_boxes(assignment, targets))
-    return assignment
+    return with_centerness(assemble(matched, valid), anchors, targets)
 
 
 def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
     """Focal (alpha 0.25, gamma 2) over valid anchors and centre-ness over positives, both by the number of positives; GIoU weighted by the
     centre-ness target, by its sum, times 2."""
-    positive, quality = assignment.positive, assignment.quality
-    assert quality is not None and stage.quality is not None
+    positive, quality = assignment.positive, present(assignment.quality)
     wanted = torch.zeros_like(stage.logits)
     wanted[positive] = F.one_hot(matched_labels(assignment, targets), wanted.shape[-1]).to(wanted)
     focal = sigmoid_focal_loss(stage.logits, wanted) * assignment.valid[..., None]
     weight = quality[positive]
     boxes = (giou_distance(stage.boxes[positive], matched_boxes(assignment, targets)) * weight).sum() / mean_over_processes(weight.sum())
-    center = F.binary_cross_entropy_with_logits(stage.quality[positive], weight, reduction="sum")
+    center = F.binary_cross_entropy_with_logits(present(stage.quality)[positive], weight, reduction="sum")
     return {
         "classification": focal.sum() / assignment.num_positives,
         "box": BOX_WEIGHT * boxes,

@@ -14,7 +14,7 @@ from detdistill.detectors.towers import TowerPair
 from detdistill.geometry import centers, side_distances, to_boxes
 from detdistill.losses import giou_distance, mean_over_processes, paired_iou, quality_focal
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets
+from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
 
 EDGE_WEIGHT = 0.25
 
@@ -90,8 +90,7 @@ def gfl_losses(stage: Predictions, assignment: Assignment, targets: Targets, poi
     focal = quality_focal(stage.logits, wanted, beta=2.0) * assignment.valid[..., None]
     trust = stage.logits[positive].detach().sigmoid().amax(-1)
     total = mean_over_processes(trust.sum())
-    assert stage.edges is not None
-    edges = stage.edges[positive]  # (P, 4, R)
+    edges = present(stage.edges)[positive]  # (P, 4, R)
     place = positive.nonzero()[:, 1]
     distances = (side_distances(points[place], truth) / strides[place, None]).clamp(0, edges.shape[-1] - 1 - 0.1)
     sides = distribution_focal(edges, distances).mean(-1)

@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from detdistill.detectors.backbone import group_norm
 from detdistill.detectors.towers import flatten_cells
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Detections, Predictions
+from detdistill.types import Batch, Detections, Predictions, present
 
 BEFORE_SUPPRESSION = 1000  # candidates a level, as published
 
@@ -43,7 +43,9 @@ class DenseHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.classifier.bias, -4.595)  # a score of 0.01 everywhere, so that background does not swamp the first steps
+        nn.init.constant_(
+            present(self.classifier.bias), -4.595
+        )  # a score of 0.01 everywhere, so that background does not swamp the first steps
 
     def rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None; in
@@ -57,8 +59,7 @@ class DenseHead(nn.Module):
 
 def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
     """Scores (class, times quality where there is one) to detections: the best candidates of each level, clipped, suppressed per class."""
-    assert stage.layout is not None
-    counts = stage.layout.counts
+    counts = present(stage.layout).counts
     scores = stage.scores()
     if stage.quality is not None:
         scores = scores * stage.quality.sigmoid()[..., None]

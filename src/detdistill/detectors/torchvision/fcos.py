@@ -10,13 +10,13 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes, normalize
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, matched_boxes, observe_dense
+from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense, with_centerness
 from detdistill.detectors.torchvision.shared import Columns, anchor_maps, flat_anchors, host_anchors, host_targets, to_detections
 from detdistill.detectors.towers import TowerPair, flatten_cells
-from detdistill.geometry import centerness, centers, fcos_assign
+from detdistill.geometry import fcos_assign
 from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
 
 
 class FCOS(nn.Module):
@@ -59,14 +59,10 @@ class FCOS(nn.Module):
 
         def assign(wanted: Targets) -> Assignment:
             matched = [fcos_assign(levels, boxes, self.model.center_sampling_radius) for boxes in wanted.boxes]
-            assignment = assemble(matched, valid, torch.zeros(valid.shape, device=valid.device))
-            positive = assignment.positive
-            points = centers(anchors).expand(len(positive), -1, -1)[positive]
-            assignment.quality[positive] = centerness(points, matched_boxes(assignment, wanted))
-            return assignment
+            return with_centerness(assemble(matched, valid), anchors, wanted)
 
         def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
-            outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas, "bbox_ctrness": stage.quality[..., None]}
+            outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas, "bbox_ctrness": present(stage.quality)[..., None]}
             terms = self.model.head.compute_loss(host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched))
             # The host divides by the positives of this process; every process's share must weigh the same.
             local = assignment.positive.sum().float()
@@ -79,8 +75,8 @@ class FCOS(nn.Module):
         """See `detectors.protocol.Detector`. torchvision's own post-processing: score = sqrt(class * centre-ness)."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
-        counts = list(stage.layout.counts)
-        rows = {"cls_logits": stage.logits, "bbox_regression": stage.deltas, "bbox_ctrness": stage.quality[..., None]}
+        counts = list(present(stage.layout).counts)
+        rows = {"cls_logits": stage.logits, "bbox_regression": present(stage.deltas), "bbox_ctrness": present(stage.quality)[..., None]}
         split = {name: list(values.split(counts, 1)) for name, values in rows.items()}
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         return to_detections(self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes)))

@@ -16,7 +16,7 @@ from detdistill.detectors.torchvision.shared import Columns, anchor_maps, flat_a
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
 
 HOST_DEPTH = 4  # torchvision builds towers of four convolutions
 
@@ -72,8 +72,8 @@ class RetinaNet(nn.Module):
         """See `detectors.protocol.Detector`. torchvision's own post-processing."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
-        counts = list(stage.layout.counts)
-        split = {"cls_logits": list(stage.logits.split(counts, 1)), "bbox_regression": list(stage.deltas.split(counts, 1))}
+        counts = list(present(stage.layout).counts)
+        split = {"cls_logits": list(stage.logits.split(counts, 1)), "bbox_regression": list(present(stage.deltas).split(counts, 1))}
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         found = self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes))
         return to_detections(found)
