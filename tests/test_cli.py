@@ -113,7 +113,7 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "train", stop)
-    assert cli.main(["train"]) == 130
+    assert cli.main(["train"]) == 1
     assert "--resume" in capsys.readouterr().err
 
 

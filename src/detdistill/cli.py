@@ -143,7 +143,7 @@ def _console() -> Console:
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 the input is wrong (one line on stderr), 130 interrupted. Any other error passes with its traceback (1)."""
+    """Exit code: 0 done, 2 the input is wrong (one line on stderr), 1 interrupted. Any other error passes with its traceback (1)."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     try:
         app(flags.tidy(given), exit_on_error=False, print_error=False, result_action="return_none")
@@ -152,5 +152,5 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("detdistill: interrupted; what was begun goes on from its last checkpoint with --resume --out DIR", file=sys.stderr)
-        return 130
+        return 1
     return 0

@@ -1,8 +1,8 @@
 """`shapes:N`: a built-in data set drawn by code, for the demo, the tests and the benches. No file, no download.
 
-Six classes, made so that a small network learns most of it soon and trails a larger one at the rest. Hue tells pairs apart (disc and
-square, star and cross, plank and ladder) but hints only within a pair, where the outline decides, or the direction of the stripes
-against the object's own long axis. All are turned at any angle, stretched, small and large, plain or striped or speckled, at times faint or of a stray hue,
+Six classes, made so that a small network learns most of it soon and trails a larger one at the rest. Hue mostly tells pairs apart (disc
+and square, star and cross, plank and ladder), but within a pair it is the outline, or the direction of the stripes against the object's
+own long axis. All are turned at any angle, stretched, small and large, plain or striped or speckled, at times faint or of a stray hue,
 over each other, among lines, arcs and rocks that are no class.
 """
 
@@ -218,7 +218,7 @@ def _stripes(angle: float, period: float, size: tuple[int, int], random: np.rand
 
 
 def _color(kind: int, random: np.random.Generator) -> np.ndarray:
-    """A strong colour (3,) in 0..255: mostly near the hue of the class, which half overlaps its neighbour's, at times any."""
+    """A strong colour (3,) in 0..255: mostly near the hue that a class shares with its neighbour, at times any."""
     draws = random.random(5)
-    hue = float(draws[1]) if draws[0] < STRAY else kind // 2 / 3 + (kind % 2 - 0.5) * 0.1 + 0.14 * float(draws[1] + draws[2] - 1)
+    hue = float(draws[1]) if draws[0] < STRAY else kind // 2 / 3 + 0.16 * float(draws[1] + draws[2] - 1)
     return np.array(colorsys.hsv_to_rgb(hue % 1, 0.5 + 0.5 * float(draws[3]), 0.5 + 0.5 * float(draws[4]))) * 255
