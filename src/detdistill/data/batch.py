@@ -145,8 +145,8 @@ class TrainLoader:
             )
         if len(split) < processes:
             raise UserError(f"split {split.name!r} has {len(split)} images for {processes} processes; use fewer")
-        if not 0 < config.scale[0] <= config.scale[1]:
-            raise UserError(f"data.scale is {config.scale[0]:g} to {config.scale[1]:g}; give two factors over 0, the smaller one first")
+        if config.scale[0] > config.scale[1]:
+            raise UserError(f"data.scale is {config.scale[0]:g} to {config.scale[1]:g}; give the smaller factor first")
         self.split, self.batch_size = split, batch_size
         self.order = Order(len(split), batch_size, seed, rank, processes)
         self.steps = self.order.steps
@@ -187,7 +187,6 @@ class Feed:
     """
 
     def __init__(self, examples: Examples, order: Order, workers: int) -> None:
-        canvas(examples.config)  # a wrong size is told here and not in a worker
         examples.budget //= max(workers, 1)
         self.order, self.workers, self.turn = order, workers, 0
         self.loader: DataLoader = DataLoader(

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
 LEAST = 1.0  # pixels; a box narrower or lower than this is dropped
@@ -37,10 +36,7 @@ def seeded(*parts: object) -> torch.Generator:
 def canvas(config: DataConfig) -> tuple[int, int]:
     """(height, width) that images are fitted into."""
     size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise UserError(f"data.image_size is {size}; give the side of a square, or height and width, in pixels")
-    return height, width
+    return (size, size) if isinstance(size, int) else size
 
 
 def fitted(size: tuple[int, int], into: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
