@@ -8,11 +8,18 @@ from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import faster_rcnn
 from detdistill.detectors.torchvision.fcos import fcos
 from detdistill.detectors.torchvision.retinanet import retinanet
-from detdistill.detectors.transformers.deformable_detr import deformable_detr
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 
 Builder = Callable[[ModelConfig, str, Sequence[str]], Detector]
+
+
+def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Detector:
+    """Deformable DETR of transformers, from config and offline, on a timm backbone."""
+    from detdistill.detectors.transformers import deformable_detr as family  # transformers takes seconds to import
+
+    return family.deformable_detr(config, backbone, classes)
+
 
 DETECTORS: dict[str, Builder] = {
     "retinanet": retinanet,
