@@ -1,0 +1,148 @@
+"""Every detector with every method: does it build, train ten steps on one batch, stay finite and fall?
+
+    python bench/conformance.py [--all] [--steps 10] [--detector gfl ...] [--method pkd ...] [--json FILE] [--markdown FILE]
+
+A cell is a student, a teacher and a method: `yes`, the reason the method gives for refusing the pair, or what failed. The teacher is of the
+student's kind on a larger backbone, and has learned the batch; with --all, of every kind. Exit code 1 where a cell failed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from detdistill.detectors.build import DETECTORS, build
+from detdistill.detectors.protocol import Detector
+from detdistill.errors import UserError
+from detdistill.methods import METHODS
+from detdistill.pairing import build_methods, resolve
+from detdistill.recipe import ModelConfig
+from detdistill.testing import check_detector, check_pair, learn
+
+CLASSES = ("disc", "square", "star")
+STRIDES = {"faster_rcnn": (4, 8, 16, 32)}  # others begin at 8
+SMALL, LARGE = "mobilenetv2_035", "resnet18"
+LESSONS, LESSON_LR = 20, 1e-3  # steps and rate by which a teacher has learned the batch, so that it says something
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student, teacher and method. state: `yes`, `refused` or `failed`, with the reason. first, last: sum of the method's terms."""
+
+    student: str
+    teacher: str
+    method: str
+    state: str
+    reason: str = ""
+    first: float | None = None
+    last: float | None = None
+    seconds: float = 0.0
+
+
+def tiny(head: str, backbone: str, seed: int) -> Detector:
+    """A detector small enough for a step in a tenth of a second."""
+    torch.manual_seed(seed)
+    strides = STRIDES.get(head, (8, 16, 32))
+    config = ModelConfig(name=f"{head}:{backbone}", strides=strides, channels=32, tower_depth=2, queries=20, backbone_weights="none")
+    return build(config, CLASSES)
+
+
+@cache
+def taught(head: str) -> Detector:
+    """A teacher that has learned the batch."""
+    teacher = tiny(head, LARGE, seed=1)
+    learn(teacher, None, [], steps=LESSONS, lr=LESSON_LR)
+    cast(nn.Module, teacher).eval().requires_grad_(False)
+    return teacher
+
+
+def cell(head: str, teacher_head: str, method: str, steps: int) -> Cell:
+    """The state of one cell."""
+    began = time.perf_counter()
+    names = (head, teacher_head, method)
+    student, teacher = tiny(head, SMALL, seed=0), taught(teacher_head)
+    torch.manual_seed(0)
+    try:
+        methods = build_methods(resolve({method: {}}, student.info, teacher.info), student.info, teacher.info)
+    except UserError as error:
+        return Cell(*names, "refused", str(error))
+    try:
+        first, last = check_pair(student, teacher, methods, steps=steps)[method]
+    except Exception as error:  # whatever it is, the table goes on and tells it
+        return Cell(*names, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return Cell(*names, "yes", "", first, last, time.perf_counter() - began)
+
+
+def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int) -> Iterator[Cell]:
+    """Each detector alone first, then with every method; teachers of its own kind or of every kind."""
+    for head in heads:
+        try:
+            check_detector(tiny(head, SMALL, seed=0))
+            yield Cell(head, "", "check_detector", "yes")
+        except AssertionError as error:
+            yield Cell(head, "", "check_detector", "failed", str(error))
+    for head in heads:
+        for teacher in DETECTORS if every else (head,):
+            for method in methods:
+                yield cell(head, teacher, method, steps)
+
+
+def markdown(found: Sequence[Cell]) -> str:
+    """Rows are students with their teachers, columns methods; reasons below the table."""
+    pairs, methods = list(dict.fromkeys((c.student, c.teacher) for c in found)), list(dict.fromkeys(c.method for c in found))
+    by_place = {(c.student, c.teacher, c.method): c for c in found}
+    notes: dict[str, int] = {}
+
+    def text(pair: tuple[str, str], method: str) -> str:
+        one = by_place.get((*pair, method))
+        if one is None or one.state == "yes":
+            return "" if one is None else "yes"
+        return f"{'no' if one.state == 'refused' else 'FAILED'} [{notes.setdefault(one.reason, len(notes) + 1)}]"
+
+    methods.remove("check_detector")
+    lines = [f"| student | teacher | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
+    lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs if pair[1]]
+    broken = [f"{c.student}: {c.reason}" for c in found if c.method == "check_detector" and c.state == "failed"]
+    return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in notes.items()), *broken]) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every student with every teacher")
+    parser.add_argument("--detector", nargs="+", choices=list(DETECTORS), default=list(DETECTORS), help="students")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    found: list[Cell] = []
+    for one in cells(options.detector, options.method, options.all, options.steps):
+        found.append(one)
+        moved = "" if one.first is None else f"{one.first:.3g} to {one.last:.3g}"
+        print(f"{one.student:16} {one.teacher:16} {one.method:14} {one.state:8} {moved}{one.reason}", flush=True)
+    failed = [one for one in found if one.state == "failed"]
+    if options.json:
+        result: dict[str, Any] = {"rows": [asdict(one) for one in found], "failed": len(failed), "steps": options.steps}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(markdown(found))
+    states = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in ("yes", "refused", "failed"))
+    print(f"{len(found)} cells: {states}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
