@@ -3,7 +3,7 @@
 # make check   style, types and the quick tests
 # make docs    writes docs/reference.md anew from the code
 #
-# All of them work in .venv, made and filled on first use (some 5 GB), again when pyproject.toml changes.
+# All of them work in .venv, made and filled on first use (some 6 GB), again when pyproject.toml changes.
 # Another Python: make demo PYTHON=python3.12. Options of the demo: make demo ARGS="--seed 1".
 
 PYTHON ?= python3

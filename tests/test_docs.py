@@ -129,6 +129,13 @@ def test_named_fields_options_and_flags_exist(page: str) -> None:
             assert span in flags.FIELDS, span
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_named_scripts_exist(page: str) -> None:
+    for span in spans(page):
+        if re.fullmatch(r"(bench|src|docs|tests)/[\w/]+\.\w+", span):
+            assert (ROOT / span).exists(), span
+
+
 def arguments(command: str) -> list[tuple[str, ...]]:
     return [item.names for item in cli.app[command].assemble_argument_collection()]
 
