@@ -50,7 +50,8 @@ def test_the_module_is_the_command() -> None:
     assert wrong.stderr == "detdistill: Unknown option: --epcohs. Did you mean --epochs?\n"
 
 
-def test_every_common_flag_of_the_surface_is_there(capsys: pytest.CaptureFixture) -> None:
+def test_every_common_flag_of_the_surface_is_there(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # long names are not broken
     assert cli.main(["distill", "--help"]) == 0
     told = capsys.readouterr().out
     common = (

@@ -60,7 +60,7 @@ def distill(
     recipe, folder = _begin(recipe, out, resume, overwrite)
     say = talker(console)
     data = _open(recipe, say)
-    teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model or recipe.model)
+    teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model)
     say(f"teacher: {report}")
     student, config = start(recipe.model, data.classes, recipe.train.seed)
     recipe = recipe.model_copy(update={"methods": resolve(recipe.methods, student.info, teacher.info)})

@@ -6,20 +6,24 @@ from torch import Tensor
 
 from detdistill.losses.reduce import at_least_single
 
+CELLS = (0, 2, 3)  # of a channel: images, rows, columns
 EPSILON = 1e-6  # added to the standard deviation, outside the root, as published
 
 
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation plus epsilon of each channel, (1, C, 1, 1), over the batch and all cells."""
-    deviation, mean = torch.std_mean(features, dim=(0, 2, 3), keepdim=True)  # one pass for both
-    return mean, deviation + EPSILON
+def _centered(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances from each channel's mean (B, C, H, W), that mean, and the unbiased standard deviation, both (1, C, 1, 1), over the batch
+    and all cells; needs two cells or more. In plain passes: `torch.std_mean` takes twice the time on a CPU, and its gradient more."""
+    features = at_least_single(features)
+    mean = features.mean(dim=CELLS, keepdim=True)
+    centered = features - mean
+    variance = centered.square().sum(dim=CELLS, keepdim=True) / (features[:, :1].numel() - 1)
+    return centered, mean, variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()  # the root of a dead channel's 0 has no gradient
 
 
 def standardize(features: Tensor) -> Tensor:
     """(B, C, H, W) to zero mean and unit deviation in each channel, over the batch and all cells; needs two cells or more."""
-    features = at_least_single(features)
-    mean, deviation = _statistics(features)
-    return (features - mean) / deviation
+    centered, _, deviation = _centered(features)
+    return centered / (deviation + EPSILON)
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,5 +39,6 @@ def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if min(student.numel(), teacher.numel()) == 0 or student.shape[1] != teacher.shape[1]:
         raise ValueError(f"maps of one width are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
-    mean, deviation = torch.mean(teacher, dim=(0, 2, 3), keepdim=True), torch.std(teacher, dim=(0, 2, 3), keepdim=True)
-    return standardize(student) * deviation.detach() + mean.detach()
+    centered, _, deviation = _centered(student)
+    _, mean, wanted = _centered(teacher.detach())
+    return torch.addcmul(mean, centered, wanted / (deviation + EPSILON))
