@@ -90,7 +90,9 @@ def test_match_statistics_gives_the_teachers():
 def test_match_statistics_by_hand():
     # Student 0 and 2: mean 1, unbiased deviation sqrt(2). Teacher 5 and 9: mean 7, deviation 2 sqrt(2). So 0 becomes 5 and 2 becomes 9.
     student, teacher = (torch.tensor(pair, dtype=torch.float64).view(1, 1, 1, 2) for pair in ([0.0, 2.0], [5.0, 9.0]))
-    torch.testing.assert_close(match_statistics(student, teacher).flatten(), torch.tensor([5.0, 9.0], dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        match_statistics(student, teacher).flatten(), torch.tensor([5.0, 9.0], dtype=torch.float64), atol=1e-5, rtol=0
+    )
 
 
 def test_half_precision_is_summed_in_single():
@@ -102,3 +104,14 @@ def test_half_precision_is_summed_in_single():
 def test_different_widths_are_refused():
     with pytest.raises(ValueError, match="one width"):
         match_statistics(STUDENT, TEACHER[:, :2])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 7.0])
+def test_a_dead_channel_has_finite_gradients(value: float):
+    # Behind a ReLU whole channels are 0: the root of their variance must not make 0 times infinity of the gradient.
+    student, teacher = STUDENT.float().clone(), TEACHER.float().clone()
+    student[:, 0] = teacher[:, -1] = value
+    student.requires_grad_()
+    (pearson_distance(student, teacher) + match_statistics(student, teacher).square().sum()).backward()
+    assert student.grad.isfinite().all()
+    assert student.grad[:, -1].any()
