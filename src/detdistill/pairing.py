@@ -44,7 +44,7 @@ def configure(name: str, options: Mapping[str, Any]) -> Any:
 
 def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
     """Every option of every method: the method's default, under the published preset of the pair, under what is given."""
-    return {name: asdict(configure(name, merge(preset(name, student, teacher), given))) for name, given in options.items()}
+    return {name: asdict(configure(name, merge(preset(name, student, teacher, options), given))) for name, given in options.items()}
 
 
 def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> list[Method]:

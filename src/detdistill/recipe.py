@@ -33,7 +33,7 @@ class Part(BaseModel):
 class ModelConfig(Part):
     """The detector that is trained."""
 
-    name: str = Field("", description="HEAD:BACKBONE, such as gfl:resnet18 or retinanet:mobilenetv2_035")
+    name: str = Field("", description="HEAD:BACKBONE, such as gfl:resnet18 or retinanet:mobilenetv3_small_100")
     strides: tuple[PositiveInt, ...] = Field(
         (8, 16, 32, 64, 128), min_length=1, description="strides of the pyramid's levels, fine to coarse"
     )
@@ -90,23 +90,23 @@ class TeacherConfig(Part):
 class TrainConfig(Part):
     """Schedule and optimizer."""
 
-    epochs: int = Field(12, ge=1)
-    seed: int = Field(0, ge=0)
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    seed: int = Field(0, ge=0, description="of the initial weights, the order of the images and their augmentation")
     batch_size: int = Field(8, ge=1, description="images a step, over all processes")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(0.001, gt=0, description="peak learning rate")
     backbone_lr_factor: float = Field(1.0, ge=0, description="the backbone's share of the learning rate; 0 freezes it")
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms and biases")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up of the learning rate")
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="of the learning rate after its warm-up")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.67, 0.92), description="fractions of the run at which `step` divides the rate by 10"
     )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
     method_warmup_steps: int = Field(0, ge=0, description="steps over which the methods' weights rise linearly from 0")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; fp16 needs a GPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     workers: int = Field(0, ge=0, description="processes that read images; 0: in the training process")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule's length stays that of the epochs")

@@ -44,5 +44,3 @@ def scene(height: int = 64, width: int = 96, objects: bool = True, seed: int = 0
     first = (boxes, labels) if objects else nothing
     batch = Batch(images, sizes, sizes.clone(), torch.tensor([1, 2]), ("first.png", "second.png"))
     return batch, Targets((first[0], nothing[0]), (first[1], nothing[1]))
-
-

@@ -2,10 +2,10 @@
 
 crosskd and mimicking: the released CrossKD code (its regression weight of GFL is written 4.0 with an inner mean over four sides, as here).
 Positions are published for towers of four convolutions (3, and 2 for FCOS) and given from the end here, so that they fit other depths.
-pkd: with a teacher alone 6 (two-stage) or 10 (one-stage), as in its published code.
+pkd: alone 6 with a two-stage teacher and 10 with a one-stage one, as in its published code; beside CrossKD as in CrossKD's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from detdistill.types import DetectorInfo
@@ -29,13 +29,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "crosskd": {kind: {**options, "depth": -2 if kind == "fcos" else -1} for kind, options in _DENSE.items()},
     "mimicking": _DENSE,
     "pkd": {kind: {"weight": 10.0} for kind in _DENSE} | {"faster_rcnn": {"weight": 6.0}},
+    "pkd beside crosskd": {"gfl": {"weight": 6.0}, "retinanet": {"weight": 2.0}, "fcos": {"weight": 2.0}, "atss": {"weight": 1.0}},
 }
 
 
-def preset(method: str, student: DetectorInfo, teacher: DetectorInfo) -> Mapping[str, Any]:
-    """The published options of `method` for this pair. CrossKD and PKD compare in the teacher's space, mimicking in the student's."""
+def preset(method: str, student: DetectorInfo, teacher: DetectorInfo, beside: Collection[str] = ()) -> Mapping[str, Any]:
+    """The published options of `method` for this pair. CrossKD and PKD compare in the teacher's space, mimicking in the student's.
+
+    beside: the other methods of the run.
+    """
     kind = student.kind if method == "mimicking" else teacher.kind
-    options = dict(PRESETS.get(method, {}).get(kind, {}))
+    together = next((name for name in (f"{method} beside {other}" for other in beside) if name in PRESETS), method)
+    options = dict(PRESETS.get(together, {}).get(kind, {}))
     if method == "mimicking" and not teacher.quality:
         options.pop("weight_quality", None)  # nothing to copy
     return options
