@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from detdistill.detectors.build import DETECTORS, build
 from detdistill.detectors.protocol import Detector
 from detdistill.engine.distillation import Distillation
-from detdistill.engine.optim import build_optimizer
+from detdistill.engine.optim import build_optimizer, set_learning_rate
 from detdistill.methods import Method
 from detdistill.pairing import build_methods, resolve
 from detdistill.recipe import ModelConfig, TrainConfig
@@ -85,8 +85,8 @@ class Bench:
         self.methods = build_methods(options, self.student.info, self.teacher.info)
         batch, targets = scene(len(CLASSES), (setting.image_size * 4 // 5, setting.image_size), setting.batch_size, cut=False)
         self.batch, self.targets = batch.to(self.device), targets.to(self.device)
-        self.plain = self._stepper([])
-        self.taught = self._stepper(self.methods)
+        self.need = Distillation(self.student, self.methods).need
+        self.plain, self.taught = self._stepper([]), self._stepper(self.methods)
 
     def _detector(self, name: str) -> Detector:
         setting = self.setting
@@ -97,9 +97,10 @@ class Bench:
         return cast(Any, build(config, CLASSES)).to(self.device)
 
     def _stepper(self, methods: Sequence[Method]) -> Callable[[DetectorOutput | None], None]:
-        """A training step as the engine does it, at a rate of zero: every round then does the same work."""
+        """A training step as the engine does it, at a rate of 0: every round does the same work."""
         distillation = Distillation(self.student, methods).to(self.device).train()
-        optimizer = build_optimizer(distillation, TrainConfig(lr=1e-30, weight_decay=0.0))
+        optimizer = build_optimizer(distillation, TrainConfig())
+        set_learning_rate(optimizer, 0.0)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
         def step(lesson: DetectorOutput | None) -> None:
@@ -109,7 +110,6 @@ class Bench:
             optimizer.step()
             optimizer.zero_grad()
 
-        self.need = distillation.need
         return step
 
     def student_step(self) -> None:
@@ -126,19 +126,17 @@ class Bench:
         """The teacher's layers from each state that a method enters, forward, and backward to that state; None where no method does."""
         if not self.need.towers:
             return None
-        states = list(self.teacher_look_at(self.need.towers).towers.states.values())  # type: ignore[union-attr]
-        resume = self.teacher_look_at(self.need.towers).towers.resume  # type: ignore[union-attr]
+        with torch.no_grad():
+            towers = self.teacher.observe(self.batch, need=Need(towers=self.need.towers)).towers
+        assert towers is not None
 
         def run() -> None:
-            for state in states:
-                resumed = resume(TowerState(state.depth, leaves(state.classification), leaves(state.regression)))
-                (resumed.logits.sum() + (resumed.boxes if resumed.edges is None else resumed.edges).sum()).backward()
+            for state in towers.states.values():
+                resumed = towers.resume(TowerState(state.depth, leaves(state.classification), leaves(state.regression)))
+                compared = resumed.boxes if resumed.edges is None else resumed.edges
+                (resumed.logits.sum() + compared.sum()).backward()
 
         return run
-
-    def teacher_look_at(self, depths: frozenset[int]) -> DetectorOutput:
-        with torch.no_grad():
-            return self.teacher.observe(self.batch, need=Need(towers=depths))
 
 
 def leaves(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
