@@ -24,7 +24,7 @@ STEPS = 3
 def taught(head: str) -> Detector:
     """A teacher that says something of the batch."""
     teacher = tiny(head, seed=1)
-    learn(teacher, None, [], EXAMPLE, steps=15 if head in DENSE else 0, lr=1e-3)
+    learn(teacher, None, [], EXAMPLE, steps=25 if head in DENSE else 0, lr=1e-3)
     return teacher
 
 
@@ -49,7 +49,7 @@ def test_pkd_teaches_detectors_without_dense_heads_and_the_others_refuse_them(he
             built({method: {}}, student.info, teacher.info)
 
 
-@pytest.mark.parametrize(("head", "teacher_head"), [("fcos", "retinanet"), ("retinanet", "gfl"), ("atss", "fcos")])
+@pytest.mark.parametrize(("head", "teacher_head"), [("fcos", "gfl"), ("retinanet", "atss"), ("atss", "fcos")])
 def test_other_families_teach_by_features_and_by_their_own_head_together(head: str, teacher_head: str):
     student, teacher = tiny(head, channels=48), taught(teacher_head)  # other widths: connectors
     methods = built({"pkd": {}, "crosskd": {}}, student.info, teacher.info)
