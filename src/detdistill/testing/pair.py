@@ -19,7 +19,7 @@ from detdistill.testing.scene import Scene, scene
 def check_pair(
     student: Detector, teacher: Detector, methods: Sequence[Method], example: Scene | None = None, steps: int = 10, lr: float = 3e-4
 ) -> dict[str, tuple[float, float]]:
-    """Trains a copy of the student on one batch, without and with its methods. Every term before and after, with `total` and a sum by method.
+    """Trains a copy of the student on one batch by these methods: every term before and after, with `total` and a sum by method.
 
     Small steps, as a method and the labels may pull apart. Raises AssertionError where a term is not finite, the total or the sum of a
     method's terms did not fall, or the teacher changed.
