@@ -31,11 +31,12 @@ __all__ = [
     "losses",
     "methods",
     "predict",
+    "testing",
     "train",
     "types",
 ]
 
-_MODULES = ("geometry", "losses", "methods", "types")
+_MODULES = ("geometry", "losses", "methods", "testing", "types")
 _HOMES = {"Distillation": "detdistill.engine.distillation", "fit": "detdistill.engine.fit"}  # the others live in detdistill.run
 
 

@@ -104,6 +104,9 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
     head = FCOSHead(32, 1, len(classes), num_convs=1)  # the container; it can't be told the norm, so both branches are put in below
     head.classification_head = FCOSClassificationHead(config.channels, 1, len(classes), config.tower_depth, norm_layer=norm)
     head.regression_head = FCOSRegressionHead(config.channels, 1, config.tower_depth, norm_layer=norm)
+    # The published head begins at exp(0), one stride to each side. torchvision cuts at 0 and begins there: one bad step and every
+    # distance is 0, with no gradient to come back by. One of three small students died so in its first twenty steps.
+    nn.init.ones_(present(head.regression_head.bbox_reg.bias))
     model = host.FCOS(
         neck,
         len(classes),
