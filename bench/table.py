@@ -56,10 +56,9 @@ def one(options: argparse.Namespace, label: str, seed: int) -> dict[str, Any]:
     recipe = recipe_of(options, methods, seed)
     folder = options.out / f"{label.replace(',', '+')}-e{recipe.train.epochs}-s{seed}"
     metrics = folder / "metrics.json"
-    if not metrics.exists():
-        unfinished = (folder / "checkpoint").exists()
-        verb = run.distill if methods else run.train
-        verb(recipe, folder, resume=unfinished, overwrite=not unfinished)
+    begun = (folder / "checkpoint").exists()  # to resume compares recipes, and leaves a finished run as it is
+    verb = run.distill if methods else run.train
+    verb(recipe, folder, resume=begun, overwrite=not begun)
     return json.loads(metrics.read_text())
 
 

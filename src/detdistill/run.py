@@ -1,5 +1,6 @@
 """The verbs: a recipe becomes objects once, and they run. Each verb is the command of the same name, without the parsing."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Job:
         if not resume:
             run.begin(recipe, overwrite=overwrite)
         say(f"training {recipe.model.name} on {training.name} ({len(training)} images), into {self.folder}")
-        shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {"teacher": recipe.teacher.path}
+        shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {"teacher": digest(self.teacher)}
         summary = fit(
             self.distillation,
             loader,
@@ -129,12 +130,24 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, read: bool, 
     split = (val or data.training_split(recipe.data)).take(config.sample)
     place(teacher, recipe.train.device)
     found, _ = measure(teacher, data, split, recipe.data, recipe.train, costs=False)
-    say(f"teacher: AP {number(found['AP'])}, AP50 {number(found['AP50'])} on {len(split)} images of the {split.name} split")
+    seen = {record.name for record in data.training_split(recipe.data).records} & {record.name for record in split.records}
+    known = f", {len(seen)} of them among the student's training images" if seen else ""
+    say(f"teacher: AP {number(found['AP'])}, AP50 {number(found['AP50'])} on {len(split)} images of the {split.name} split{known}")
     if read and not config.allow_weak and found["AP"] is not None and found["AP"] < config.floor:
         raise UserError(
             f"teacher {config.path}: its AP of {found['AP']:.1f} is below teacher.floor {config.floor:g}: is it trained, and on these classes? "
             "Lower --teacher.floor, or go on with it by --teacher.allow-weak"
         )
+
+
+def digest(teacher: Detector | None) -> str | None:
+    """A short name for exactly these weights: a run is not resumed under another teacher at the same path."""
+    if teacher is None:
+        return None
+    found = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _begin(recipe: Recipe, out: Path | None, resume: bool, overwrite: bool) -> tuple[Recipe, Path]:

@@ -161,8 +161,10 @@ def test_what_it_cannot_serve_is_refused_at_build():
         (CrossKDConfig(), tiny("faster_rcnn").info, teacher, "no towers; take retinanet"),
         (CrossKDConfig(), student, replace(teacher, strides=(8, 16)), "needs its own grid"),
         (CrossKDConfig(), student, replace(teacher, classes=("disc", "square", "ring")), "the teacher lacks cross"),
+        (CrossKDConfig(depth=-3), student, teacher, "beyond the teacher's towers"),
+        (CrossKDConfig(weight_class=0, weight_box=0), student, teacher, "all its weights are 0"),
         (CrossKDConfig(depth=5), student, teacher, "beyond the teacher's towers"),
-        (CrossKDConfig(student_depth=3), student, teacher, "set student_depth"),
+        (CrossKDConfig(student_depth=3), student, teacher, "beyond the student's towers, which have 2"),
         (CrossKDConfig(weight_quality=1.0), student, teacher, "centre-ness"),
         (CrossKDConfig(box="edges"), student, student, "distance distributions"),
     ):

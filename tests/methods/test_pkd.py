@@ -67,10 +67,15 @@ def test_a_connector_is_learned_only_where_widths_differ():
     assert [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in method.parameters() if p.ndim == 4] == [True, True, False]
 
 
-def test_tiny_levels_are_left_out():
+def test_tiny_levels_are_left_out_and_nothing_left_is_an_error():
     student, teacher = pair("fcos")
-    method = built("pkd", student, teacher, least_positions=10**6)
-    assert method(*looks(method, student, teacher))["features"] == 0
+    every, finest = (built("pkd", student, teacher, least_positions=count) for count in (2, 100))
+    only = built("pkd", student, teacher, levels=1)
+    terms = [method(*looks(method, student, teacher))["features"].item() for method in (every, finest, only)]
+    assert terms[0] > terms[1] == terms[2]
+    none = built("pkd", student, teacher, least_positions=10**6)
+    with pytest.raises(UserError, match=r"too small to correlate \(192, 48, 12 cells"):
+        none(*looks(none, student, teacher))
 
 
 def test_duplicating_the_batch_changes_it_by_the_degrees_of_freedom_only():

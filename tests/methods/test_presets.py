@@ -15,7 +15,7 @@ def test_pkd_weighs_less_beside_crosskd(head: str, alone: float, beside: float):
 
 
 def test_a_two_stage_teacher_weighs_six():
-    assert preset("pkd", tiny("fcos").info, tiny("faster_rcnn").info) == {"weight": 6.0}
+    assert preset("pkd", tiny("fcos").info, tiny("faster_rcnn").info) == {"weight": 6.0, "levels": 4}
 
 
 def test_mimicking_goes_by_the_students_head():

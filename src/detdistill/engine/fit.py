@@ -148,6 +148,9 @@ def fit(
     accelerator.wait_for_everyone()  # nobody reads what the first process is still writing
     if average is not None:
         student.load_state_dict(average.module.state_dict())
+    if accelerator.num_processes > 1:  # norm statistics are each process's own; what is measured is what the first one saves
+        for buffer in student.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     return summarize(training, loader.steps, device)
 
 

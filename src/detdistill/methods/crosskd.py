@@ -28,7 +28,7 @@ from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Tar
 @dataclass(frozen=True)
 class CrossKDConfig(PredictionConfig):
     """depth: position i, at which the teacher's tower is entered; negative: from its end, -1 leaves one convolution and the predictors.
-    student_depth: at which the student's is left; none: the same. align: match channel statistics. tap: see the module's head."""
+    student_depth: at which the student's is left, likewise; none: the same. align: match channel statistics. tap: see the module's head."""
 
     depth: int = -1
     student_depth: int | None = None
@@ -79,12 +79,14 @@ class CrossKD(Method):
 
     @classmethod
     def _depths(cls, config: CrossKDConfig, student: int, teacher: int) -> tuple[int, int]:
-        entered = config.depth if config.depth >= 0 else max(0, teacher + config.depth)
-        left = entered if config.student_depth is None else config.student_depth
-        require(entered <= teacher, cls.name, f"depth {entered} is beyond the teacher's towers", f"they have {teacher} convolutions")
-        require(
-            left <= student, cls.name, f"student depth {left} is beyond its towers", f"they have {student} convolutions: set student_depth"
-        )
+        def placed(asked: int, side: str, there: int) -> int:
+            depth = asked if asked >= 0 else there + asked
+            lacking = f"depth {asked} is beyond the {side}'s towers, which have {there} convolutions"
+            require(0 <= depth <= there, cls.name, lacking, "set methods.crosskd.depth, and student_depth where the two differ")
+            return depth
+
+        entered = placed(config.depth, "teacher", teacher)
+        left = placed(entered if config.student_depth is None else config.student_depth, "student", student)
         return left, entered
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:

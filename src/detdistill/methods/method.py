@@ -1,12 +1,15 @@
 """What every distillation method offers, and the checks they share. A method never knows a detector: it reads typed outputs."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from detdistill.errors import UserError
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a term
 
 
 class Method(nn.Module):

@@ -12,13 +12,16 @@ convolution on the student's levels is learned where they differ.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from detdistill.errors import UserError
 from detdistill.losses import pearson_distance
-from detdistill.methods.method import Method, levels_at, paired_strides, require
+from detdistill.methods.method import Method, Weight, levels_at, paired_strides, require
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets
 
 
@@ -28,12 +31,12 @@ class PKDConfig:
     published code. resize: which side is resized, bilinearly, where sizes differ. pyramid: which maps are compared.
     least_positions: levels with fewer cells than this in the whole batch are left out, their correlation is noise."""
 
-    weight: float = 6.0
-    levels: int | None = None
+    weight: Weight = 6.0
+    levels: Annotated[int, Field(ge=1)] | None = None
     pairing: Literal["stride", "index"] = "stride"
     resize: Literal["student", "teacher"] = "student"
     pyramid: str = "neck"
-    least_positions: int = 16
+    least_positions: Annotated[int, Field(ge=2)] = 16
 
 
 class PKD(Method):
@@ -71,14 +74,18 @@ class PKD(Method):
         """See `Method.forward`."""
         mine = levels_at(student.pyramids[self.config.pyramid], self.student_strides)
         theirs = levels_at(teacher.pyramids[self.config.pyramid], self.teacher_strides)
-        total = mine[0].new_zeros(())
+        terms = []
         for connector, guess, taught in zip(self.connectors, mine, theirs, strict=True):
             guess = connector(guess)
             if guess.shape[-2:] != taught.shape[-2:]:
                 guess, taught = self._resized(guess, taught)
             if guess[:, 0].numel() >= self.config.least_positions:
-                total = total + pearson_distance(guess, taught)
-        return {"features": self.config.weight * total}
+                terms.append(pearson_distance(guess, taught))
+        if not terms:  # a distillation loss that is silently absent is the field's old failure
+            cells = ", ".join(str(level[:, 0].numel()) for level in mine)
+            remedy = "give larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"
+            raise UserError(f"method pkd: every paired level is too small to correlate ({cells} cells in the batch); {remedy}")
+        return {"features": self.config.weight * torch.stack(terms).sum()}
 
     def _resized(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.resize == "student":

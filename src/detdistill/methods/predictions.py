@@ -10,12 +10,14 @@ A teacher's box without area (torchvision's FCOS cuts distances at 0 where the p
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from detdistill.losses import edge_kl, giou_distance, log_iou_distance, mean_over_processes, quality_focal
+from detdistill.methods.method import Weight
 from detdistill.types import Assignment, DetectorInfo, Predictions, present
 
 Region = Literal["valid", "all", "positive"]
@@ -30,12 +32,12 @@ class PredictionConfig:
     trust: box rows weigh as much as the teacher's best score. class_normalizer, box_normalizer: number of positives, sum of trust, or sum of the
     quality targets."""
 
-    weight_class: float = 1.0
-    weight_box: float = 1.0
-    weight_quality: float = 0.0
-    beta: float = 1.0
+    weight_class: Weight = 1.0
+    weight_box: Weight = 1.0
+    weight_quality: Weight = 0.0
+    beta: Weight = 1.0
     box: Literal["auto", "edges", "giou", "log_iou"] = "auto"
-    temperature: float = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     class_region: Region = "valid"
     box_region: Region = "valid"
     trust: bool = True
@@ -81,6 +83,8 @@ def quality_distance(guess: Predictions, taught: Predictions, assignment: Assign
 
 def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -> str:
     """What these options ask for and this pair of outputs lacks, in words, or an empty string."""
+    if not (config.weight_class or config.weight_box or config.weight_quality):
+        return "all its weights are 0"
     if config.box == "edges" and (guess.edge_bins is None or guess.edge_bins != taught.edge_bins):
         return f"box distance `edges` needs equal distance distributions, the bins are {guess.edge_bins} and {taught.edge_bins}"
     if config.box == "auto" and guess.edge_bins and taught.edge_bins and guess.edge_bins != taught.edge_bins:

@@ -64,7 +64,7 @@ class GFL(nn.Module):
 def expected_distance(edges: Tensor) -> Tensor:
     """The integral: mean of each side's distribution, (..., R) logits to (...) strides, in 0..R-1. GFL, equation 5."""
     bins = torch.arange(edges.shape[-1], device=edges.device, dtype=edges.dtype)
-    return edges.softmax(-1) @ bins
+    return (edges.softmax(-1) * bins).sum(-1)  # a matrix product would be done in half precision under autocast
 
 
 def distribution_focal(edges: Tensor, distances: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense, with_centerness
-from detdistill.detectors.torchvision.shared import Columns, anchor_maps, flat_anchors, host_anchors, host_targets, to_detections
+from detdistill.detectors.torchvision.shared import (
+    Columns,
+    anchor_maps,
+    begun_inside,
+    flat_anchors,
+    host_anchors,
+    host_targets,
+    to_detections,
+)
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.geometry import fcos_assign
 from detdistill.losses import mean_over_processes
@@ -49,7 +57,8 @@ class FCOS(nn.Module):
         """See `detectors.protocol.Detector`. Losses are torchvision's: focal, GIoU and centre-ness, each by the batch's positives."""
         pyramid = self._pyramid(batch)
         layout = dense_layout(pyramid)
-        anchors, valid = flat_anchors(pyramid.anchors or ()), layout.valid(batch.sizes)
+        anchors = flat_anchors(pyramid.anchors or ())
+        valid = begun_inside(anchors, batch.sizes)
         levels = anchors.split(layout.counts)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:

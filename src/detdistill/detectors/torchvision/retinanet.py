@@ -12,7 +12,15 @@ from torchvision.ops import box_iou
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense
-from detdistill.detectors.torchvision.shared import Columns, anchor_maps, flat_anchors, host_anchors, host_targets, to_detections
+from detdistill.detectors.torchvision.shared import (
+    Columns,
+    anchor_maps,
+    begun_inside,
+    flat_anchors,
+    host_anchors,
+    host_targets,
+    to_detections,
+)
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -52,7 +60,8 @@ class RetinaNet(nn.Module):
         """See `detectors.protocol.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
         pyramid = self._pyramid(batch)
         layout = dense_layout(pyramid, self.info.anchors_per_cell or 1)
-        anchors, valid = flat_anchors(pyramid.anchors or ()), layout.valid(batch.sizes)
+        anchors = flat_anchors(pyramid.anchors or ())
+        valid = begun_inside(anchors, batch.sizes)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             logits, deltas = self._rows(classification, regression)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes
+from detdistill.geometry import centers
 from detdistill.types import Batch, Detections, Targets
 
 
@@ -45,6 +46,12 @@ def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Seq
     coordinate above 256 does not fit in the 8 bits of a bfloat16, so it is shown empty maps in single precision."""
     shells = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in levels]
     return generator(ImageList(images, host_sizes(batch.sizes)), shells)[0]
+
+
+def begun_inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """(B, N) bool: the anchor's centre, which is its cell's corner, lies in its image; anchors (N, 4), valid sizes (B, 2). As
+    `Layout.valid`, but with the host's own steps, which are not the nominal strides on coarse levels."""
+    return (centers(anchors)[None] < sizes[:, None].flip(-1)).all(-1)
 
 
 def anchor_maps(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
