@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from detdistill.types import Need, Targets
 from tests.detectors.builders import DENSE, scene, shake, tiny
@@ -85,13 +86,29 @@ def test_padding_further_moves_nothing(head: str):
 
 
 @pytest.mark.parametrize("head", ["atss", "gfl"])
-def test_our_losses_ignore_what_lies_in_the_padding(head: str):
+def test_our_losses_ignore_what_lies_in_the_padding(head: str, monkeypatch: pytest.MonkeyPatch):
     detector = shake(tiny(head)).eval()
     batch, targets = scene()
-    before = detector.observe(batch, targets)
-    stage = before.stages[0]
-    assert stage.assignment.valid[1].sum() < stage.assignment.valid[0].sum()
-    assert not stage.assignment.valid[~stage.valid].any()
+    stage = detector.observe(batch, targets).stages[0]
+    assert 0 < (~stage.valid).sum() < stage.valid.sum()
+    plain = detector.head.rows
+
+    def losses_with(changed: Tensor) -> dict[str, Tensor]:
+        """The task losses where the head says something else in the `changed` rows (B, N)."""
+
+        def rows(*arguments: object) -> tuple[Tensor | None, ...]:
+            parts = plain(*arguments)
+            flags = [None if part is None else changed.view(*changed.shape, *[1] * (part.ndim - 2)) for part in parts]
+            return tuple(None if part is None else torch.where(flag, part + 7.0, part) for part, flag in zip(parts, flags, strict=True))
+
+        monkeypatch.setattr(detector.head, "rows", rows)
+        return dict(detector.observe(batch, targets).losses)
+
+    nothing = torch.zeros_like(stage.valid)
+    before, padded, everywhere = (losses_with(changed) for changed in (nothing, ~stage.valid, ~nothing))
+    for name, term in before.items():
+        assert torch.equal(padded[name], term)
+    assert not torch.equal(everywhere["classification"], before["classification"])
 
 
 @pytest.mark.parametrize("head", DENSE)

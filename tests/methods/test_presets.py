@@ -2,6 +2,8 @@
 
 import pytest
 
+from detdistill.methods.crosskd import CrossKDConfig
+from detdistill.methods.mimicking import Mimicking
 from detdistill.methods.presets import preset
 from tests.detectors.builders import tiny
 
@@ -23,3 +25,39 @@ def test_mimicking_goes_by_the_students_head():
     assert preset("mimicking", atss, atss)["weight_quality"] == 1.0
     assert "weight_quality" not in preset("mimicking", atss, gfl)  # GFL has no centre-ness to copy
     assert preset("mimicking", gfl, atss)["box_normalizer"] == "trust"
+
+
+# As released, everything written out: weights of class, box and centre-ness, box distance, rows that count, what is divided by, and the
+# convolution of four at which the towers are left.
+RELEASED = {
+    "gfl": (1.0, 4.0, 0.0, "auto", "valid", "valid", "positives", "trust", 3),
+    "retinanet": (1.0, 1.0, 0.0, "giou", "valid", "valid", "positives", "positives", 3),
+    "atss": (1.0, 1.0, 1.0, "giou", "valid", "valid", "positives", "positives", 3),
+    "fcos": (0.4, 0.75, 0.0, "log_iou", "all", "all", "quality", "quality", 2),
+}
+WRITTEN = ["weight_class", "weight_box", "weight_quality", "box", "class_region", "box_region", "class_normalizer", "box_normalizer"]
+
+
+@pytest.mark.parametrize("head", RELEASED)
+def test_crosskd_and_mimicking_are_as_released(head: str):
+    info = tiny(head, tower_depth=4).info
+    *values, depth = RELEASED[head]
+    crossed = CrossKDConfig(**preset("crosskd", info, info))
+    for config in (crossed, Mimicking.Config(**preset("mimicking", info, info))):
+        assert [getattr(config, name) for name in WRITTEN] == values
+        assert (config.beta, config.temperature, config.trust) == (1.0, 1.0, True)
+    assert (info.tower_depth + crossed.depth, crossed.student_depth, crossed.align, crossed.tap) == (depth, None, True, "post_relu")
+
+
+@pytest.mark.parametrize("head", RELEASED)
+def test_pkd_is_as_released(head: str):
+    # Alone on the first four levels; beside CrossKD on all five.
+    info = tiny(head).info
+    together = {"gfl": 6.0, "retinanet": 2.0, "fcos": 2.0, "atss": 1.0}[head]
+    assert preset("pkd", info, info) == {"weight": 10.0, "levels": 4}
+    assert preset("pkd", info, info, beside=("crosskd",)) == {"weight": together}
+
+
+def test_crosskd_goes_by_the_teachers_head():
+    fcos, gfl = tiny("fcos").info, tiny("gfl").info
+    assert preset("crosskd", fcos, gfl) == {"weight_box": 4.0, "box": "auto", "box_normalizer": "trust", "depth": -1}
