@@ -22,7 +22,7 @@ from detdistill.types import Detections
 
 TEACHER, STUDENT = "demo-teacher", "demo"  # packaged recipes
 SHOWN = 4  # test images in the picture
-THRESHOLD = 0.3  # least score of a box in it
+THRESHOLD = 0.4  # least score of a box in it
 TITLE = 40  # pixels of height
 
 
