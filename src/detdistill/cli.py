@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, validators
 from rich.console import Console
 
 from detdistill import flags
@@ -101,7 +101,10 @@ def predict(
     *images: Annotated[Path, Parameter(help="pictures, and folders of pictures")],
     model: Model,
     out: Annotated[Path, Parameter(help="folder for the drawn pictures and predictions.json")],
-    threshold: Annotated[float, Parameter(help="boxes below this score are not drawn; predictions.json has them all")] = 0.3,
+    threshold: Annotated[
+        float,
+        Parameter(help="boxes below this score are not drawn; predictions.json has them all", validator=validators.Number(gte=0, lte=1)),
+    ] = 0.3,
     overwrite: Overwrite = False,
     **fields: Any,
 ) -> None:

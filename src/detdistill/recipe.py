@@ -224,4 +224,6 @@ def _explain(error: ValidationError) -> str:
     ]  # not pydantic's own (`int`, `tuple`, 0)
     if first["type"] == "missing":
         return f"field {'.'.join(place)!r} is missing"
+    if place == ["data", "image_size"]:  # pydantic tells of one of the two forms only
+        return f"field 'data.image_size' is {first['input']!r}: give a side in pixels, or HEIGHT,WIDTH, each 1 or more"
     return f"field {'.'.join(place)!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -107,10 +107,11 @@ class Job:
             console=console or Console(quiet=True),
             fingerprint=shared,
         )
+        if main_process():  # before measuring: a test picture that can't be read must not cost the training
+            run.save(self.distillation.student, Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size))
         metrics, _ = measure(self.distillation.student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
         if main_process():
-            run.save(self.distillation.student, Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size))
             run.end(recipe, metrics)
         return Outcome(self.folder, metrics)
 

@@ -35,7 +35,8 @@ def split_name(name: str) -> tuple[str, str]:
     """HEAD:BACKBONE in two. Raises UserError naming the nearest head."""
     head, colon, backbone = name.partition(":")
     if not colon or not backbone:
-        raise UserError(f"model {name!r}: give HEAD:BACKBONE, such as gfl:resnet18 (heads: {', '.join(DETECTORS)})")
+        heads = ", ".join(DETECTORS)
+        raise UserError(f"model {name!r}: neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})")
     if head not in DETECTORS:
         raise UserError(f"model {name!r}: there is no head {head!r}{nearest(head, DETECTORS)} (heads: {', '.join(DETECTORS)})")
     return head, backbone

@@ -85,7 +85,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
             for kind, names in (("of another shape", mismatched), ("missing", missing), ("unexpected", unexpected))
             if names
         )
-        raise UserError(f"{report}; the first {kind} is {first!r}: these are not the weights of this architecture")
+        raise UserError(
+            f"{report}; the first {kind} is {first!r}: these are not its weights, or it was built otherwise (--teacher.model.channels and the like)"
+        )
     module.load_state_dict(dict(state), strict=False)
     return report
 
@@ -99,9 +101,9 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
     if name.startswith("torchvision:"):
         return _load_torchvision(name.removeprefix("torchvision:"), file, classes)
     if not file:
-        raise UserError(f"--teacher {path}: not a run folder; give one, torchvision:NAME, torchvision:NAME=FILE or HEAD:BACKBONE=FILE")
+        raise UserError(f"{path}: not a run folder; give one, torchvision:NAME, torchvision:NAME=FILE or HEAD:BACKBONE=FILE")
     detector = build(model.model_copy(update={"name": name, "backbone_weights": "none"}), classes)
-    state = read_state(Path(file), "--teacher")
+    state = read_state(Path(file), "weights")
     own = detector.state_dict()
     prefix = "model." if not own.keys() & state.keys() else ""  # the host library's own state dict
     return detector, load_strictly(detector, {prefix + key: value for key, value in state.items()}, file)  # type: ignore[arg-type]
@@ -109,12 +111,12 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
 
 def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Detector, LoadReport]:
     if name not in TORCHVISION:
-        raise UserError(f"--teacher torchvision:{name}: not adapted{nearest(name, TORCHVISION)} (there are {', '.join(TORCHVISION)})")
+        raise UserError(f"torchvision:{name}: not adapted{nearest(name, TORCHVISION)} (there are {', '.join(TORCHVISION)})")
     known = TORCHVISION[name]
     weights = get_model_weights(name).DEFAULT
-    state = read_state(Path(file), "--teacher") if file else _published(name, weights)
+    state = read_state(Path(file), "weights") if file else _published(name, weights)
     if known.classifier not in state:
-        raise UserError(f"--teacher {file}: has no tensor {known.classifier!r}, so it is not a state dict of {name}")
+        raise UserError(f"{file}: has no tensor {known.classifier!r}, so it is not a state dict of {name}")
     columns = len(state[known.classifier]) // known.anchors
     names, index = _columns(columns, known, weights.meta["categories"], classes, f"{file or name}")
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
@@ -135,9 +137,7 @@ def _columns(
     if columns in (len(classes), len(classes) + 1):
         start = columns - len(classes)
         return tuple(classes), list(range(start, columns))
-    raise UserError(
-        f"--teacher {source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them"
-    )
+    raise UserError(f"{source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them")
 
 
 def _published(name: str, weights: object) -> Mapping[str, Tensor]:
@@ -145,10 +145,8 @@ def _published(name: str, weights: object) -> Mapping[str, Tensor]:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     remedy = f"give torchvision:{name}=FILE with the weights of {url}"
     if not cached.exists() and not reachable("download.pytorch.org"):
-        raise UserError(
-            f"--teacher torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}"
-        )
+        raise UserError(f"torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}")
     try:
         return weights.get_state_dict(progress=False, check_hash=True)  # type: ignore[attr-defined]
     except Exception as error:  # the socket layer, the hash check and the unpickler each have their own
-        raise UserError(f"--teacher torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}") from None
+        raise UserError(f"torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}") from None

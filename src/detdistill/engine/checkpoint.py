@@ -59,7 +59,7 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no checkpoint to resume; leave out --resume to begin the run") from None
+        raise UserError(f"{path}: there is no checkpoint to resume; begin the run anew with --overwrite in place of --resume") from None
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: not a checkpoint that can be read ({reason}); begin again with --overwrite") from None
