@@ -115,8 +115,8 @@ def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Det
     known = TORCHVISION[name]
     weights = get_model_weights(name).DEFAULT
     state = read_state(Path(file), "weights") if file else _published(name, weights)
-    if known.classifier not in state:
-        raise UserError(f"{file}: has no tensor {known.classifier!r}, so it is not a state dict of {name}")
+    if known.classifier not in state or len(state[known.classifier]) % known.anchors:
+        raise UserError(f"{file}: not a state dict of {name}, judging by its tensor {known.classifier!r}")
     columns = len(state[known.classifier]) // known.anchors
     names, index = _columns(columns, known, weights.meta["categories"], classes, f"{file or name}")
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
