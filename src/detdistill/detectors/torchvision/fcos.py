@@ -9,22 +9,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from detdistill.detectors.backbone import build_neck, group_norm
-from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense, with_centerness
-from detdistill.detectors.torchvision.shared import (
-    Columns,
-    anchor_maps,
-    begun_inside,
-    flat_anchors,
-    host_anchors,
-    host_targets,
-    to_detections,
-)
+from detdistill.detectors.torchvision.shared import Columns, begun_inside, flat_anchors, host_pyramid, host_targets, to_detections
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.geometry import fcos_assign
 from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
 
 
 class FCOS(nn.Module):
@@ -55,7 +47,7 @@ class FCOS(nn.Module):
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `detectors.protocol.Detector`. Losses are torchvision's: focal, GIoU and centre-ness, each by the batch's positives."""
-        pyramid = self._pyramid(batch)
+        pyramid = host_pyramid(self.model, batch, self.info.strides)
         layout = dense_layout(pyramid)
         anchors = flat_anchors(pyramid.anchors or ())
         valid = begun_inside(anchors, batch.sizes)
@@ -89,12 +81,6 @@ class FCOS(nn.Module):
         split = {name: list(values.split(counts, 1)) for name, values in rows.items()}
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         return to_detections(self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes)))
-
-    def _pyramid(self, batch: Batch) -> Pyramid:
-        images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
-        levels = tuple(self.model.backbone(images).values())
-        anchors = host_anchors(self.model.anchor_generator, images, batch, levels)
-        return Pyramid(levels, self.info.strides, batch.sizes, anchor_maps(anchors, levels))
 
     def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Last tower features to logits (B, N, K), side distances in strides (B, N, 4) and centre-ness logits (B, N)."""

@@ -10,21 +10,13 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
 from detdistill.detectors.backbone import build_neck, group_norm
-from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense
-from detdistill.detectors.torchvision.shared import (
-    Columns,
-    anchor_maps,
-    begun_inside,
-    flat_anchors,
-    host_anchors,
-    host_targets,
-    to_detections,
-)
+from detdistill.detectors.torchvision.shared import Columns, begun_inside, flat_anchors, host_pyramid, host_targets, to_detections
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
 
 HOST_DEPTH = 4  # torchvision builds towers of four convolutions
 
@@ -58,7 +50,7 @@ class RetinaNet(nn.Module):
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `detectors.protocol.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
-        pyramid = self._pyramid(batch)
+        pyramid = host_pyramid(self.model, batch, self.info.strides)
         layout = dense_layout(pyramid, self.info.anchors_per_cell or 1)
         anchors = flat_anchors(pyramid.anchors or ())
         valid = begun_inside(anchors, batch.sizes)
@@ -86,12 +78,6 @@ class RetinaNet(nn.Module):
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         found = self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes))
         return to_detections(found)
-
-    def _pyramid(self, batch: Batch) -> Pyramid:
-        images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
-        levels = tuple(self.model.backbone(images).values())
-        anchors = host_anchors(self.model.anchor_generator, images, batch, levels)
-        return Pyramid(levels, self.info.strides, batch.sizes, anchor_maps(anchors, levels))
 
     def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Last tower features to logits (B, N, K) and deltas (B, N, 4)."""

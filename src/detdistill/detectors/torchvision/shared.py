@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import detection as host
 from torchvision.models.detection.image_list import ImageList
 
-from detdistill.detectors.images import host_sizes
+from detdistill.detectors.images import host_sizes, normalize
 from detdistill.geometry import centers
-from detdistill.types import Batch, Detections, Targets
+from detdistill.types import Batch, Detections, Pyramid, Targets
 
 
 class Columns(nn.Module):
@@ -35,9 +36,9 @@ def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes, "labels": labels} for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
 
 
-def to_detections(host: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
+def to_detections(found: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
     """torchvision's detections as ours, best first already."""
-    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in host)
+    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in found)
 
 
 def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Sequence[Tensor]) -> Tensor:
@@ -60,6 +61,14 @@ def anchor_maps(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]
     per_cell = len(anchors) // sum(cells)
     parts = anchors.split([count * per_cell for count in cells])
     return tuple(part.view(*level.shape[-2:], per_cell, 4) for part, level in zip(parts, levels, strict=True))
+
+
+def host_pyramid(model: host.RetinaNet | host.FCOS, batch: Batch, strides: Sequence[int]) -> Pyramid:
+    """The neck's levels of a one-stage host, normalised as it was trained, with its own anchors and the declared strides."""
+    images = normalize(batch, model.transform.image_mean, model.transform.image_std)
+    levels = tuple(model.backbone(images).values())
+    anchors = host_anchors(model.anchor_generator, images, batch, levels)
+    return Pyramid(levels, tuple(strides), batch.sizes, anchor_maps(anchors, levels))
 
 
 def flat_anchors(maps: Sequence[Tensor]) -> Tensor:
