@@ -75,6 +75,14 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, unin
     assert summary.images_per_second == pytest.approx(60 / summary.train_seconds)
 
 
+@pytest.fixture
+def keyboard() -> Iterator[None]:
+    """Ctrl-C as a terminal gives it: a program that was begun in the background inherits a SIGINT that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Killed(Loader):
     """A loader that dies before a given step."""
 
@@ -103,6 +111,7 @@ def test_steps_lost_to_a_crash_are_done_again(tmp_path: Path, uninterrupted: Pat
     assert log(tmp_path) == log(uninterrupted)
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_interrupt_while_reading_data_is_resumed_exactly(tmp_path: Path, uninterrupted: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, distillation(), Killed(8, lambda: signal.raise_signal(signal.SIGINT)))
@@ -112,6 +121,7 @@ def test_interrupt_while_reading_data_is_resumed_exactly(tmp_path: Path, uninter
     assert log(tmp_path) == log(uninterrupted)
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_interrupt_within_a_step_waits_for_its_end(tmp_path: Path, uninterrupted: Path) -> None:
     whole = distillation()
     calls: list[int] = []
