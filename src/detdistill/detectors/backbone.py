@@ -170,11 +170,16 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
     return state
 
 
+def check_strides(strides: tuple[int, ...]) -> None:
+    """Raises UserError unless each stride is twice the one before: what a pyramid can give."""
+    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise UserError(f"model.strides {strides}: each stride must be twice the one before, such as 8,16,32")
+
+
 def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str, pooled: bool = False) -> Neck:
     """Backbone and FPN with levels at exactly `strides` (each twice the one before). Levels coarser than the backbone's are convolved,
     or subsampled where `pooled`. Raises UserError where the backbone can't serve."""
-    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
-        raise UserError(f"model.strides {strides}: each stride must be twice the one before, such as 8,16,32")
+    check_strides(strides)
     body, given, widths = build_body(name, strides, weights)
     if given != strides[: len(given)]:
         raise UserError(f"model.strides {strides}: backbone {name!r} has no map of stride {strides[0]}; it gives {given}")

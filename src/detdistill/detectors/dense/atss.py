@@ -10,17 +10,12 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.backbone import build_neck
-from detdistill.detectors.dense.head import DenseHead, suppress
-from detdistill.detectors.images import normalize
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, matched_boxes, matched_labels, observe_dense, with_centerness
+from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
+from detdistill.detectors.outputs import DenseParts, dense_layout, matched_boxes, matched_labels, observe_dense
 from detdistill.detectors.towers import TowerPair
-from detdistill.geometry import atss_assign, square_anchors
 from detdistill.losses import giou_distance, mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Targets, present
-
-OCTAVE = 8.0  # side of an anchor, in strides
-BOX_WEIGHT = 2.0
+from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
 
 
 class ATSS(nn.Module):
@@ -60,44 +55,6 @@ class ATSS(nn.Module):
         """See `detectors.protocol.Detector`. Score: class times centre-ness."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
         return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
-
-
-def dense_info(kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None) -> DetectorInfo:
-    """What is known of a head with one square anchor a cell."""
-    return DetectorInfo(
-        kind=kind,
-        classes=tuple(classes),
-        strides=config.strides,
-        channels={"neck": config.channels},
-        activation="sigmoid",
-        continuations=frozenset({"towers"}),
-        cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
-        anchors_per_cell=1,
-        tower_depth=config.tower_depth,
-        tower_channels=config.channels,
-        edge_bins=edge_bins,
-        quality=quality,
-    )
-
-
-def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyramid:
-    """The neck's levels with square anchors centred on cell corners."""
-    levels = tuple(neck(normalize(batch)).values())
-    pairs = zip(levels, config.strides, strict=True)
-    anchors = tuple(square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs)
-    return Pyramid(levels, config.strides, batch.sizes, anchors)
-
-
-def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[int], targets: Targets) -> Assignment:
-    """ATSS over the valid anchors of each image; quality is the centre-ness of the anchor's centre. levels: (n, 4) anchors of each level."""
-    anchors = torch.cat(list(levels))
-    matched = []
-    for inside, boxes in zip(valid, targets.boxes, strict=True):
-        kept = [level[mask] for level, mask in zip(levels, inside.split(list(counts)), strict=True)]
-        rows = torch.full((len(anchors),), -1, device=anchors.device)
-        rows[inside] = atss_assign(kept, boxes)
-        matched.append(rows)
-    return with_centerness(assemble(matched, valid), anchors, targets)
 
 
 def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detdistill.detectors.backbone import build_neck
-from detdistill.detectors.dense.atss import BOX_WEIGHT, anchored_pyramid, assign_adaptively, dense_info
-from detdistill.detectors.dense.head import DenseHead, suppress
+from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
 from detdistill.detectors.outputs import DenseParts, dense_layout, matched_boxes, matched_labels, observe_dense
 from detdistill.detectors.towers import TowerPair
 from detdistill.geometry import centers, side_distances, to_boxes

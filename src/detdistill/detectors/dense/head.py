@@ -1,4 +1,4 @@
-"""What ATSS and GFL share: towers, predictors with a scale per level, and the way from scores to detections."""
+"""What ATSS and GFL share: anchors, assignment, towers, predictors with a scale per level, and the way from scores to detections."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,15 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detdistill.detectors.backbone import group_norm
+from detdistill.detectors.images import normalize
+from detdistill.detectors.outputs import assemble, with_centerness
 from detdistill.detectors.towers import flatten_cells
+from detdistill.geometry import atss_assign, square_anchors
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Detections, Predictions, present
+from detdistill.types import Assignment, Batch, Detections, DetectorInfo, Predictions, Pyramid, Targets, present
 
+OCTAVE = 8.0  # side of an anchor, in strides
+BOX_WEIGHT = 2.0  # of the GIoU term
 BEFORE_SUPPRESSION = 1000  # candidates a level, as published
 
 
@@ -55,6 +60,44 @@ class DenseHead(nn.Module):
         distances = [flatten_cells(self.regressor(level) * scale, *shape) for level, scale in pairs]
         quality = None if self.quality is None else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
         return torch.cat(logits, 1).float(), torch.cat(distances, 1).float(), quality
+
+
+def dense_info(kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None) -> DetectorInfo:
+    """What is known of a head with one square anchor a cell."""
+    return DetectorInfo(
+        kind=kind,
+        classes=tuple(classes),
+        strides=config.strides,
+        channels={"neck": config.channels},
+        activation="sigmoid",
+        continuations=frozenset({"towers"}),
+        cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
+        anchors_per_cell=1,
+        tower_depth=config.tower_depth,
+        tower_channels=config.channels,
+        edge_bins=edge_bins,
+        quality=quality,
+    )
+
+
+def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyramid:
+    """The neck's levels with square anchors centred on cell corners."""
+    levels = tuple(neck(normalize(batch)).values())
+    pairs = zip(levels, config.strides, strict=True)
+    anchors = tuple(square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs)
+    return Pyramid(levels, config.strides, batch.sizes, anchors)
+
+
+def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[int], targets: Targets) -> Assignment:
+    """ATSS over the valid anchors of each image; quality is the centre-ness of the anchor's centre. levels: (n, 4) anchors of each level."""
+    anchors = torch.cat(list(levels))
+    matched = []
+    for inside, boxes in zip(valid, targets.boxes, strict=True):
+        kept = [level[mask] for level, mask in zip(levels, inside.split(list(counts)), strict=True)]
+        rows = torch.full((len(anchors),), -1, device=anchors.device)
+        rows[inside] = atss_assign(kept, boxes)
+        matched.append(rows)
+    return with_centerness(assemble(matched, valid), anchors, targets)
 
 
 def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:

@@ -8,7 +8,6 @@ parametrisation.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 from transformers.models.deformable_detr.modeling_deformable_detr import inverse_sigmoid
 
-from detdistill.detectors.backbone import build_body
+from detdistill.detectors.backbone import build_body, check_strides
 from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.transformers.shared import StageCriterion, check_need, freeze_norms, to_pixels, top_detections
 from detdistill.errors import UserError
@@ -219,8 +218,7 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     """
     strides, width = config.strides, config.channels
     heads = math.lcm(host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
-    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-        raise UserError(f"model.strides {strides}: each stride must be twice the one before, such as 8,16,32,64")
+    check_strides(strides)
     if width % math.lcm(GROUPS, heads):
         raise UserError(f"model.channels {width}: deformable_detr needs a multiple of {math.lcm(GROUPS, heads)}, such as 256")
     if host.get("decoder_layers", 2) < 2:
