@@ -88,6 +88,25 @@ class Targets:
 
 
 @dataclass(frozen=True, eq=False)
+class Moment:
+    """Where in a run a call stands.
+
+    step: from 0. steps: of the whole run, None where it has no end. ids (B,): the data set's image ids, or None. generator: for what a
+    method draws; None: torch's own, which `engine.fit` seeds anew each step.
+    """
+
+    step: int = 0
+    steps: int | None = None
+    ids: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0..1; 0 where it has no end."""
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Final detections of one image, best first: boxes (D, 4), scores (D,), labels (D,) in the shared class order."""
 
@@ -155,13 +174,15 @@ class Assignment:
 
     matched (B, N): index into the image's targets, -1 for none, -2 where the overlap is ambiguous. valid (B, N): False where the
     prediction takes no part (padding, ambiguous overlap). quality (B, N): the quality target (centre-ness, IoU) of positives, 0 elsewhere, or None.
-    num_positives (): sum over images of max(positives, 1), averaged over processes.
+    num_positives (): sum over images of max(positives, 1), averaged over processes. deltas (B, N, 4): the host's box code of the matched
+    ground truth, 0 where there is none, or None where the host regresses no code (RPN and RoI heads have it).
     """
 
     matched: Tensor
     valid: Tensor
     num_positives: Tensor
     quality: Tensor | None = None
+    deltas: Tensor | None = None
 
     @property
     def positive(self) -> Tensor:

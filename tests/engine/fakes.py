@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detdistill.engine.watch import Sight
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, Need, Targets
+from detdistill.types import Batch, Moment, Need, Targets
 
 
 class Student(nn.Module):
@@ -49,7 +49,7 @@ class Distillation(nn.Module):
         self.methods = nn.ModuleList([nn.Linear(2, 2)] if methods else [])
         self.need = Need(pyramids=frozenset({"neck"}))
 
-    def forward(self, batch: Batch, targets: Targets, lesson: Tensor | None = None, step: int = 0) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment()) -> dict[str, Tensor]:
         output = self.student(batch.images / 255)
         goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
         terms = {"task_box": (output - goal).square().mean(), "task_class": output.square().mean()}

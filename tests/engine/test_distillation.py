@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detdistill.engine.distillation import Distillation
-from detdistill.types import Need
+from detdistill.types import Moment, Need
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, pair
 
@@ -33,7 +33,7 @@ def test_warm_up_raises_the_methods_alone():
     batch, targets = scene()
     with torch.no_grad():
         lesson = teacher.observe(batch, need=distillation.need)
-    runs = [distillation(batch, targets, lesson, step=step) for step in (0, 1, 4, 9)]
+    runs = [distillation(batch, targets, lesson, Moment(step)) for step in (0, 1, 4, 9)]
     full = runs[2]["pkd_features"]
     assert [(run["pkd_features"] / full).item() for run in runs] == pytest.approx([0, 0.25, 1, 1])
     assert len({run["task_classification"].item() for run in runs}) == 1

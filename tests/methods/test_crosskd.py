@@ -7,7 +7,7 @@ import torch
 
 from detdistill.errors import UserError
 from detdistill.methods.crosskd import CrossKD, CrossKDConfig
-from detdistill.methods.predictions import box_distance
+from detdistill.methods.shared.predictions import box_distance
 from detdistill.types import Need, Targets
 from tests.detectors.builders import DENSE, scene, tiny
 from tests.methods.pairs import built, looks, pair
@@ -160,7 +160,7 @@ def test_what_it_cannot_serve_is_refused_at_build():
     for config, mine, theirs, message in (
         (CrossKDConfig(), tiny("faster_rcnn").info, teacher, "no towers; take retinanet"),
         (CrossKDConfig(), student, replace(teacher, strides=(8, 16)), "needs its own grid"),
-        (CrossKDConfig(), student, replace(teacher, classes=("disc", "square", "ring")), "the teacher lacks cross"),
+        (CrossKDConfig(), student, replace(teacher, classes=("ring", "oval")), "no class in common"),
         (CrossKDConfig(depth=-3), student, teacher, "beyond the teacher's towers"),
         (CrossKDConfig(weight_class=0, weight_box=0), student, teacher, "all its weights are 0"),
         (CrossKDConfig(depth=5), student, teacher, "beyond the teacher's towers"),

@@ -8,7 +8,7 @@ import torch
 from detdistill.errors import UserError
 from detdistill.losses import quality_focal
 from detdistill.methods.mimicking import Mimicking
-from detdistill.methods.predictions import PredictionConfig, prediction_terms
+from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms
 from detdistill.types import Assignment, Predictions
 from tests.detectors.builders import DENSE, tiny
 from tests.methods.pairs import built, looks, pair

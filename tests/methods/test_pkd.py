@@ -40,12 +40,12 @@ def test_it_needs_no_head_of_the_teacher_and_leaves_it_without_gradient():
 def test_levels_are_paired_by_stride_unless_asked_by_index():
     student, teacher = tiny("fcos"), tiny("faster_rcnn")  # strides 8 16 32 and 4 8 16 32
     by_stride = built("pkd", student, teacher)
-    assert (by_stride.student_strides, by_stride.teacher_strides) == ([8, 16, 32], [8, 16, 32])
+    assert by_stride.levels.strides == ((8, 8), (16, 16), (32, 32))
     by_index = built("pkd", student, teacher, pairing="index", least_positions=2)
-    assert (by_index.student_strides, by_index.teacher_strides) == ([8, 16, 32], [4, 8, 16])
+    assert by_index.levels.strides == ((8, 4), (16, 8), (32, 16))
     term = by_index(*looks(by_index, student, teacher.eval()))["features"]
     assert term.isfinite()
-    assert built("pkd", student, teacher, levels=2).student_strides == [8, 16]
+    assert built("pkd", student, teacher, levels=2).levels.strides == ((8, 8), (16, 16))
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
@@ -53,8 +53,10 @@ def test_resizing_brings_one_side_to_the_other(side: str):
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("pkd", student, teacher, pairing="index", resize=side, least_positions=2)
     mine, theirs, _ = looks(method, student, teacher)
-    guess, taught = method._resized(mine.pyramids["neck"].levels[0], theirs.pyramids["neck"].levels[0])
-    assert guess.shape == taught.shape == (theirs if side == "student" else mine).pyramids["neck"].levels[0].shape
+    first = method.levels(mine, theirs)[0]
+    kept = (theirs if side == "student" else mine).pyramids["neck"]
+    assert first.student.shape == first.teacher.shape == kept.levels[0].shape
+    assert first.stride == kept.strides[0]
 
 
 def test_a_connector_is_learned_only_where_widths_differ():

@@ -1,6 +1,7 @@
 """The objective: task terms of the student and terms of the methods, in one module for any training loop."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from detdistill.detectors.protocol import Detector
 from detdistill.methods import Method
-from detdistill.types import Batch, DetectorOutput, Need, Targets
+from detdistill.types import Batch, DetectorOutput, Moment, Need, Targets
 
 
 class Distillation(nn.Module):
@@ -29,14 +30,15 @@ class Distillation(nn.Module):
         self.need = reduce(or_, (method.need for method in methods), Need())
         self.student_need = reduce(or_, (method.student_need for method in methods), Need())
 
-    def forward(self, batch: Batch, targets: Targets, lesson: DetectorOutput | None = None, step: int = 0) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: Targets, lesson: DetectorOutput | None = None, moment: Moment = Moment()) -> dict[str, Tensor]:
         """Terms (), weighted: `task_<name>` and `<method>_<part>`. Their plain sum is the objective."""
         if self.methods and lesson is None:
             raise ValueError("methods need a lesson: teacher.observe(batch, need=distillation.need)")
         output = self.student.observe(batch, targets, need=self.student_need)
         terms = {f"task_{name}": term for name, term in output.losses.items()}
-        share = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        share = min(1.0, moment.step / self.warmup_steps) if self.warmup_steps else 1.0
+        moment = moment if moment.ids is not None else replace(moment, ids=batch.ids)
         for method in self.methods:
-            parts = method(output, lesson, targets)
+            parts = method(output, lesson, targets, moment)
             terms |= {f"{method.name}_{part}": share * term for part, term in parts.items()}
         return terms

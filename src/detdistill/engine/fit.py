@@ -24,7 +24,7 @@ from detdistill.engine.optim import build_optimizer, learning_rate, moving_avera
 from detdistill.engine.progress import Progress
 from detdistill.engine.watch import Watch
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, Targets
+from detdistill.types import Batch, Moment, Targets
 
 if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
@@ -120,7 +120,7 @@ def fit(
                             with torch.no_grad(), accelerator.autocast():
                                 lesson = lecturer.observe(batch, need=distillation.need)
                         with accelerator.autocast():
-                            terms = model(batch, targets, lesson=lesson, step=training.step)
+                            terms = model(batch, targets, lesson=lesson, moment=Moment(training.step, steps))
                         total = add(terms)
                         accelerator.backward(total)
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)

@@ -1,7 +1,7 @@
 """CrossKD: the student's tower features through the teacher's head. Wang et al., CVPR 2024, arXiv:2306.11369.
 
     p^ = teacher's layers i+1.. and predictors on the student's features after its convolution i
-    L  = distances of `methods.predictions` between p^ and the teacher's own predictions
+    L  = distances of `methods.shared.predictions` between p^ and the teacher's own predictions
 
 Gradient goes through the teacher's frozen tail into the student's convolutions 1..i, its neck and backbone; the student's convolutions after i
 and its predictors learn from the labels alone.
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from detdistill.losses import match_statistics
-from detdistill.methods.method import Method, require, require_shared_classes
-from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
-from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState, present
+from detdistill.methods.method import Method, require
+from detdistill.methods.shared.classes import SharedClasses
+from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Moment, Need, Targets, TowerState, present
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class CrossKD(Method):
     learns = "a 1x1 convolution a tower, only where the widths differ"
     Config = CrossKDConfig
 
-    def __init__(self, config: CrossKDConfig, depths: tuple[int, int], widths: tuple[int, int], same_grid: bool):
+    def __init__(self, config: CrossKDConfig, depths: tuple[int, int], widths: tuple[int, int], same_grid: bool, shared: SharedClasses):
         """depths and widths: (student, teacher). same_grid: the student's own assignment holds for the teacher's predictions."""
         super().__init__()
-        self.config = config
+        self.config, self.shared = config, shared
         self.student_depth, self.teacher_depth = depths
         self.same_grid = same_grid
         same = widths[0] == widths[1]
@@ -63,7 +64,7 @@ class CrossKD(Method):
             require(
                 "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no towers", "take retinanet, fcos, atss or gfl"
             )
-        require_shared_classes(cls.name, student, teacher)
+        shared = SharedClasses.between(cls.name, student, teacher)
         grids = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
         require(
             student.strides == teacher.strides,
@@ -75,7 +76,7 @@ class CrossKD(Method):
         missing = unmet(config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
         require(not missing, cls.name, missing, "see the options of methods.crosskd")
         same_grid = student.kind == teacher.kind and student.cell_anchors == teacher.cell_anchors
-        return cls(config, depths, (student.tower_channels or 0, teacher.tower_channels or 0), same_grid)
+        return cls(config, depths, (student.tower_channels or 0, teacher.tower_channels or 0), same_grid, shared)
 
     @classmethod
     def _depths(cls, config: CrossKDConfig, student: int, teacher: int) -> tuple[int, int]:
@@ -89,7 +90,7 @@ class CrossKD(Method):
         left = placed(entered if config.student_depth is None else config.student_depth, "student", student)
         return left, entered
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
         continuation = present(teacher.towers)
         mine, theirs = present(student.towers).states[self.student_depth], continuation.states[self.teacher_depth]
@@ -98,8 +99,9 @@ class CrossKD(Method):
             (mine.regression, theirs.regression, self.connectors[1]),
         )
         entered = (tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True)) for s, t, connector in branches)
-        crossed = continuation.resume(TowerState(self.teacher_depth, *entered))
-        return prediction_terms(crossed, teacher.stages[-1], self._assignment(student, teacher, targets), self.config)
+        crossed = self.shared.of_teacher(continuation.resume(TowerState(self.teacher_depth, *entered)))
+        taught = self.shared.of_teacher(teacher.stages[-1])
+        return prediction_terms(crossed, taught, self._assignment(student, teacher, targets), self.config)
 
     def _carry(self, student: Tensor, teacher: Tensor, connector: nn.Module) -> Tensor:
         """One level of the student's tower made fit for the teacher's."""

@@ -1,6 +1,6 @@
 """Prediction mimicking: the student's own head copies the teacher's predictions, the baseline of CrossKD (arXiv:2306.11369, section 3).
 
-The distances are CrossKD's (`methods.predictions`), on the student's own predictions: nothing crosses heads, nothing is aligned, and the whole
+The distances are CrossKD's (`methods.shared.predictions`), on the student's own predictions: nothing crosses heads, nothing is aligned, and the whole
 student head gets the gradient. Ground truth and teacher pull at the same outputs, which is the conflict CrossKD avoids.
 """
 
@@ -8,9 +8,10 @@ from typing import Self
 
 from torch import Tensor
 
-from detdistill.methods.method import Method, require, require_shared_classes
-from detdistill.methods.predictions import PredictionConfig, prediction_terms, unmet
-from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, present
+from detdistill.methods.method import Method, require
+from detdistill.methods.shared.classes import SharedClasses
+from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
 
 
 class Mimicking(Method):
@@ -21,9 +22,9 @@ class Mimicking(Method):
     reads = "dense predictions"
     Config = PredictionConfig
 
-    def __init__(self, config: PredictionConfig):
+    def __init__(self, config: PredictionConfig, shared: SharedClasses):
         super().__init__()
-        self.config = config
+        self.config, self.shared = config, shared
         self.need = self.student_need = Need(predictions=True)
 
     @classmethod
@@ -33,7 +34,7 @@ class Mimicking(Method):
             require(
                 "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no dense head", "take retinanet, fcos, atss or gfl"
             )
-        require_shared_classes(cls.name, student, teacher)
+        shared = SharedClasses.between(cls.name, student, teacher)
         grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
         grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
         same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
@@ -43,9 +44,9 @@ class Mimicking(Method):
             require(student.cell_anchors == teacher.cell_anchors, cls.name, lacking, "give both the same anchors, or use crosskd or pkd")
         missing = unmet(config, student, teacher)
         require(not missing, cls.name, missing, "see the options of methods.mimicking")
-        return cls(config)
+        return cls(config, shared)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine, theirs = student.stages[-1], teacher.stages[-1]
+        mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
         return prediction_terms(mine, theirs, present(mine.assignment), self.config)

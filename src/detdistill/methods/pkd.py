@@ -12,30 +12,25 @@ convolution on the student's levels is learned where they differ.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from detdistill.errors import UserError
 from detdistill.losses import pearson_distance
-from detdistill.methods.method import Method, Weight, levels_at, paired_strides, require
-from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets
+from detdistill.methods.method import Method, Weight
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
 
 
 @dataclass(frozen=True)
-class PKDConfig:
-    """weight: of each level's term. levels: how many of the paired levels, from the finest; none: all. pairing: `stride`, or `index` as in the
-    published code. resize: which side is resized, bilinearly, where sizes differ. pyramid: which maps are compared.
-    least_positions: levels with fewer cells than this in the whole batch are left out, their correlation is noise."""
+class PKDConfig(LevelConfig):
+    """weight: of each level's term. least_positions: levels with fewer cells than this in the whole batch are left out, their correlation is
+    noise. The others: see `methods.shared.levels.LevelConfig`."""
 
     weight: Weight = 6.0
-    levels: Annotated[int, Field(ge=1)] | None = None
-    pairing: Literal["stride", "index"] = "stride"
-    resize: Literal["student", "teacher"] = "student"
-    pyramid: str = "neck"
     least_positions: Annotated[int, Field(ge=2)] = 16
 
 
@@ -46,48 +41,27 @@ class PKD(Method):
     paper = "arXiv:2207.02039"
     reads = "neck features"
     learns = "a 1x1 convolution a level, only where the widths differ"
+    gain = "RetinaNet R50 37.4 to 40.8 (RetinaNet X101)"
     Config = PKDConfig
 
-    def __init__(self, config: PKDConfig, strides: list[tuple[int, int]], student_width: int, teacher_width: int):
-        """strides: (student, teacher) of each pair of levels."""
+    def __init__(self, config: PKDConfig, levels: PairedLevels):
         super().__init__()
-        self.config = config
-        self.student_strides = [mine for mine, _ in strides]
-        self.teacher_strides = [theirs for _, theirs in strides]
-        same = student_width == teacher_width
-        self.connectors = nn.ModuleList(nn.Identity() if same else nn.Conv2d(student_width, teacher_width, 1) for _ in strides)
-        self.need = self.student_need = Need(pyramids=frozenset({config.pyramid}))
+        self.config, self.levels = config, levels
+        self.need = self.student_need = levels.need
 
     @classmethod
     def build(cls, config: PKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired."""
-        for side, info in (("student", student), ("teacher", teacher)):
-            have = f"the {side} has {', '.join(info.channels)}"
-            require(config.pyramid in info.channels, cls.name, f"no pyramid {config.pyramid!r} on the {side}", have)
-        if config.pairing == "index":
-            pairs = list(zip(student.strides, teacher.strides, strict=False))  # as many as both have: the published pairing
-        else:
-            pairs = [(stride, stride) for stride in paired_strides(cls.name, student, teacher)]
-        return cls(config, pairs[: config.levels], student.channels[config.pyramid], teacher.channels[config.pyramid])
+        return cls(config, PairedLevels.build(cls.name, config, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine = levels_at(student.pyramids[self.config.pyramid], self.student_strides)
-        theirs = levels_at(teacher.pyramids[self.config.pyramid], self.teacher_strides)
-        terms = []
-        for connector, guess, taught in zip(self.connectors, mine, theirs, strict=True):
-            guess = connector(guess)
-            if guess.shape[-2:] != taught.shape[-2:]:
-                guess, taught = self._resized(guess, taught)
-            if guess[:, 0].numel() >= self.config.least_positions:
-                terms.append(pearson_distance(guess, taught))
+        levels = self.levels(student, teacher)
+        terms = [
+            pearson_distance(level.student, level.teacher) for level in levels if level.student[:, 0].numel() >= self.config.least_positions
+        ]
         if not terms:  # a distillation loss that is silently absent is the field's old failure
-            cells = ", ".join(str(level[:, 0].numel()) for level in mine)
+            cells = ", ".join(str(level.student[:, 0].numel()) for level in levels)
             remedy = "give larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"
             raise UserError(f"method pkd: every paired level is too small to correlate ({cells} cells in the batch); {remedy}")
         return {"features": self.config.weight * torch.stack(terms).sum()}
-
-    def _resized(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.resize == "student":
-            return F.interpolate(student, teacher.shape[-2:], mode="bilinear", align_corners=False), teacher
-        return student, F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)

@@ -55,6 +55,7 @@ class FasterRCNN(nn.Module):
         classes: Sequence[str],
         strides: Sequence[int] = (4, 8, 16, 32, 64),
         columns: Sequence[int] | None = None,
+        kind: str = "faster_rcnn",
     ):
         super().__init__()
         self.model = model
@@ -67,7 +68,7 @@ class FasterRCNN(nn.Module):
         self.register_buffer("others", torch.tensor(others), persistent=False)
         cells = tuple(tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist()) for cell in model.rpn.anchor_generator.cell_anchors)
         self.info = DetectorInfo(
-            kind="faster_rcnn",
+            kind=kind,
             classes=tuple(classes),
             strides=tuple(strides),
             channels={"neck": model.backbone.out_channels},
@@ -181,7 +182,9 @@ class FasterRCNN(nn.Module):
             terms = stage.compute_loss(rpn.logits, rpn.deltas.flatten(0, 1), labels, list(codes))
             losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
         rows = [own.masked_fill(~mask, -1) for own, mask in zip(matched, sampled, strict=True)]
-        return replace(rpn, assignment=assemble(rows, sampled & rpn.valid)), losses
+        assignment = assemble(rows, sampled & rpn.valid)
+        deltas = torch.where(assignment.positive[..., None], torch.stack(list(codes)), 0.0)
+        return replace(rpn, assignment=replace(assignment, deltas=deltas)), losses
 
     def _train_roi(self, levels: Levels, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
         """The host's sampled proposals, what the RoI head says of them, and the host's two losses."""
@@ -195,6 +198,8 @@ class FasterRCNN(nn.Module):
             losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
         rows = [index.masked_fill(label <= 0, -1) for index, label in zip(indices, labels, strict=True)]
         assignment = assemble(list(pad_sequence(rows, batch_first=True, padding_value=-1)), _filled(boxes))
+        aims = torch.where(assignment.positive[..., None], pad_sequence(list(codes), batch_first=True), 0.0)
+        assignment = replace(assignment, deltas=aims)
         return boxes, replace(self._roi(logits, deltas, embeddings, boxes), assignment=assignment), losses
 
     def _second_stage(self, levels: Levels, boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

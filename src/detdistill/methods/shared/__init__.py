@@ -1,0 +1,1 @@
+"""What several methods share: paired levels, shared classes, dense predictions, regions of interest."""
