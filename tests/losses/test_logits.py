@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from detdistill.losses import edge_kl, quality_focal, softmax_kl
+from detdistill.losses import decoupled_kl, edge_kl, quality_focal, softmax_kl
 
 
 def wave(shape: tuple[int, ...], step: float, phase: float, scale: float = 1.0) -> torch.Tensor:
@@ -14,6 +14,7 @@ def wave(shape: tuple[int, ...], step: float, phase: float, scale: float = 1.0) 
 
 
 STUDENT, TEACHER = wave((4, 10), 0.7, 0.1, 3.0), wave((4, 10), 1.3, 0.5, 3.0)
+LABELS = torch.tensor([0, 3, 7, 9])
 
 
 @pytest.mark.parametrize(("temperature", "golden"), [(1.0, 2.3697012326439073), (2.0, 3.5579301165715944), (4.0, 4.256155069292156)])
@@ -46,7 +47,42 @@ def test_quality_focal_by_hand():
     assert value.tolist() == pytest.approx([math.log(2) / 4, 0.0])
 
 
+@pytest.mark.parametrize(
+    ("alpha", "beta", "golden"), [(1.0, 8.0, 36.26705886481297), (1.0, 0.0, 0.17337103858608266), (0.0, 1.0, 4.51171097827836)]
+)
+def test_decoupled_kl_golden(alpha: float, beta: float, golden: float):
+    rows = decoupled_kl(STUDENT, TEACHER, LABELS, alpha, beta, 4.0)
+    assert rows.shape == (4,)
+    assert rows.mean().item() == pytest.approx(golden, rel=1e-9)
+
+
+def test_decoupled_kl_by_hand():
+    # Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2), label 0: 1/2 ln 2 + 1/2 ln(2/3), and among the others 1/2 ln(3/2) + 1/2 ln(3/4).
+    teacher, student = (torch.tensor([shares], dtype=torch.float64).log() for shares in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+    label = torch.tensor([0])
+    assert decoupled_kl(student, teacher, label, 1.0, 0.0, 1.0).item() == pytest.approx(math.log(4 / 3) / 2)
+    assert decoupled_kl(student, teacher, label, 0.0, 1.0, 1.0).item() == pytest.approx(math.log(9 / 8) / 2)
+
+
+def test_decoupled_kl_is_hintons_where_the_others_weigh_their_probability():
+    others = 1 - (TEACHER / 2).softmax(-1).gather(-1, LABELS[:, None])[:, 0]
+    parts = (decoupled_kl(STUDENT, TEACHER, LABELS, alpha, 1 - alpha, 2.0) for alpha in (1.0, 0.0))
+    target, rest = parts
+    torch.testing.assert_close(target + others * rest, softmax_kl(STUDENT, TEACHER, 2.0))
+
+
+def test_decoupled_kl_stays_finite_however_sure_a_side_is():
+    student = torch.tensor([[200.0, -200.0, -200.0], [-200.0, 200.0, -200.0]], requires_grad=True)
+    rows = decoupled_kl(student, student.detach().flip(0), torch.tensor([0, 0]), 1.0, 8.0, 1.0)
+    rows.sum().backward()
+    assert rows.isfinite().all()
+    assert student.grad.isfinite().all()
+    with pytest.raises(ValueError, match="a label and others"):
+        decoupled_kl(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+
+
 def test_minimum_is_zero_where_both_agree():
+    assert decoupled_kl(TEACHER, TEACHER, LABELS).abs().max() < 1e-12
     assert quality_focal(TEACHER, TEACHER.sigmoid(), beta=1.0).abs().max() == 0
     assert edge_kl(TEACHER, TEACHER, 10.0).abs().max() < 1e-12
     assert edge_kl(TEACHER + 5.0, TEACHER, 1.0).abs().max() < 1e-12  # a softmax does not see a shift
@@ -57,17 +93,19 @@ def test_gradcheck():
     target = TEACHER[:2, :4]
     assert gradcheck(lambda s: quality_focal(s, target.sigmoid(), 1.0), student)
     assert gradcheck(lambda s: edge_kl(s, target, 4.0), student)
+    assert gradcheck(lambda s: decoupled_kl(s, target, LABELS[:2], 1.0, 8.0, 2.0), student)
 
 
 def test_no_gradient_to_the_teacher():
     teacher = TEACHER.clone().requires_grad_()
-    softmax_kl(STUDENT.clone().requires_grad_(), teacher).sum().backward()
+    (softmax_kl(STUDENT.clone().requires_grad_(), teacher) + decoupled_kl(STUDENT, teacher, LABELS)).sum().backward()
     assert teacher.grad is None
 
 
 def test_nothing_gives_nothing():
     empty = torch.zeros(0, 10, requires_grad=True)
     total = quality_focal(empty, empty.detach(), 1.0).sum() + edge_kl(empty, empty.detach()).sum()
+    total = total + decoupled_kl(empty, empty.detach(), LABELS[:0]).sum()
     total.backward()
     assert total.item() == 0
     assert empty.grad.shape == (0, 10)

@@ -2,10 +2,11 @@
 
 from detdistill.losses.boxes import giou_distance, log_iou_distance, paired_iou
 from detdistill.losses.features import match_statistics, pearson_distance, standardize
-from detdistill.losses.logits import edge_kl, quality_focal, softmax_kl
+from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, softmax_kl
 from detdistill.losses.reduce import mean_over_processes
 
 __all__ = [
+    "decoupled_kl",
     "edge_kl",
     "giou_distance",
     "log_iou_distance",

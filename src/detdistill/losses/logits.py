@@ -1,5 +1,6 @@
 """Distances between class scores and between distributions. Nothing here is reduced but where a docstring says so."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +29,27 @@ def edge_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
     """Localisation distillation: KL of each side's distance distribution, (..., R) logits over R bins to (...), summed over bins, times
     temperature squared. LD, arXiv:2102.12252 (whose code takes the mean over bins: divide by R)."""
     return softmax_kl(student, teacher, temperature)
+
+
+def decoupled_kl(
+    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0
+) -> Tensor:
+    """Hinton's KL in two parts of free weight, (N, K) logits and labels (N,) in 0..K-1 to (N,), nats times temperature squared:
+    alpha KL of (label, all others) + beta KL among the others. DKD, arXiv:2203.08679; with alpha 1 and beta 1 - p_label(teacher) it is
+    `softmax_kl`. No gradient to the teacher. Raises ValueError for fewer than two classes.
+
+    The probability of the others is a sum of exponents of logits, not 1 - p, so that no logarithm of 0 is taken however sure a side is.
+    """
+    if student.shape[-1] < 2:
+        raise ValueError(f"a label and others are needed, got {student.shape[-1]} class")
+    mine, theirs = _label_and_others(student / temperature, labels), _label_and_others(teacher.detach() / temperature, labels)
+    target = softmax_kl(mine[0], theirs[0])
+    others = softmax_kl(mine[1], theirs[1])
+    return (alpha * target + beta * others) * temperature**2
+
+
+def _label_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) to those of the label and of all others together (N, 2), and to those of each other class (N, K - 1)."""
+    own = F.one_hot(labels, logits.shape[-1]).bool()
+    others = logits[~own].view(len(logits), logits.shape[-1] - 1)
+    return torch.stack([logits[own], others.logsumexp(-1)], dim=-1), others
