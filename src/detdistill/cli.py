@@ -36,6 +36,9 @@ Model = Annotated[str, Parameter(help="a run folder, or a pretrained detector su
 Results = Annotated[
     Path | None, Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=_COMMON)
 ]
+Compared = Annotated[
+    str, Parameter(name="--method", help="what is compared, with commas: none,pkd,crosskd,pkd+crosskd (none: plain training)")
+]
 Methods = Annotated[str | None, Parameter(help="methods, with commas between them: pkd,crosskd")]
 
 
@@ -82,6 +85,34 @@ def distill(
     outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=console)
     tables.metrics(console, outcome.metrics)
     console.print(f"written to {outcome.out}")
+
+
+@app.command
+@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+def compare(
+    *,
+    method: Compared,
+    seeds: Annotated[int, Parameter(help="runs of each, with seeds from --seed on")] = 3,
+    resamples: Annotated[int, Parameter(help="of the test images, for the interval over images")] = 1000,
+    methods: Options = None,
+    recipe: RecipeFlag = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    **fields: Any,
+) -> None:
+    """Train a detector plainly and by each of several methods, over several seeds, and say which differences are noise."""
+    labels = flags.names(method, "--methods") or []
+    named = {name for label in labels for name in label.split("+")}
+    stray = [name for name in flags.names(",".join(methods or {}) or None, "--methods") or () if name not in named]
+    if stray:
+        raise UserError(f"--methods.{stray[0]} is given, but --methods compares only {', '.join(labels)}; add {stray[0]} to it")
+    over = flags.overrides(fields, methods)
+    recipes = [(label, load(recipe, over, [] if label == "none" else label.split("+"))) for label in labels]
+    from detdistill import comparison
+
+    entries = [comparison.Entry(label, resolved) for label, resolved in recipes]
+    comparison.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=_console())
 
 
 @app.command

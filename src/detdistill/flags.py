@@ -103,12 +103,16 @@ def _shown(default: Any) -> str:
 
 
 def tidy(tokens: list[str]) -> list[str]:
-    """Tokens with flag names in one spelling (`--train.max_steps` as `--train.max-steps`) and `--switch true` as `--switch=true`."""
+    """Tokens with flag names in one spelling (`--train.max_steps` as `--train.max-steps`) and `--switch true` as `--switch=true`.
+
+    A bare `--methods` is `--method`: its dotted forms are the methods' options, and one name can't be both.
+    """
     switches = {f"--{path.replace('_', '-')}" for path, info in FIELDS.items() if info.annotation is bool}
     tidied: list[str] = []
     for token in tokens:
         if token.startswith("--"):
             name, equals, value = token.partition("=")
+            name = "--method" if name == "--methods" else name
             tidied.append(name.replace("_", "-") + equals + value)
         elif tidied and tidied[-1] in switches and token.lower() in ("true", "false"):
             tidied[-1] += f"={token}"

@@ -45,7 +45,7 @@ def train(
     if recipe.methods:
         raise UserError(f"the recipe distils (methods: {', '.join(recipe.methods)}); use `detdistill distill`, or take the methods out")
     recipe, folder = _begin(recipe, out, resume, overwrite)
-    data = _open(recipe, talker(console))
+    data = open_with_notes(recipe, talker(console))
     student, config = start(recipe.model, data.classes, recipe.train.seed)
     job = Job(recipe, config, data, Distillation(student), None, folder)
     return job.run(resume=resume, overwrite=overwrite, console=console)
@@ -60,7 +60,7 @@ def distill(
     check_methods(recipe.methods)
     recipe, folder = _begin(recipe, out, resume, overwrite)
     say = talker(console)
-    data = _open(recipe, say)
+    data = open_with_notes(recipe, say)
     teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model)
     say(f"teacher: {report}")
     student, config = start(recipe.model, data.classes, recipe.train.seed)
@@ -109,10 +109,11 @@ class Job:
         )
         if main_process():  # before measuring: a test picture that can't be read must not cost the training
             run.save(self.distillation.student, Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size))
-        metrics, _ = measure(self.distillation.student, self.data, split, recipe.data, recipe.train)
+        metrics, results = measure(self.distillation.student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
+        metrics |= {"peak_memory_bytes": summary.peak_memory_bytes}
         if main_process():
-            run.end(recipe, metrics)
+            run.end(recipe, metrics, results)
         return Outcome(self.folder, metrics)
 
 
@@ -168,7 +169,8 @@ def _name(recipe: Recipe) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-") or "run"
 
 
-def _open(recipe: Recipe, say: Say) -> Data:
+def open_with_notes(recipe: Recipe, say: Say) -> Data:
+    """The data, and what is worth telling of them."""
     data = open_data(recipe.data)
     for note in data.notes:
         say(note)

@@ -76,9 +76,13 @@ class RunFolder:
         self._write(recipe)
         write_json(self.path / "environment.json", environment())
 
-    def end(self, recipe: Recipe, metrics: Mapping[str, Any]) -> None:
-        """The run is finished once its metrics are there. The recipe is written again: a resumed run may have been given more steps."""
+    def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
+        """The run is finished once its metrics are there. The recipe is written again: a resumed run may have been given more steps.
+
+        results: the COCO results behind the metrics.
+        """
         self._write(recipe)
+        write_text(self.path / "predictions.json", json.dumps(results, allow_nan=False) + "\n")
         write_json(self.path / "metrics.json", metrics)
 
     def _write(self, recipe: Recipe) -> None:

@@ -1,8 +1,21 @@
 """What a detector is worth and what it costs."""
 
+from detdistill.evaluation.bootstrap import Matches, gain_interval, match, resample
 from detdistill.evaluation.coco import coco_metrics, to_original, to_results
 from detdistill.evaluation.draw import draw
 from detdistill.evaluation.evaluate import evaluate, evaluating
 from detdistill.evaluation.speed import cost
 
-__all__ = ["coco_metrics", "cost", "draw", "evaluate", "evaluating", "to_original", "to_results"]
+__all__ = [
+    "Matches",
+    "coco_metrics",
+    "cost",
+    "draw",
+    "evaluate",
+    "evaluating",
+    "gain_interval",
+    "match",
+    "resample",
+    "to_original",
+    "to_results",
+]

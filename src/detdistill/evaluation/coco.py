@@ -50,6 +50,16 @@ def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
     names: category id to name; the classes measured are these. Raises UserError for ground truth that can't be read,
     FloatingPointError for a score or box that isn't finite, ValueError for other results that don't belong to the ground truth.
     """
+    run = coco_run(ground_truth, results, names)
+    run.accumulate()
+    assert run.eval is not None
+    precision, recall = run.eval["precision"], run.eval["recall"]
+    per_class = {names[category]: _percent(precision[:, :, column, 0, 2]) for column, category in enumerate(run.params.cat_ids)}
+    return {**_summary(precision, recall), "per_class": {name: per_class[name] for name in names.values()}}
+
+
+def coco_run(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> hotcoco.COCOeval:
+    """Results matched with the ground truth, image by image and class by class. Arguments and errors: see `coco_metrics`."""
     truth = _checked_truth(ground_truth, names)
     images = {image["id"] for image in truth["images"]}
     for number, result in enumerate(results):
@@ -57,11 +67,7 @@ def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
     reference = hotcoco.COCO(truth)
     run = hotcoco.COCOeval(reference, reference.load_res([dict(result) for result in results]), "bbox")
     run.evaluate()
-    run.accumulate()
-    assert run.eval is not None
-    precision, recall = run.eval["precision"], run.eval["recall"]
-    per_class = {names[category]: _percent(precision[:, :, column, 0, 2]) for column, category in enumerate(run.params.cat_ids)}
-    return {**_summary(precision, recall), "per_class": {name: per_class[name] for name in names.values()}}
+    return run
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
