@@ -1,20 +1,51 @@
 """Pure functions: tensors in, tensor out, student first, teacher second, the reduction stated. One flat import."""
 
-from detdistill.losses.boxes import giou_distance, log_iou_distance, paired_iou
-from detdistill.losses.features import match_statistics, pearson_distance, standardize
-from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, softmax_kl
-from detdistill.losses.reduce import mean_over_processes
+from detdistill.losses.attention import (
+    attention_distance,
+    attentions,
+    channel_wise,
+    focal_distance,
+    masked_generation,
+    squared_distance,
+    weighted_entropy,
+    weighted_square,
+)
+from detdistill.losses.boxes import bounded_regression, giou_distance, log_iou_distance, paired_iou
+from detdistill.losses.features import (
+    hierarchical_context,
+    hint_distance,
+    masked_squares,
+    match_statistics,
+    pearson_distance,
+    standardize,
+)
+from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, soft_cross_entropy, softmax_kl
+from detdistill.losses.reduce import mean_over_processes, weighted_mean
 
 __all__ = [
+    "attention_distance",
+    "attentions",
+    "bounded_regression",
+    "channel_wise",
     "decoupled_kl",
     "edge_kl",
+    "focal_distance",
     "giou_distance",
+    "hierarchical_context",
+    "hint_distance",
     "log_iou_distance",
+    "masked_generation",
+    "masked_squares",
     "match_statistics",
     "mean_over_processes",
     "paired_iou",
     "pearson_distance",
     "quality_focal",
+    "soft_cross_entropy",
     "softmax_kl",
+    "squared_distance",
     "standardize",
+    "weighted_entropy",
+    "weighted_mean",
+    "weighted_square",
 ]

@@ -25,6 +25,18 @@ def softmax_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return F.kl_div(guess, target, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-sum over classes of w p_t log p_s, (..., K) logits to (...), nats; weights (K,) of the classes, none: 1.
+
+    Chen et al., NIPS 2017: the weights stand inside the sum, so the minimum is not at p_s = p_t but where p_s is w p_t brought to sum 1.
+    No gradient to the teacher.
+    """
+    target = teacher.detach().softmax(-1)
+    if weights is not None:
+        target = target * weights
+    return -(target * student.log_softmax(-1)).sum(-1)
+
+
 def edge_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Localisation distillation: KL of each side's distance distribution, (..., R) logits over R bins to (...), summed over bins, times
     temperature squared. LD, arXiv:2102.12252 (whose code takes the mean over bins: divide by R)."""
