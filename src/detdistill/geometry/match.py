@@ -19,8 +19,20 @@ def atss_assign(anchors: Sequence[Tensor], boxes: Tensor, candidates: int = 9) -
     matched = every.new_full((len(every),), -1, dtype=torch.long)
     if len(boxes) == 0 or len(every) == 0:
         return matched
-    middle = centers(every)
-    apart = torch.cdist(middle, centers(boxes), compute_mode="donot_use_mm_for_euclid_dist")  # (N, G)
+    overlaps, chosen, threshold = adaptive_thresholds(anchors, boxes, candidates)
+    inside = side_distances(centers(every)[:, None], boxes).amin(-1) > 0.01  # (N, G)
+    positive = torch.zeros_like(inside).scatter(0, chosen, overlaps.gather(0, chosen) >= threshold) & inside
+    best, index = torch.where(positive, overlaps, -1.0).max(1)
+    return torch.where(best > -1, index, matched)
+
+
+def adaptive_thresholds(anchors: Sequence[Tensor], boxes: Tensor, candidates: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """ATSS's overlap from which an anchor is positive. anchors: (n, 4) of each level, N > 0 over all; boxes (G, 4), G > 0.
+
+    Returns IoU (N, G), the places in N of each box's candidates (n, G), and the threshold (G,): mean plus unbiased deviation of theirs.
+    """
+    every = torch.cat(list(anchors))
+    apart = torch.cdist(centers(every), centers(boxes), compute_mode="donot_use_mm_for_euclid_dist")  # (N, G)
     nearest, first = [], 0
     for level in anchors:
         if count := min(candidates, len(level)):
@@ -30,10 +42,7 @@ def atss_assign(anchors: Sequence[Tensor], boxes: Tensor, candidates: int = 9) -
     overlaps = box_iou(every, boxes)  # (N, G)
     close = overlaps.gather(0, chosen)
     deviation = close.std(0) if len(close) > 1 else torch.zeros_like(close[0])
-    inside = side_distances(middle[:, None], boxes).amin(-1) > 0.01  # (N, G)
-    positive = torch.zeros_like(inside).scatter(0, chosen, close >= close.mean(0) + deviation) & inside
-    best, index = torch.where(positive, overlaps, -1.0).max(1)
-    return torch.where(best > -1, index, matched)
+    return overlaps, chosen, close.mean(0) + deviation
 
 
 def fcos_assign(anchors: Sequence[Tensor], boxes: Tensor, radius: float = 1.5) -> Tensor:
