@@ -9,13 +9,15 @@ from detdistill.types import Batch, Targets
 
 CLASSES = ("disc", "square", "cross")
 DENSE = ("retinanet", "fcos", "atss", "gfl")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}
+STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}
 
 
-def tiny(head: str, seed: int = 0, channels: int = 32, tower_depth: int = 2, **options: object) -> Detector:
-    """A detector of random weights on a small backbone, heads shaken so that its predictions are not all alike."""
+def tiny(
+    head: str, seed: int = 0, channels: int = 32, tower_depth: int = 2, backbone: str = "mobilenetv2_035", **options: object
+) -> Detector:
+    """A detector of random weights on a small backbone."""
     torch.manual_seed(seed)
-    values = {"name": f"{head}:mobilenetv2_035", "strides": STRIDES.get(head, (8, 16, 32)), "queries": 12, "backbone_weights": "none"}
+    values = {"name": f"{head}:{backbone}", "strides": STRIDES.get(head, (8, 16, 32)), "queries": 12, "backbone_weights": "none"}
     config = ModelConfig.model_validate(values | {"channels": channels, "tower_depth": tower_depth} | options)
     return build(config, CLASSES)
 

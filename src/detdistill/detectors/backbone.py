@@ -6,6 +6,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.request import getproxies
 
 import timm
@@ -19,6 +20,14 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detdistill.errors import UserError, nearest
 from detdistill.types import present
+
+# What timm's families take to let go of their size, the first that is known to a model. Swin then cuts full windows and shifts them in every
+# stage, whatever the map's size, as its detectors were published; else a stage as small as one window at the nominal size never shifts.
+ANY_SIZE: tuple[dict[str, bool], ...] = (
+    {"strict_img_size": False, "always_partition": True},
+    {"strict_img_size": False},
+    {"dynamic_img_size": True},
+)
 
 
 class ExtraLevels(ExtraFPNBlock):
@@ -53,6 +62,18 @@ class PooledLevels(ExtraFPNBlock):
         return results, names
 
 
+class ChannelsFirst(nn.Module):
+    """A timm feature extractor whose maps are (B, H, W, C), such as Swin's, with its maps as (B, C, H, W)."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+        self.feature_info = _feature_info(body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [level.permute(0, 3, 1, 2).contiguous() for level in self.body(images)]
+
+
 class Neck(nn.Module):
     """timm backbone and FPN. forward: images (B, 3, H, W) to ordered maps (B, out_channels, H/stride, W/stride), fine to coarse."""
 
@@ -62,25 +83,21 @@ class Neck(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(widths), channels, extra)
         self.reductions = reductions
         self.out_channels = channels
-        self.channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"  # timm's Swin gives (B, H, W, C)
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        maps = self.body(images)
-        if self.channels_last:
-            maps = [level.permute(0, 3, 1, 2) for level in maps]
-        return self.fpn(OrderedDict((str(stride), level) for stride, level in zip(self.reductions, maps, strict=True)))
+        return self.fpn(OrderedDict((str(stride), level) for stride, level in zip(self.reductions, self.body(images), strict=True)))
 
 
 def build_body(name: str, strides: tuple[int, ...], weights: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
     """A timm backbone giving those of `strides` it has: the module, the strides it gives and their widths.
 
-    weights: `default` (pretrained, fetched), `none`, or a file. Raises UserError for an unknown name or weights that can't be had.
+    weights: `default` (pretrained, fetched), `none`, or a file. Raises UserError for an unknown name, one that takes images of a single
+    size only, or weights that can't be had.
     """
     if not timm.is_model(name):
         raise UserError(f"backbone {name!r}: timm has no such model{nearest(name, timm.list_models())}")
     try:
-        probe = timm.create_model(name, features_only=True, pretrained=False)
-        reductions = _feature_info(probe).reduction()
+        reductions = _feature_info(_extractor(name)).reduction()
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"backbone {name!r}: timm gives no feature maps of it ({str(error).splitlines()[0]}); take another") from None
     last = {reduction: index for index, reduction in enumerate(reductions)}  # of several maps at one stride, the deepest
@@ -88,9 +105,42 @@ def build_body(name: str, strides: tuple[int, ...], weights: str) -> tuple[nn.Mo
     if not given:
         raise UserError(f"backbone {name!r}: has strides {reductions}, none of model.strides {strides}")
     indices = tuple(last[stride] for stride in given)
-    body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
+    body = _extractor(name, out_indices=indices)
     load_backbone(body, name, weights)
+    body = ChannelsFirst(body) if getattr(body, "output_fmt", "NCHW") == "NHWC" else body
+    if _fixed(name):
+        _try_sizes(body, name, given)
     return body, given, tuple(_feature_info(body).channels())
+
+
+def _fixed(name: str) -> bool:
+    """Whether timm says that this model was made for images of one size, as most transformers are."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.fixed_input_size
+
+
+def _extractor(name: str, **options: Any) -> nn.Module:
+    """The timm feature extractor with random weights; one made for images of a single size is asked to take any."""
+    for more in ANY_SIZE if _fixed(name) else ():
+        try:
+            return timm.create_model(name, features_only=True, pretrained=False, **options, **more)
+        except TypeError:  # this family has no such option
+            continue
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
+
+
+@torch.no_grad()
+def _try_sizes(body: nn.Module, name: str, strides: tuple[int, ...]) -> None:
+    """Raises UserError unless images of any size go through: better now than at the first step."""
+    height, width = 96, 160  # 3 x 5 cells of stride 32, which no usual window divides
+    body.eval()
+    try:
+        shapes = [tuple(level.shape[-2:]) for level in body(torch.zeros(1, 3, height, width))]
+    except (AssertionError, RuntimeError):
+        shapes = []
+    body.train()
+    if shapes != [(height // stride, width // stride) for stride in strides]:
+        raise UserError(f"backbone {name!r}: takes images of one size only; take another, such as swin_tiny_patch4_window7_224")
 
 
 def _feature_info(body: nn.Module) -> FeatureInfo:
@@ -110,8 +160,9 @@ def load_backbone(body: nn.Module, name: str, weights: str) -> None:
         return
     state = _pretrained(name) if weights == "default" else read_state(Path(weights), "--backbone-weights")
     own = body.state_dict()
-    # timm's extractors of models with stage lists join the first dot: `layers.0.norm` is their `layers_0.norm`.
-    renamed = {key if key in own else key.replace(".", "_", 1): value for key, value in state.items()}
+    # timm's extractors of models with stage lists join the first dot: `layers.0.norm` is their `layers_0.norm`. Others hold the whole `model`.
+    spelled = {key: next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), key) for key in state}
+    renamed = {spelled[key]: value for key, value in state.items()}
     matched = {key: value for key, value in renamed.items() if key in own and own[key].shape == value.shape}
     missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
     if missing:
