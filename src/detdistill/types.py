@@ -300,6 +300,7 @@ class DetectorInfo:
 
     kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a
     cell, per level; empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R.
+    roi_strides: of the levels that RoIs are cut from; roi_code: the weights that the RoI head's box codes are multiplied by; empty without.
     """
 
     kind: str
@@ -314,6 +315,8 @@ class DetectorInfo:
     tower_channels: int | None = None
     edge_bins: int | None = None
     quality: bool = False
+    roi_strides: tuple[int, ...] = ()
+    roi_code: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

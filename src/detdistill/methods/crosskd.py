@@ -60,10 +60,10 @@ class CrossKD(Method):
     @classmethod
     def build(cls, config: CrossKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError unless both have towers on the same strides, the same classes, and the depths exist."""
+        two_stage = all("proposals" in info.continuations for info in (student, teacher))
+        remedy = "take crosskd_roi, its form for RoI heads" if two_stage else "take retinanet, fcos, atss or gfl"
         for side, info in (("student", student), ("teacher", teacher)):
-            require(
-                "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no towers", "take retinanet, fcos, atss or gfl"
-            )
+            require("towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no towers", remedy)
         shared = SharedClasses.between(cls.name, student, teacher)
         grids = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
         require(

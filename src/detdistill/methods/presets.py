@@ -3,6 +3,7 @@
 crosskd and mimicking: the released CrossKD code (its regression weight of GFL is written 4.0 with an inner mean over four sides, as here).
 Positions are published for towers of four convolutions (3, and 2 for FCOS) and given from the end here, so that they fit other depths.
 pkd: alone 6 with a two-stage teacher and 10 with a one-stage one, on four levels, as in its published code; beside CrossKD as in CrossKD's.
+kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage heads alone: their own defaults are what is published for these.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from detdistill.types import DetectorInfo
 
+_TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 _DENSE: dict[str, dict[str, Any]] = {
     "gfl": {"weight_box": 4.0, "box": "auto", "box_normalizer": "trust"},
     "retinanet": {"box": "giou"},
@@ -28,7 +30,7 @@ _DENSE: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "crosskd": {kind: {**options, "depth": -2 if kind == "fcos" else -1} for kind, options in _DENSE.items()},
     "mimicking": _DENSE,
-    "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE} | {"faster_rcnn": {"weight": 6.0, "levels": 4}},
+    "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE} | {kind: {"weight": 6.0, "levels": 4} for kind in _TWO_STAGE},
     "pkd beside crosskd": {"gfl": {"weight": 6.0}, "retinanet": {"weight": 2.0}, "fcos": {"weight": 2.0}, "atss": {"weight": 1.0}},
 }
 

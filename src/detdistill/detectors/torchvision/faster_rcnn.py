@@ -76,6 +76,8 @@ class FasterRCNN(nn.Module):
             continuations=frozenset({"proposals"}),
             cell_anchors=cells,
             anchors_per_cell=len(cells[0]),
+            roi_strides=tuple(strides[: len(model.roi_heads.box_roi_pool.featmap_names)]),  # hosts cut RoIs from the finest
+            roi_code=tuple(model.roi_heads.box_coder.weights),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:

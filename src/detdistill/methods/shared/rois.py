@@ -1,13 +1,33 @@
-"""Regions of interest: what two RoI heads say of the student's proposals, row by row, and the features of boxes."""
+"""Regions of interest: what two RoI heads say of the student's proposals, row by row, and the distances between the two.
+
+    class   T^2 KL(softmax(z / T) || softmax(z' / T)),  mean over the n regions
+    box     sum of u |d' - d|_1 / (4 sum of u),  d the codes of the teacher's likeliest class, u its probability (T = 1)
+
+z', d' are the guess, z, d the teacher's; the softmax runs over classes and background, and the likeliest class is never the background, which has
+no code. Both as in the two-stage branch of CrossKD's published code (arXiv:2306.11369), T = 3 and a class weight of 0.5 with them.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from detdistill.methods.method import require
+from detdistill.losses import mean_over_processes, softmax_kl
+from detdistill.methods.method import Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Pyramid, Targets, present
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """weight_class, weight_box: of the two terms; a term of weight 0 is not computed. temperature: of the class term. The box weight is ours."""
+
+    weight_class: Weight = 0.5
+    weight_box: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,8 +35,8 @@ class Rows:
     """The n regions of a batch that both heads classified, on the shared classes.
 
     student, teacher (n, K + 1): logits, the background last; no gradient to the teacher's. student_deltas, teacher_deltas (n, K, 4): box
-    codes of each class. labels (n,): place among the shared classes of what the region was sampled for, K for background.
-    aims (n, 4): box code of the matched ground truth, 0 for background.
+    codes of each class. labels (n,): place among the shared classes of what the region was sampled for, K for background and for classes
+    that the teacher doesn't know. aims (n, 4): box code of the matched ground truth, 0 where the label is K.
     """
 
     student: Tensor
@@ -31,53 +51,85 @@ class Rows:
         """(n,) bool."""
         return self.labels < self.student.shape[1] - 1
 
+    def mean(self, values: Tensor) -> Tensor:
+        """(): the sum of any values of the rows by the number of rows, which is averaged over processes and at least 1."""
+        return values.sum() / mean_over_processes(values.new_tensor(float(len(self.labels))))
 
-def require_roi_heads(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
-    """Raises UserError unless both have a second stage."""
+
+def require_roi_heads(
+    method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str = "take faster_rcnn or mask_rcnn for both"
+) -> None:
+    """Raises UserError unless both have a second stage with a softmax over classes and background."""
     for side, info in (("student", student), ("teacher", teacher)):
-        lacking = f"the {side} ({info.kind}) has no RoI head"
-        require("proposals" in info.continuations, method, lacking, "take faster_rcnn or mask_rcnn for both")
+        require("proposals" in info.continuations, method, f"the {side} ({info.kind}) has no RoI head", remedy)
+        require(info.activation == "softmax", method, f"the {side} ({info.kind}) has no softmax over its classes", remedy)
+
+
+def require_one_code(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
+    """Raises UserError unless box codes of the two RoI heads mean the same."""
+    codes = f"the RoI heads' box codes are weighted by {student.roi_code} (student) and {teacher.roi_code} (teacher)"
+    remedy = "they are compared number by number, so build both with the same bbox_reg_weights"
+    require(student.roi_code == teacher.roi_code, method, codes, remedy)
+
+
+def require_terms(method: str, config: RoIConfig, student: DetectorInfo, teacher: DetectorInfo) -> None:
+    """Raises UserError where `roi_terms` has nothing to compute, or codes that can't be compared."""
+    require(bool(config.weight_class or config.weight_box), method, "all its weights are 0", f"see the options of methods.{method}")
+    if config.weight_box:
+        require_one_code(method, student, teacher)
+
+
+def roi_terms(rows: Rows, config: RoIConfig) -> dict[str, Tensor]:
+    """The terms `class` and `box` of the module's head, weighted, (). Sums are averaged over processes and at least 1."""
+    terms = {}
+    if config.weight_class:
+        terms["class"] = config.weight_class * rows.mean(softmax_kl(rows.student, rows.teacher, config.temperature))
+    if config.weight_box:
+        trust, top = rows.teacher.softmax(-1)[:, :-1].max(-1)
+        place = torch.arange(len(top), device=top.device), top
+        gaps = (rows.student_deltas[place] - rows.teacher_deltas[place]).abs().sum(-1)
+        terms["box"] = config.weight_box * (trust * gaps).sum() / (4 * mean_over_processes(trust.sum()))
+    return terms
 
 
 def roi_rows(student: DetectorOutput, teacher: DetectorOutput, targets: Targets, shared: SharedClasses) -> Rows:
     """Both heads, each on its own pyramid, on the proposals that the student's loss was computed on."""
-    boxes = present(student.proposals).boxes
-    with torch.no_grad():
-        taught = present(teacher.proposals).classify(boxes)
-    return paired_rows(student.stages[-1], taught, student, targets, shared)
+    taught = _taught(student, teacher, shared)
+    return paired_rows(shared.of_student(student.stages[-1]), taught, student, targets, shared)
 
 
 def crossed_rows(student: DetectorOutput, teacher: DetectorOutput, pyramid: Pyramid, targets: Targets, shared: SharedClasses) -> Rows:
     """The teacher's head twice: on `pyramid`, made of the student's levels (in the place of the student), and on its own."""
-    boxes, classify = present(student.proposals).boxes, present(teacher.proposals).classify
+    guess = present(teacher.proposals).classify(present(student.proposals).boxes, pyramid)
+    return paired_rows(shared.of_teacher(guess), _taught(student, teacher, shared), student, targets, shared)
+
+
+def _taught(student: DetectorOutput, teacher: DetectorOutput, shared: SharedClasses) -> Predictions:
+    """(B, P, ...): the teacher's head on its own pyramid, of the student's proposals."""
     with torch.no_grad():
-        taught = classify(boxes)
-    guess = shared.of_teacher(classify(boxes, pyramid))
-    return paired_rows(guess, taught, student, targets, shared, guess_is_shared=True)
+        return shared.of_teacher(present(teacher.proposals).classify(present(student.proposals).boxes))
 
 
-def paired_rows(
-    guess: Predictions, taught: Predictions, student: DetectorOutput, targets: Targets, shared: SharedClasses, guess_is_shared: bool = False
-) -> Rows:
-    """guess, taught: (B, P, ...) of the student's proposals; rows that either head left out (no area) are left out."""
+def paired_rows(guess: Predictions, taught: Predictions, student: DetectorOutput, targets: Targets, shared: SharedClasses) -> Rows:
+    """guess, taught: (B, P, ...) of the student's proposals on the shared classes. Rows that either head left out (no area) are left out."""
     assignment = present(student.stages[-1].assignment)
-    guess = guess if guess_is_shared else shared.of_student(guess)
-    taught = shared.of_teacher(taught)
     kept = assignment.valid & guess.valid & taught.valid
-    classes = guess.logits.shape[-1]
-    labels = torch.full_like(assignment.matched, -1)
-    for image, own in enumerate(targets.labels):
-        matched = assignment.matched[image]
-        labels[image, matched >= 0] = own[matched[matched >= 0]]
-    labels = shared.labels(labels)[kept]
+    labels = shared.labels(_matched_labels(assignment.matched, targets))[kept]
     return Rows(
         student=_with_background(guess)[kept],
         teacher=_with_background(taught)[kept].detach(),
         student_deltas=present(guess.deltas)[kept],
         teacher_deltas=present(taught.deltas)[kept].detach(),
-        labels=torch.where(labels < 0, classes, labels),
-        aims=present(assignment.deltas)[kept],
+        labels=torch.where(labels < 0, guess.logits.shape[-1], labels),
+        aims=present(assignment.deltas)[kept].masked_fill((labels < 0)[:, None], 0.0),
     )
+
+
+def _matched_labels(matched: Tensor, targets: Targets) -> Tensor:
+    """(B, P) labels of the matched targets, -1 for none."""
+    padded = pad_sequence(list(targets.labels), batch_first=True, padding_value=-1)
+    none = padded.new_full((len(padded), 1), -1)  # the last column is no target's
+    return torch.cat([padded, none], dim=1).gather(1, torch.where(matched < 0, padded.shape[1], matched))
 
 
 def _with_background(predictions: Predictions) -> Tensor:
