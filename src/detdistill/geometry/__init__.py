@@ -1,19 +1,40 @@
 """Pure functions of boxes, anchors and matches. Boxes are xyxy in pixels of the padded batch."""
 
-from detdistill.geometry.anchors import cell_points, square_anchors
+from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_anchors
 from detdistill.geometry.boxes import centerness, centers, side_distances, to_boxes
-from detdistill.geometry.match import atss_assign, fcos_assign
+from detdistill.geometry.instances import disagreement, general_instances
+from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
+from detdistill.geometry.regions import (
+    ValuableRegion,
+    covered_cells,
+    decoupled_regions,
+    focal_masks,
+    imitation_cells,
+    imitation_region,
+    valuable_region,
+)
 from detdistill.geometry.rois import box_levels, pool_rois
 
 __all__ = [
+    "ValuableRegion",
+    "adaptive_thresholds",
     "atss_assign",
     "box_levels",
     "cell_points",
     "centerness",
     "centers",
+    "covered_cells",
+    "decoupled_regions",
+    "disagreement",
     "fcos_assign",
+    "focal_masks",
+    "general_instances",
+    "imitation_cells",
+    "imitation_region",
     "pool_rois",
     "side_distances",
     "square_anchors",
+    "synthetic_anchors",
     "to_boxes",
+    "valuable_region",
 ]
