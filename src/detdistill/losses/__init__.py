@@ -12,6 +12,7 @@ from detdistill.losses.attention import (
 )
 from detdistill.losses.boxes import bounded_regression, giou_distance, log_iou_distance, paired_iou
 from detdistill.losses.features import (
+    decoupled_mse,
     hierarchical_context,
     hint_distance,
     masked_squares,
@@ -19,15 +20,19 @@ from detdistill.losses.features import (
     pearson_distance,
     standardize,
 )
-from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, soft_cross_entropy, softmax_kl
+from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
 from detdistill.losses.reduce import mean_over_processes, weighted_mean
+from detdistill.losses.relations import attention_norm, attention_transfer, relation_distance
 
 __all__ = [
     "attention_distance",
+    "attention_norm",
+    "attention_transfer",
     "attentions",
     "bounded_regression",
     "channel_wise",
     "decoupled_kl",
+    "decoupled_mse",
     "edge_kl",
     "focal_distance",
     "giou_distance",
@@ -41,6 +46,8 @@ __all__ = [
     "paired_iou",
     "pearson_distance",
     "quality_focal",
+    "relation_distance",
+    "relation_match",
     "soft_cross_entropy",
     "softmax_kl",
     "squared_distance",
