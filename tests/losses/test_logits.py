@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from detdistill.losses import decoupled_kl, edge_kl, quality_focal, softmax_kl
+from detdistill.losses import decoupled_kl, edge_kl, quality_focal, relation_match, softmax_kl
 
 
 def wave(shape: tuple[int, ...], step: float, phase: float, scale: float = 1.0) -> torch.Tensor:
@@ -81,7 +81,34 @@ def test_decoupled_kl_stays_finite_however_sure_a_side_is():
         decoupled_kl(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
+@pytest.mark.parametrize(("temperature", "golden"), [(1.0, 1.7972808857427602), (4.0, 30.98677860669806)])
+def test_relation_match_golden(temperature: float, golden: float):
+    assert relation_match(STUDENT, TEACHER, temperature).item() == pytest.approx(golden, rel=1e-9)
+
+
+def test_relation_match_by_hand():
+    # Rows (.2, .3, .5) and (.3, .2, .5) against (.2, .5, .3) and (.3, .5, .2), all about a mean of 1/3 with squares of 14/300. Products are
+    # 2/300 and -13/300: r = 1/7 and -13/14, in the mean -11/28. Down the first class r = 1; in the others one side is constant: 0.
+    student, teacher = (torch.tensor(rows, dtype=torch.float64).log() for rows in ([[2, 3, 5], [3, 2, 5]], [[2, 5, 3], [3, 5, 2]]))
+    assert relation_match(student, teacher, gamma=0.0).item() == pytest.approx(1 + 11 / 28)
+    assert relation_match(student, teacher, beta=0.0).item() == pytest.approx(1 - 1 / 3, abs=1e-6)
+    assert relation_match(student, teacher, beta=2.0, gamma=3.0).item() == pytest.approx(2 * 39 / 28 + 3 * 2 / 3, abs=1e-5)
+
+
+def test_relation_match_sees_neither_scale_nor_shift_of_scores():
+    mixed = (0.3 * STUDENT.softmax(-1) + 0.07).log()  # scores 0.3 p + 0.07, which add up to one
+    torch.testing.assert_close(relation_match(mixed, TEACHER), relation_match(STUDENT, TEACHER), rtol=1e-4, atol=0)
+
+
+def test_relation_match_of_a_single_row_or_class_is_finite():
+    for rows in (STUDENT[:1], STUDENT[:, :1]):
+        own = rows.clone().requires_grad_()
+        relation_match(own, rows + 1).backward()
+        assert own.grad.isfinite().all()
+
+
 def test_minimum_is_zero_where_both_agree():
+    assert relation_match(TEACHER, TEACHER, 2.0).abs() < 1e-4  # but for the 1e-8 beside the norms
     assert decoupled_kl(TEACHER, TEACHER, LABELS).abs().max() < 1e-12
     assert quality_focal(TEACHER, TEACHER.sigmoid(), beta=1.0).abs().max() == 0
     assert edge_kl(TEACHER, TEACHER, 10.0).abs().max() < 1e-12
@@ -93,19 +120,21 @@ def test_gradcheck():
     target = TEACHER[:2, :4]
     assert gradcheck(lambda s: quality_focal(s, target.sigmoid(), 1.0), student)
     assert gradcheck(lambda s: edge_kl(s, target, 4.0), student)
+    assert gradcheck(lambda s: relation_match(s, target, 2.0), student)
     assert gradcheck(lambda s: decoupled_kl(s, target, LABELS[:2], 1.0, 8.0, 2.0), student)
 
 
 def test_no_gradient_to_the_teacher():
     teacher = TEACHER.clone().requires_grad_()
-    (softmax_kl(STUDENT.clone().requires_grad_(), teacher) + decoupled_kl(STUDENT, teacher, LABELS)).sum().backward()
+    own = STUDENT.clone().requires_grad_()
+    (softmax_kl(own, teacher) + decoupled_kl(own, teacher, LABELS) + relation_match(own, teacher)).sum().backward()
     assert teacher.grad is None
 
 
 def test_nothing_gives_nothing():
     empty = torch.zeros(0, 10, requires_grad=True)
     total = quality_focal(empty, empty.detach(), 1.0).sum() + edge_kl(empty, empty.detach()).sum()
-    total = total + decoupled_kl(empty, empty.detach(), LABELS[:0]).sum()
+    total = total + decoupled_kl(empty, empty.detach(), LABELS[:0]).sum() + relation_match(empty, empty.detach())
     total.backward()
     assert total.item() == 0
     assert empty.grad.shape == (0, 10)

@@ -65,3 +65,22 @@ def _label_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     own = F.one_hot(labels, logits.shape[-1]).bool()
     others = logits[~own].view(len(logits), logits.shape[-1] - 1)
     return torch.stack([logits[own], others.logsumexp(-1)], dim=-1), others
+
+
+def relation_match(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """beta (1 - mean over rows of r) + gamma (1 - mean over classes of r), times temperature squared: (N, K) logits to (), r the correlation of
+    the softmax scores along the row, or down the class over the N rows. DIST, arXiv:2205.10536. No gradient to the teacher.
+
+    Along a single class, or down a single row, nothing correlates: 1 without a gradient. No rows give 0.
+    """
+    if len(student) == 0:
+        return student.sum()
+    guess, target = (student / temperature).softmax(-1), (teacher.detach() / temperature).softmax(-1)
+    along, down = (_correlation(guess, target, axis).mean() for axis in (1, 0))
+    return (beta * (1 - along) + gamma * (1 - down)) * temperature**2
+
+
+def _correlation(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
+    """Pearson's r along the axis; 1e-8 is added to the product of the norms, as published."""
+    student, teacher = (values - values.mean(axis, keepdim=True) for values in (student, teacher))
+    return (student * teacher).sum(axis) / (student.norm(dim=axis) * teacher.norm(dim=axis) + 1e-8)
