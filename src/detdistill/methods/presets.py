@@ -4,6 +4,12 @@ crosskd and mimicking: the released CrossKD code (its regression weight of GFL i
 Positions are published for towers of four convolutions (3, and 2 for FCOS) and given from the end here, so that they fit other depths.
 pkd: alone 6 with a two-stage teacher and 10 with a one-stage one, on four levels, as in its published code; beside CrossKD as in CrossKD's.
 kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage heads alone: their own defaults are what is published for these.
+fgd: the released configurations (ATSS, which has none, as the other one-stage heads with anchors); `variant: paper` as the paper's table. On
+four levels with a two-stage teacher, where the last is but a pooled one; the same holds for mgd.
+mgd: one row for all one-stage heads, which is the default, and one for two-stage heads.
+cwd: the weight belongs to what it was published with: 5 for the original code, 10 for mmrazor 1.x's necks, 5 for GFL's logits in mmrazor 0.3.1.
+frs: nothing was published per detector; `form: ultralytics` has its own weight.
+A row named "method option=value" goes on top of the method's where that option is given; "any" stands for every detector not named.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,22 +33,48 @@ _DENSE: dict[str, dict[str, Any]] = {
     },
 }
 
+_FGD_TWO_STAGE = {
+    "weight_foreground": 5e-5,
+    "weight_background": 2.5e-5,
+    "weight_attention": 5e-5,
+    "weight_relation": 5e-7,
+    "levels": 4,
+}
+_FGD_FCOS = {
+    "weight_foreground": 1.6e-3,
+    "weight_background": 8e-4,
+    "weight_attention": 8e-4,
+    "weight_relation": 8e-6,
+    "temperature": 0.8,
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "crosskd": {kind: {**options, "depth": -2 if kind == "fcos" else -1} for kind, options in _DENSE.items()},
     "mimicking": _DENSE,
     "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE} | {kind: {"weight": 6.0, "levels": 4} for kind in _TWO_STAGE},
     "pkd beside crosskd": {"gfl": {"weight": 6.0}, "retinanet": {"weight": 2.0}, "fcos": {"weight": 2.0}, "atss": {"weight": 1.0}},
+    "fgd": {kind: {"weight_attention": 5e-4} for kind in _DENSE} | {kind: _FGD_TWO_STAGE for kind in _TWO_STAGE} | {"fcos": _FGD_FCOS},
+    "fgd variant=paper": {kind: {"weight_attention": 1e-3} for kind in _DENSE} | {"fcos": {"weight_attention": 8e-3, "temperature": 0.5}},
+    "mgd": {kind: {"weight": 5e-7, "drop": 0.45, "levels": 4} for kind in _TWO_STAGE},
+    "cwd variant=mmrazor": {"any": {"weight": 10.0, "levels": None}},
+    "cwd on=logits": {"any": {"weight": 5.0, "levels": None, "variant": "mmrazor"}},
+    "frs form=ultralytics": {"any": {"weight": 6.0}},
 }
 
 
-def preset(method: str, student: DetectorInfo, teacher: DetectorInfo, beside: Collection[str] = ()) -> Mapping[str, Any]:
-    """The published options of `method` for this pair. CrossKD and PKD compare in the teacher's space, mimicking in the student's.
+def preset(
+    method: str, student: DetectorInfo, teacher: DetectorInfo, beside: Collection[str] = (), given: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """The published options of `method` for this pair. Features and CrossKD are compared in the teacher's space, mimicking in the student's.
 
-    beside: the other methods of the run.
+    beside: the other methods of the run. given: the user's options, which choose among the published variants and go on top.
     """
     kind = student.kind if method == "mimicking" else teacher.kind
     together = next((name for name in (f"{method} beside {other}" for other in beside) if name in PRESETS), method)
     options = dict(PRESETS.get(together, {}).get(kind, {}))
+    chosen = {f"{method} {option}={value}" for option, value in (given or {}).items()}
+    for row in (PRESETS[name] for name in PRESETS if name in chosen):
+        options |= row.get(kind, row.get("any", {}))
     if method == "mimicking" and not teacher.quality:
         options.pop("weight_quality", None)  # nothing to copy
     return options
