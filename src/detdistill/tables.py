@@ -68,9 +68,12 @@ def _methods(console: Console) -> None:
     from detdistill.methods import METHODS
     from detdistill.pairing import served
 
-    columns = ["method", "paper", "reads", "learns", "detectors"]
+    columns = ["method", "paper", "reads", "learns", "detectors", "published AP on COCO"]
     heads = served()
-    rows = [[name, method.paper, method.reads, method.learns or "nothing", ", ".join(heads[name])] for name, method in METHODS.items()]
+    rows = [
+        [name, method.paper, method.reads, method.learns or "nothing", ", ".join(heads[name]), method.gain or "-"]
+        for name, method in METHODS.items()
+    ]
     table(console, columns, rows)
     console.print("Options of each, and their defaults:")
     for name, method in METHODS.items():
