@@ -40,9 +40,12 @@ class ModelConfig(Part):
     channels: int = Field(256, ge=8, description="width of the neck and of the towers")
     tower_depth: int = Field(4, ge=1, le=8, description="convolutions in each tower of a dense head")
     norm: Literal["default", "group", "none"] = Field(
-        "default", description="norm of the towers; default: what the head was published with"
+        "default", description="norm of the towers of a dense head; default: what the head was published with"
     )
-    edge_bins: int = Field(17, ge=2, description="bins of a side's distance distribution (GFL)")
+    edges: bool = Field(
+        False, description="each side's distance as a distribution over edge_bins bins, as GFL always has it: what LD needs (dense heads)"
+    )
+    edge_bins: int = Field(17, ge=2, description="bins of a side's distance distribution, 0 to edge_bins - 1 strides")
     queries: int = Field(300, ge=1, description="decoder queries (DETR family)")
     backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; or a FILE")
     score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")

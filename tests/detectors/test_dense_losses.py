@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from detdistill.detectors.dense.atss import atss_losses
-from detdistill.detectors.dense.gfl import distribution_focal, expected_distance, gfl_losses
-from detdistill.geometry import to_boxes
+from detdistill.detectors.dense.gfl import distribution_focal, gfl_losses
+from detdistill.geometry import expected_distance, to_boxes
 from detdistill.types import Assignment, Need, Predictions, Targets
 from tests.detectors.builders import scene, shake, tiny
 

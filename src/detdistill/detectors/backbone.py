@@ -23,7 +23,7 @@ from detdistill.types import present
 
 # What timm's families take to let go of their size, the first that is known to a model. Swin then cuts full windows and shifts them in every
 # stage, whatever the map's size, as its detectors were published; else a stage as small as one window at the nominal size never shifts.
-ANY_SIZE: tuple[dict[str, bool], ...] = (
+ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False, "always_partition": True},
     {"strict_img_size": False},
     {"dynamic_img_size": True},

@@ -31,6 +31,9 @@ DETECTORS: dict[str, Builder] = {
 }
 
 
+DENSE = ("retinanet", "fcos", "atss", "gfl")  # heads with towers
+
+
 def split_name(name: str) -> tuple[str, str]:
     """HEAD:BACKBONE in two. Raises UserError naming the nearest head."""
     head, colon, backbone = name.partition(":")
@@ -45,4 +48,9 @@ def split_name(name: str) -> tuple[str, str]:
 def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
     """A detector with fresh heads for `classes`, in this order. Raises UserError for what the head or backbone can't do."""
     head, backbone = split_name(config.name)
+    if head not in DENSE and (config.edges or config.norm != "default"):
+        field = "edges" if config.edges else f"norm {config.norm}"
+        raise UserError(
+            f"model.{field}: {head} has no towers and no dense regression for it; take one of {', '.join(DENSE)}, or leave it out"
+        )
     return DETECTORS[head](config, backbone, tuple(classes))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detdistill.detectors.towers import Predict, TowerPair
-from detdistill.geometry import centerness, centers
+from detdistill.geometry import centerness, centers, expected_distance, to_boxes
 from detdistill.losses import mean_over_processes
 from detdistill.types import Assignment, DetectorOutput, Layout, Need, Predictions, Pyramid, Targets
 
@@ -43,6 +43,17 @@ def observe_dense(pyramid: Pyramid, towers: TowerPair, parts: DenseParts, target
 def dense_layout(pyramid: Pyramid, anchors_per_cell: int = 1) -> Layout:
     """The layout of a head that predicts in every cell of every level."""
     return Layout(tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels), pyramid.strides, anchors_per_cell)
+
+
+def row_strides(layout: Layout, device: torch.device) -> Tensor:
+    """(N,) stride of each prediction's level."""
+    pairs = zip(layout.counts, layout.strides, strict=True)
+    return torch.cat([torch.full((count,), float(stride), device=device) for count, stride in pairs])
+
+
+def edge_boxes(edges: Tensor, points: Tensor, strides: Tensor, least: float = 0.0) -> Tensor:
+    """Boxes (B, N, 4) whose sides lie at the expected distances of edges (B, N, 4, R), at least `least`, in strides (N,) from points (N, 2)."""
+    return to_boxes(points, expected_distance(edges).clamp(min=least) * strides[:, None])
 
 
 def assemble(matched: Sequence[Tensor], valid: Tensor) -> Assignment:

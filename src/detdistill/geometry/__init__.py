@@ -1,7 +1,7 @@
 """Pure functions of boxes, anchors and matches. Boxes are xyxy in pixels of the padded batch."""
 
 from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_anchors
-from detdistill.geometry.boxes import centerness, centers, side_distances, to_boxes
+from detdistill.geometry.boxes import centerness, centers, expected_distance, side_distances, to_boxes
 from detdistill.geometry.instances import disagreement, general_instances
 from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
 from detdistill.geometry.regions import (
@@ -26,6 +26,7 @@ __all__ = [
     "covered_cells",
     "decoupled_regions",
     "disagreement",
+    "expected_distance",
     "fcos_assign",
     "focal_masks",
     "general_instances",

@@ -19,6 +19,12 @@ def to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
+def expected_distance(edges: Tensor) -> Tensor:
+    """The integral: mean of each side's distribution, (..., R) logits to (...) strides, in 0..R-1. GFL, arXiv:2006.04388, equation 5."""
+    bins = torch.arange(edges.shape[-1], device=edges.device, dtype=edges.dtype)
+    return (edges.softmax(-1) * bins).sum(-1)  # a matrix product would be done in half precision under autocast
+
+
 def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     """sqrt(min(l, r)/max(l, r) min(t, b)/max(t, b)) in 0..1, (...); 0 for points outside. FCOS, arXiv:1904.01355, equation 3."""
     left, top, right, bottom = side_distances(points, boxes).clamp(min=0).unbind(-1)

@@ -11,24 +11,29 @@ from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.backbone import build_neck
 from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
-from detdistill.detectors.outputs import DenseParts, dense_layout, matched_boxes, matched_labels, observe_dense
+from detdistill.detectors.outputs import DenseParts, dense_layout, edge_boxes, matched_boxes, matched_labels, observe_dense, row_strides
 from detdistill.detectors.towers import TowerPair
+from detdistill.geometry import centers
 from detdistill.losses import giou_distance, mean_over_processes
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
 
 
 class ATSS(nn.Module):
-    """RetinaNet's design with one anchor a cell and centre-ness; deltas are scaled as in Faster R-CNN, by 0.1 and 0.2."""
+    """RetinaNet's design with one anchor a cell and centre-ness; deltas are scaled as in Faster R-CNN, by 0.1 and 0.2.
+
+    With `model.edges` the sides' distances from the anchor's centre are distributions as in GFL, and there are no deltas; the losses stay.
+    """
 
     def __init__(self, config: ModelConfig, backbone: str, classes: Sequence[str]):
         super().__init__()
         self.config = config
         self.neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
-        self.head = DenseHead(config, len(classes), regression=4, quality=True)
+        self.edge_bins = config.edge_bins if config.edges else None
+        self.head = DenseHead(config, len(classes), regression=4 * (self.edge_bins or 1), quality=True)
         self.towers = TowerPair(self.head.classification_tower, self.head.regression_tower)
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0), bbox_xform_clip=math.log(1000 / 16))
-        self.info = dense_info("atss", config, classes, quality=True)
+        self.info = dense_info("atss", config, classes, quality=True, edge_bins=self.edge_bins)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Those of the body below the neck."""
@@ -42,6 +47,10 @@ class ATSS(nn.Module):
         anchors, valid = torch.cat(levels), layout.valid(batch.sizes)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
+            if self.edge_bins:
+                logits, edges, quality = self.head.rows(classification, regression, 4, self.edge_bins)
+                boxes = edge_boxes(edges, centers(anchors), row_strides(layout, anchors.device))
+                return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, edges=edges)
             logits, deltas, quality = self.head.rows(classification, regression, 4)
             boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
             return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, deltas=deltas)

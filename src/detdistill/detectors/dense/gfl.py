@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from detdistill.detectors.backbone import build_neck
 from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
-from detdistill.detectors.outputs import DenseParts, dense_layout, matched_boxes, matched_labels, observe_dense
+from detdistill.detectors.outputs import DenseParts, dense_layout, edge_boxes, matched_boxes, matched_labels, observe_dense, row_strides
 from detdistill.detectors.towers import TowerPair
-from detdistill.geometry import centers, side_distances, to_boxes
+from detdistill.geometry import centers, side_distances
 from detdistill.losses import giou_distance, mean_over_processes, paired_iou, quality_focal
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
@@ -39,12 +39,11 @@ class GFL(nn.Module):
         layout = dense_layout(pyramid)
         levels = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
         points, valid = centers(torch.cat(levels)), layout.valid(batch.sizes)
-        strides = torch.cat([points.new_full((len(level),), stride) for level, stride in zip(levels, pyramid.strides, strict=True)])
+        strides = row_strides(layout, points.device)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             logits, edges, _ = self.head.rows(classification, regression, 4, self.config.edge_bins)
-            boxes = to_boxes(points, expected_distance(edges) * strides[:, None])
-            return Predictions(logits, "sigmoid", boxes, valid, layout, edges=edges)
+            return Predictions(logits, "sigmoid", edge_boxes(edges, points, strides), valid, layout, edges=edges)
 
         def assign(wanted: Targets) -> Assignment:
             return assign_adaptively(levels, valid, layout.counts, wanted)
@@ -58,12 +57,6 @@ class GFL(nn.Module):
         """See `detectors.protocol.Detector`."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
         return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
-
-
-def expected_distance(edges: Tensor) -> Tensor:
-    """The integral: mean of each side's distribution, (..., R) logits to (...) strides, in 0..R-1. GFL, equation 5."""
-    bins = torch.arange(edges.shape[-1], device=edges.device, dtype=edges.dtype)
-    return (edges.softmax(-1) * bins).sum(-1)  # a matrix product would be done in half precision under autocast
 
 
 def distribution_focal(edges: Tensor, distances: Tensor) -> Tensor:

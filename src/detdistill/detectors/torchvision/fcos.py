@@ -11,18 +11,36 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense, with_centerness
-from detdistill.detectors.torchvision.shared import Columns, begun_inside, flat_anchors, host_pyramid, host_targets, to_detections
+from detdistill.detectors.torchvision.shared import (
+    Columns,
+    begun_inside,
+    distributional,
+    flat_anchors,
+    host_pyramid,
+    host_targets,
+    to_detections,
+)
 from detdistill.detectors.towers import TowerPair, flatten_cells
-from detdistill.geometry import fcos_assign
+from detdistill.geometry import expected_distance, fcos_assign
 from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
 
 
 class FCOS(nn.Module):
-    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background."""
+    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background.
 
-    def __init__(self, model: host.FCOS, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None):
+    edge_bins: the regressor gives as many logits for each side, and what the host takes for a distance in strides is their expectation.
+    """
+
+    def __init__(
+        self,
+        model: host.FCOS,
+        classes: Sequence[str],
+        strides: Sequence[int],
+        columns: Sequence[int] | None = None,
+        edge_bins: int | None = None,
+    ):
         super().__init__()
         self.model = model
         head = model.head.classification_head
@@ -38,6 +56,7 @@ class FCOS(nn.Module):
             anchors_per_cell=1,
             tower_depth=self.towers.depth,
             tower_channels=model.backbone.out_channels,
+            edge_bins=edge_bins,
             quality=True,
         )
 
@@ -54,9 +73,9 @@ class FCOS(nn.Module):
         levels = anchors.split(layout.counts)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
-            logits, deltas, quality = self._rows(classification, regression)
+            logits, deltas, edges, quality = self._rows(classification, regression)
             boxes = self.model.box_coder.decode(deltas, anchors.expand_as(deltas))
-            return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, deltas=deltas)
+            return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, edges=edges, deltas=deltas)
 
         def assign(wanted: Targets) -> Assignment:
             matched = [fcos_assign(levels, boxes, self.model.center_sampling_radius) for boxes in wanted.boxes]
@@ -82,13 +101,17 @@ class FCOS(nn.Module):
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         return to_detections(self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes)))
 
-    def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Last tower features to logits (B, N, K), side distances in strides (B, N, 4) and centre-ness logits (B, N)."""
+    def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Last tower features to logits (B, N, K), side distances in strides (B, N, 4), their distributions or None, centre-ness logits (B, N)."""
         scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
+        quality = torch.cat([flatten_cells(regressor.bbox_ctrness(level)) for level in regression], 1).float()
+        chosen, bins = self.columns.select(torch.cat(logits, 1)).float(), self.info.edge_bins
+        if bins:
+            edges = torch.cat([flatten_cells(regressor.bbox_reg(level), 4, bins) for level in regression], 1).float()
+            return chosen, expected_distance(edges), edges, quality
         deltas = [flatten_cells(regressor.bbox_reg(level).relu(), 4) for level in regression]
-        quality = [flatten_cells(regressor.bbox_ctrness(level)) for level in regression]
-        return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float(), torch.cat(quality, 1).float()
+        return chosen, torch.cat(deltas, 1).float(), None, quality
 
 
 def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
@@ -102,6 +125,8 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
     # The published head begins at exp(0), one stride to each side. torchvision cuts at 0 and begins there: one bad step and every
     # distance is 0, with no gradient to come back by. One of three small students died so in its first twenty steps.
     nn.init.ones_(present(head.regression_head.bbox_reg.bias))
+    if config.edges:
+        head.regression_head.bbox_reg = distributional(head.regression_head.bbox_reg, config.edge_bins)
     model = host.FCOS(
         neck,
         len(classes),
@@ -111,4 +136,4 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
         nms_thresh=config.nms_threshold or 0.5,
         detections_per_img=config.detections,
     )
-    return FCOS(model, classes, config.strides)
+    return FCOS(model, classes, config.strides, edge_bins=config.edge_bins if config.edges else None)

@@ -11,20 +11,41 @@ from torchvision.ops import box_iou
 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense
-from detdistill.detectors.torchvision.shared import Columns, begun_inside, flat_anchors, host_pyramid, host_targets, to_detections
+from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, edge_boxes, observe_dense, row_strides
+from detdistill.detectors.torchvision.shared import (
+    Columns,
+    begun_inside,
+    distributional,
+    flat_anchors,
+    host_pyramid,
+    host_targets,
+    to_detections,
+)
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
+from detdistill.geometry import centers
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
 
 HOST_DEPTH = 4  # torchvision builds towers of four convolutions
+LEAST = 0.01  # strides from an anchor's centre to a side, where distances are distributions: the host's code takes the logarithm of a size
 
 
 class RetinaNet(nn.Module):
-    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background."""
+    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background.
 
-    def __init__(self, model: host.RetinaNet, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None):
+    edge_bins: the regressor gives as many logits for the distance of each side from the anchor's centre, in strides. The expected box,
+    in the host's code, is what the host's loss and post-processing see.
+    """
+
+    def __init__(
+        self,
+        model: host.RetinaNet,
+        classes: Sequence[str],
+        strides: Sequence[int],
+        columns: Sequence[int] | None = None,
+        edge_bins: int | None = None,
+    ):
         super().__init__()
         self.model = model
         head = model.head.classification_head
@@ -42,6 +63,7 @@ class RetinaNet(nn.Module):
             anchors_per_cell=head.num_anchors,
             tower_depth=self.towers.depth,
             tower_channels=model.backbone.out_channels,
+            edge_bins=edge_bins,
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -57,6 +79,11 @@ class RetinaNet(nn.Module):
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             logits, deltas = self._rows(classification, regression)
+            if self.info.edge_bins:
+                edges, rows = deltas, anchors.repeat(len(deltas), 1)
+                boxes = edge_boxes(edges, centers(anchors), row_strides(layout, anchors.device), least=LEAST)
+                deltas = self.model.box_coder.encode_single(boxes.flatten(0, 1), rows).view_as(boxes)
+                return Predictions(logits, "sigmoid", boxes, valid, layout, edges=edges, deltas=deltas)
             boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
             return Predictions(logits, "sigmoid", boxes, valid, layout, deltas=deltas)
 
@@ -80,10 +107,11 @@ class RetinaNet(nn.Module):
         return to_detections(found)
 
     def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Last tower features to logits (B, N, K) and deltas (B, N, 4)."""
+        """Last tower features to logits (B, N, K) and deltas (B, N, 4), or edges (B, N, 4, R)."""
         scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
-        deltas = [flatten_cells(regressor.bbox_reg(level), 4) for level in regression]
+        values = (4, self.info.edge_bins) if self.info.edge_bins else (4,)
+        deltas = [flatten_cells(regressor.bbox_reg(level), *values) for level in regression]
         return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float()
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -104,6 +132,8 @@ def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Ret
     head = RetinaNetHead(config.channels, 9, len(classes), norm_layer=norm)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = branch.conv[: config.tower_depth]
+    if config.edges:
+        head.regression_head.bbox_reg = distributional(head.regression_head.bbox_reg, config.edge_bins)
     model = host.RetinaNet(
         neck,
         len(classes),
@@ -113,4 +143,4 @@ def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Ret
         nms_thresh=config.nms_threshold or 0.5,
         detections_per_img=config.detections,
     )
-    return RetinaNet(model, classes, config.strides)
+    return RetinaNet(model, classes, config.strides, edge_bins=config.edge_bins if config.edges else None)

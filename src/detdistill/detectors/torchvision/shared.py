@@ -9,7 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.geometry import centers
-from detdistill.types import Batch, Detections, Pyramid, Targets
+from detdistill.types import Batch, Detections, Pyramid, Targets, present
 
 
 class Columns(nn.Module):
@@ -29,6 +29,14 @@ class Columns(nn.Module):
     def select(self, logits: Tensor) -> Tensor:
         """(..., host columns) to (..., K)."""
         return logits if self.identity else logits.index_select(-1, self.index)
+
+
+def distributional(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
+    """A fresh predictor of `bins` logits for each value that `regressor` gives. All bins begin alike, so that a side begins at their middle."""
+    layer = nn.Conv2d(regressor.in_channels, regressor.out_channels * bins, regressor.kernel_size[0], padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(present(layer.bias))
+    return layer
 
 
 def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
