@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from detdistill import geometry, losses, methods, types
     from detdistill.engine.distillation import Distillation
     from detdistill.engine.fit import fit
+    from detdistill.engine.schedule import Schedule
     from detdistill.run import build, distill, evaluate, load, predict, train
 
 __all__ = [
     "Distillation",
+    "Schedule",
     "UserError",
     "build",
     "distill",
@@ -37,7 +39,11 @@ __all__ = [
 ]
 
 _MODULES = ("geometry", "losses", "methods", "testing", "types")
-_HOMES = {"Distillation": "detdistill.engine.distillation", "fit": "detdistill.engine.fit"}  # the others live in detdistill.run
+_HOMES = {  # the others live in detdistill.run
+    "Distillation": "detdistill.engine.distillation",
+    "Schedule": "detdistill.engine.schedule",
+    "fit": "detdistill.engine.fit",
+}
 
 
 def __getattr__(name: str) -> Any:

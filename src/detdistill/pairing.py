@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from detdistill.detectors.build import DETECTORS, build
+from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError, nearest
 from detdistill.methods import METHODS, Method
 from detdistill.methods.presets import preset
@@ -25,31 +26,45 @@ def check_methods(options: Options) -> None:
         configure(name, given)
 
 
-def configure(name: str, options: Mapping[str, Any]) -> Any:
-    """The method's `Config` with these options; the others stay at the method's defaults. Raises UserError naming the option."""
-    kind = METHODS[name].Config
-    hints = get_type_hints(kind)
-    known = [item.name for item in fields(kind)]
+def configure(name: str, options: Mapping[str, Any]) -> tuple[Any, Schedule]:
+    """The method's `Config` and the schedule of its weight with these options; the others keep their defaults. Raises UserError naming the
+    option."""
+    kinds = (METHODS[name].Config, Schedule)
+    home = {item.name: kind for kind in kinds for item in fields(kind)}
     for option in options:
-        if option not in known:
-            raise UserError(f"methods.{name}: unknown option {option!r}{nearest(option, known)} (known: {', '.join(known)})")
+        if option not in home:
+            raise UserError(f"methods.{name}: unknown option {option!r}{nearest(option, home)} (known: {', '.join(home)})")
+    config, schedule = (_filled(name, kind, {option: value for option, value in options.items() if home[option] is kind}) for kind in kinds)
+    return config, schedule
+
+
+def _filled(name: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
+    """The dataclass `kind` with these options, their types checked."""
+    hints = get_type_hints(kind)
     given = {option: None if value == "none" and NoneType in get_args(hints[option]) else value for option, value in options.items()}
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        option = next((str(part) for part in first["loc"] if part in known), "options")
+        option = next((str(part) for part in first["loc"] if part in hints), "options")
         raise UserError(f"methods.{name}.{option} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
 
 
 def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
-    """Every option of every method: the method's default, under the published preset of the pair, under what is given."""
-    return {name: asdict(configure(name, merge(preset(name, student, teacher, options), given))) for name, given in options.items()}
+    """Every option of every method, its own and those of its schedule: the default, under the published preset of the pair, under what is
+    given."""
+    full = {name: configure(name, merge(preset(name, student, teacher, options, given), given)) for name, given in options.items()}
+    return {name: {**asdict(config), **asdict(schedule)} for name, (config, schedule) in full.items()}
 
 
 def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> list[Method]:
     """The methods of a resolved recipe. Raises UserError where one can't serve this pair, saying why."""
-    return [METHODS[name].build(configure(name, given), student, teacher) for name, given in options.items()]
+    return [METHODS[name].build(configure(name, given)[0], student, teacher) for name, given in options.items()]
+
+
+def schedules(options: Options) -> dict[str, Schedule]:
+    """How each method of a resolved recipe weighs as the run goes on."""
+    return {name: configure(name, given)[1] for name, given in options.items()}
 
 
 def served() -> dict[str, list[str]]:

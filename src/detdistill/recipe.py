@@ -48,6 +48,7 @@ class ModelConfig(Part):
     edge_bins: int = Field(17, ge=2, description="bins of a side's distance distribution, 0 to edge_bins - 1 strides")
     queries: int = Field(300, ge=1, description="decoder queries (DETR family)")
     backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; or a FILE")
+    rois: int = Field(512, ge=1, description="proposals an image that the second stage learns from (two-stage)")
     score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")
     nms_threshold: float | None = Field(None, gt=0, le=1, description="IoU of suppression; none: what the head was published with")
     detections: int = Field(100, ge=1, description="most detections an image")
@@ -108,12 +109,13 @@ class TrainConfig(Part):
     )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
-    method_warmup_steps: int = Field(0, ge=0, description="steps over which the methods' weights rise linearly from 0")
+    balance_every: int = Field(10, ge=1, description="steps between two measurements of gradients, for methods with a `balance`")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; fp16 needs a GPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     workers: int = Field(0, ge=0, description="processes that read images; 0: in the training process")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule's length stays that of the epochs")
     log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
+    log_gradients: bool = Field(False, description="log the gradient of every term at the neck, and its share of their sum")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
 
 

@@ -17,7 +17,7 @@ from detdistill.engine.fit import fit
 from detdistill.errors import UserError
 from detdistill.inference import Say, evaluate, measure, predict, shares, talker
 from detdistill.models import adopt, build, find, load, place, start
-from detdistill.pairing import build_methods, check_methods, resolve
+from detdistill.pairing import build_methods, check_methods, resolve, schedules
 from detdistill.recipe import ModelConfig, Recipe
 from detdistill.runfolder import Card, RunFolder, choose, is_run, main_process
 from detdistill.tables import number
@@ -25,7 +25,7 @@ from detdistill.tables import number
 __all__ = ["Outcome", "build", "distill", "evaluate", "load", "predict", "train"]
 
 FREE = {
-    "train": {"device", "workers", "log_every", "checkpoint_every"},
+    "train": {"device", "workers", "log_every", "log_gradients", "checkpoint_every"},
     "teacher": {"sample", "floor", "allow_weak"},
 }  # no number hangs on these
 
@@ -66,7 +66,7 @@ def distill(
     student, config = start(recipe.model, data.classes, recipe.train.seed)
     recipe = recipe.model_copy(update={"methods": resolve(recipe.methods, student.info, teacher.info)})
     methods = build_methods(recipe.methods, student.info, teacher.info)
-    distillation = Distillation(student, methods, recipe.train.method_warmup_steps)
+    distillation = Distillation(student, methods, schedules(recipe.methods), recipe.train.balance_every)
     check_teacher(teacher, data, recipe, read=distillation.need.head, say=say)
     job = Job(recipe, config, data, distillation, teacher, folder)
     return job.run(resume=resume, overwrite=overwrite, console=console)

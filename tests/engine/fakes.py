@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from detdistill.engine.watch import Sight
+from detdistill.methods import Method
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, Moment, Need, Targets
+from detdistill.types import Batch, DetectorOutput, Moment, Need, Pyramid, Targets
 
 
 class Student(nn.Module):
@@ -48,8 +49,18 @@ class Distillation(nn.Module):
         self.student = student
         self.methods = nn.ModuleList([nn.Linear(2, 2)] if methods else [])
         self.need = Need(pyramids=frozenset({"neck"}))
+        self.ratios: dict[str, float] = {}
+        self.gradients: dict[str, float] = {}
 
-    def forward(self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def need_at(self, moment: Moment) -> Need | None:
+        return self.need if self.methods else None
+
+    def factors(self) -> dict[str, float]:
+        return {}
+
+    def forward(
+        self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment(), measure: bool = False
+    ) -> dict[str, Tensor]:
         output = self.student(batch.images / 255)
         goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
         terms = {"task_box": (output - goal).square().mean(), "task_class": output.square().mean()}
@@ -57,6 +68,57 @@ class Distillation(nn.Module):
             assert lesson is not None
             terms["match_neck"] = (method(output) - lesson).square().mean()
         return terms
+
+
+class Host(nn.Module):
+    """A real detector's outputs at the smallest cost: a neck of two levels, a head with an in-place ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3, padding=1)
+        self.necks = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, stride=2)])
+        self.head = nn.Conv2d(4, 2, 1)
+        self.seen: list[Need] = []
+
+    def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
+        self.seen.append(need)
+        body = self.backbone(batch.images / 255).relu_()
+        levels = tuple(neck(body) for neck in self.necks)
+        losses = {}
+        if targets is not None:
+            said = sum(self.head(level).relu_().mean((2, 3)) for level in levels)
+            goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
+            losses = {"box": (said - goal).square().mean(), "class": said.square().mean()}
+        return DetectorOutput({"neck": Pyramid(levels, (1, 2), batch.sizes)}, losses=losses)
+
+
+class Match(Method):
+    """Squares of the difference of two necks, `weight` times, in two terms."""
+
+    def __init__(self, weight: float = 1.0, name: str = "match", pyramid: str = "neck") -> None:
+        super().__init__()
+        self.weight = weight
+        self.name = name  # type: ignore[misc]
+        self.need = Need(pyramids=frozenset({pyramid}))
+        self.student_need = Need(pyramids=frozenset({pyramid}))
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+        pairs = zip(student.pyramids["neck"].levels, teacher.pyramids["neck"].levels, strict=True)
+        fine, coarse = ((one - two.detach()).square().mean() for one, two in pairs)
+        return {"fine": self.weight * fine, "coarse": self.weight * coarse}
+
+
+class Blind(Match):
+    """Its terms don't reach the neck."""
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+        return {part: term.detach() for part, term in super().forward(student, teacher, targets).items()}
+
+
+def host(seed: int = 0) -> Host:
+    """A host with weights from `seed`."""
+    torch.manual_seed(seed)
+    return Host()
 
 
 class Loader:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detdistill.engine.distillation import Distillation
+from detdistill.engine.schedule import Schedule
 from detdistill.types import Moment, Need
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, pair
@@ -29,7 +30,7 @@ def test_terms_add_up_and_keep_their_names():
 
 def test_warm_up_raises_the_methods_alone():
     student, teacher = pair("fcos")
-    distillation = Distillation(student, [built("pkd", student, teacher)], warmup_steps=4)
+    distillation = Distillation(student, [built("pkd", student, teacher)], {"pkd": Schedule(warmup_steps=4)})
     batch, targets = scene()
     with torch.no_grad():
         lesson = teacher.observe(batch, need=distillation.need)
@@ -63,6 +64,8 @@ def test_misuse_is_told():
         Distillation(student, [method, method])
     with pytest.raises(ValueError, match="need a lesson"):
         Distillation(student, [method])(*scene())
+    with pytest.raises(ValueError, match="schedules of pdk, and the methods are pkd"):
+        Distillation(student, [method], {"pdk": Schedule()})
 
 
 def test_without_methods_nothing_is_asked_of_a_teacher():

@@ -18,7 +18,7 @@ from detdistill.engine.device import find_device
 from detdistill.engine.fit import FitSummary, fit, step_seed
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
-from detdistill.types import Batch, Targets
+from detdistill.types import Batch, Moment, Targets
 
 from .fakes import Distillation, Loader, config, distillation, send_later, teacher
 
@@ -208,9 +208,11 @@ def test_the_loss_falls_and_the_frozen_backbone_stays(tmp_path: Path) -> None:
 class Spoiled(Distillation):
     """One term becomes NaN at a step."""
 
-    def forward(self, batch: Batch, targets: Targets, lesson: Tensor | None = None, step: int = 0) -> dict[str, Tensor]:
-        terms = super().forward(batch, targets, lesson, step)
-        return {**terms, "match_neck": terms["match_neck"] * (float("nan") if step == 6 else 1.0)}
+    def forward(
+        self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment(), measure: bool = False
+    ) -> dict[str, Tensor]:
+        terms = super().forward(batch, targets, lesson, moment, measure)
+        return {**terms, "match_neck": terms["match_neck"] * (float("nan") if moment.step == 6 else 1.0)}
 
 
 def test_nan_stops_before_a_weight_has_met_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from detdistill.detectors.protocol import Detector
 from detdistill.methods import METHODS, Method
 from detdistill.methods.presets import preset
+from detdistill.pairing import configure
 from detdistill.types import Batch, DetectorOutput, Targets
 from tests.detectors.builders import scene, shake, tiny
 
@@ -20,8 +21,8 @@ def pair(head: str, teacher: str | None = None, **options: Any) -> tuple[Detecto
 def built(name: str, student: Detector, teacher: Detector, **options: Any) -> Method:
     """The method with the pair's preset under `options`; its own parts from a fixed seed."""
     torch.manual_seed(0)
-    kind = METHODS[name]
-    return kind.build(kind.Config(**{**preset(name, student.info, teacher.info), **options}), student.info, teacher.info)
+    config, _ = configure(name, {**preset(name, student.info, teacher.info, given=options), **options})
+    return METHODS[name].build(config, student.info, teacher.info)
 
 
 def looks(

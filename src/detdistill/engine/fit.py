@@ -29,7 +29,7 @@ from detdistill.types import Batch, Moment, Targets
 if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
 
-MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "checkpoint_every"}  # in a run that is resumed
+MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every"}  # in a run that is resumed
 
 
 class Loader(Protocol):
@@ -71,11 +71,12 @@ def fit(
     accelerator = open_accelerator(config)
     device, main = accelerator.device, accelerator.is_main_process
     console = (console or Console()) if main else Console(quiet=True)
-    lecturer = invite(teacher, device) if len(distillation.methods) else None
+    lecturer: Any = invite(teacher, device) if len(distillation.methods) else None
 
     student = cast(nn.Module, distillation.to(device).student)
     optimizer = accelerator.prepare_optimizer(build_optimizer(distillation, config))
     average = moving_average(student, config.ema) if config.ema else None
+    distillation.scaler = accelerator.scaler
     training = Training(distillation, optimizer, average, accelerator.scaler)
     shared = {"train": config.model_dump(exclude=MAY_CHANGE), **(fingerprint or {})}
     shared |= {"steps an epoch": loader.steps, "processes": accelerator.num_processes}
@@ -114,13 +115,15 @@ def fit(
                         rate = learning_rate(training.step, steps, config)
                         set_learning_rate(optimizer, rate)
                         batch, targets = batch.to(device), targets.to(device)
+                        moment = Moment(training.step, steps)
+                        logged = (training.step + 1) % config.log_every == 0 or training.step + 1 in (1, steps)
 
-                        lesson = None
-                        if lecturer is not None:
+                        lesson, need = None, distillation.need_at(moment)
+                        if need is not None:  # else every method is silent, and the teacher rests
                             with torch.no_grad(), accelerator.autocast():
-                                lesson = lecturer.observe(batch, need=distillation.need)
+                                lesson = lecturer.observe(batch, need=need)
                         with accelerator.autocast():
-                            terms = model(batch, targets, lesson=lesson, moment=Moment(training.step, steps))
+                            terms = model(batch, targets, lesson=lesson, moment=moment, measure=logged and config.log_gradients)
                         total = add(terms)
                         accelerator.backward(total)
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)
@@ -134,10 +137,10 @@ def fit(
                         training.images += len(batch) * accelerator.num_processes
                         meter.images += len(batch) * accelerator.num_processes
                         row = None
-                        if training.step % config.log_every == 0 or training.step in (1, steps):
-                            values = over_processes(watch.settle(), accelerator)
+                        if logged:
+                            values = over_processes(watch.settle(), accelerator) | distillation.factors() | distillation.ratios
                             row = {"step": training.step, "epoch": epoch + 1, "lr": rate, **values, **meter.row()}
-                            log.write(row)
+                            log.write(row | distillation.gradients)
                         progress.advance(training.step, row)
                         if training.step % every == 0 or training.step == last:
                             checkpoint()
