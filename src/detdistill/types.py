@@ -301,6 +301,7 @@ class DetectorInfo:
     kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a
     cell, per level; empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R.
     roi_strides: of the levels that RoIs are cut from; roi_code: the weights that the RoI head's box codes are multiplied by; empty without.
+    embedding_channels: width of the RoI head's embeddings, None without.
     """
 
     kind: str
@@ -317,6 +318,7 @@ class DetectorInfo:
     quality: bool = False
     roi_strides: tuple[int, ...] = ()
     roi_code: tuple[float, ...] = ()
+    embedding_channels: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from detdistill.losses.attention import (
     weighted_square,
 )
 from detdistill.losses.boxes import bounded_regression, giou_distance, log_iou_distance, paired_iou
+from detdistill.losses.contrast import contrast_scores, noise_contrast, unit
 from detdistill.losses.features import (
     decoupled_mse,
     hierarchical_context,
@@ -22,7 +23,7 @@ from detdistill.losses.features import (
 )
 from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
 from detdistill.losses.reduce import mean_over_processes, weighted_mean
-from detdistill.losses.relations import attention_norm, attention_transfer, relation_distance
+from detdistill.losses.relations import attention_norm, attention_transfer, pkt, relation_distance
 
 __all__ = [
     "attention_distance",
@@ -31,6 +32,7 @@ __all__ = [
     "attentions",
     "bounded_regression",
     "channel_wise",
+    "contrast_scores",
     "decoupled_kl",
     "decoupled_mse",
     "edge_kl",
@@ -43,8 +45,10 @@ __all__ = [
     "masked_squares",
     "match_statistics",
     "mean_over_processes",
+    "noise_contrast",
     "paired_iou",
     "pearson_distance",
+    "pkt",
     "quality_focal",
     "relation_distance",
     "relation_match",
@@ -52,6 +56,7 @@ __all__ = [
     "softmax_kl",
     "squared_distance",
     "standardize",
+    "unit",
     "weighted_entropy",
     "weighted_mean",
     "weighted_square",
