@@ -2,7 +2,7 @@
 
 from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_anchors
 from detdistill.geometry.boxes import centerness, centers, expected_distance, side_distances, to_boxes
-from detdistill.geometry.instances import disagreement, general_instances
+from detdistill.geometry.instances import disagreement, general_instances, strongest
 from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
 from detdistill.geometry.regions import (
     ValuableRegion,
@@ -35,6 +35,7 @@ __all__ = [
     "pool_rois",
     "side_distances",
     "square_anchors",
+    "strongest",
     "synthetic_anchors",
     "to_boxes",
     "valuable_region",
