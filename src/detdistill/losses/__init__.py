@@ -19,6 +19,7 @@ from detdistill.losses.features import (
     masked_squares,
     match_statistics,
     pearson_distance,
+    region_distance,
     standardize,
 )
 from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
@@ -50,6 +51,7 @@ __all__ = [
     "pearson_distance",
     "pkt",
     "quality_focal",
+    "region_distance",
     "relation_distance",
     "relation_match",
     "soft_cross_entropy",

@@ -85,6 +85,11 @@ def masked_squares(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (_difference(student, teacher).square().sum(1) * mask).sum()
 
 
+def region_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of each region, (n, C, H, W) to (n,). Mimic, Li, Jin and Yan, CVPR 2017, with its 1 / m and without its half."""
+    return _difference(student, teacher).square().mean((1, 2, 3))
+
+
 def decoupled_mse(student: Tensor, teacher: Tensor, region: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
     """Half the mean squared difference inside `region` (B, H, W) bool and outside it: (B, C, H, W) to two ().
 
