@@ -17,3 +17,9 @@ def mean_over_processes(count: Tensor, floor: float = 1.0) -> Tensor:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return count.clamp(min=floor)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * values over the sum of weights, that sum averaged over processes; same shapes, to (). A mean needs no floor of 1: it is
+    bounded by the largest value, and 0 where all weights are."""
+    return (weights * values).sum() / mean_over_processes(weights.sum(), floor=1e-9)
