@@ -9,6 +9,7 @@ from detdistill.errors import UserError
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a term
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # that logits are divided by
 
 
 class Method(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, require_same_cells, unmet
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
 
 
@@ -30,18 +30,8 @@ class Mimicking(Method):
     @classmethod
     def build(cls, config: PredictionConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError unless both predict the same classes in the same cells with the same anchors."""
-        for side, info in (("student", student), ("teacher", teacher)):
-            require(
-                "towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no dense head", "take retinanet, fcos, atss or gfl"
-            )
+        require_same_cells(cls.name, student, teacher)
         shared = SharedClasses.between(cls.name, student, teacher)
-        grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
-        grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
-        same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
-        require(same, cls.name, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd")
-        if student.anchors_per_cell != 1:
-            lacking = "the anchors of a cell differ in size"
-            require(student.cell_anchors == teacher.cell_anchors, cls.name, lacking, "give both the same anchors, or use crosskd or pkd")
         missing = unmet(config, student, teacher)
         require(not missing, cls.name, missing, "see the options of methods.mimicking")
         return cls(config, shared)

@@ -12,9 +12,10 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detdistill.errors import UserError
-from detdistill.types import DetectorInfo, Predictions
+from detdistill.types import Assignment, DetectorInfo, Predictions, Targets
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class SharedClasses:
         """Labels in the student's order, any shape, to places among the shared classes; -1 where the teacher does not know the class, and
         where the label was negative."""
         return torch.where(labels < 0, -1, self._places.to(labels.device)[labels.clamp(min=0)])
+
+    def assigned(self, assignment: Assignment, targets: Targets) -> Tensor:
+        """(B, N): place among the shared classes of the ground truth each prediction answers for; -1 for none, and for a class the teacher
+        does not know."""
+        matched = assignment.matched
+        padded = pad_sequence(list(targets.labels), batch_first=True, padding_value=-1)
+        labels = torch.cat([padded, padded.new_full((len(padded), 1), -1)], dim=1)  # the last column is no target's
+        return self.labels(labels.gather(1, torch.where(matched < 0, padded.shape[1], matched)))
 
     @cached_property
     def _places(self) -> Tensor:

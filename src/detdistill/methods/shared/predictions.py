@@ -10,14 +10,13 @@ A teacher's box without area (torchvision's FCOS cuts distances at 0 where the p
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from detdistill.losses import edge_kl, giou_distance, log_iou_distance, mean_over_processes, quality_focal
-from detdistill.methods.method import Weight
+from detdistill.methods.method import Temperature, Weight, require
 from detdistill.types import Assignment, DetectorInfo, Predictions, present
 
 Region = Literal["valid", "all", "positive"]
@@ -37,7 +36,7 @@ class PredictionConfig:
     weight_quality: Weight = 0.0
     beta: Weight = 1.0
     box: Literal["auto", "edges", "giou", "log_iou"] = "auto"
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Temperature = 1.0
     class_region: Region = "valid"
     box_region: Region = "valid"
     trust: bool = True
@@ -79,6 +78,19 @@ def quality_distance(guess: Predictions, taught: Predictions, assignment: Assign
     positive = assignment.positive
     target = present(taught.quality).detach()[positive].sigmoid()
     return F.binary_cross_entropy_with_logits(present(guess.quality)[positive], target, reduction="sum") / assignment.num_positives
+
+
+def require_same_cells(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
+    """Raises UserError unless both have a dense head that predicts in the same cells, with the same anchors where a cell has several."""
+    for side, info in (("student", student), ("teacher", teacher)):
+        require("towers" in info.continuations, method, f"the {side} ({info.kind}) has no dense head", "take retinanet, fcos, atss or gfl")
+    grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
+    grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
+    same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
+    require(same, method, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd")
+    if student.anchors_per_cell != 1:
+        lacking = "the anchors of a cell differ in size"
+        require(student.cell_anchors == teacher.cell_anchors, method, lacking, "give both the same anchors, or use crosskd or pkd")
 
 
 def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from detdistill.losses import mean_over_processes, softmax_kl
 from detdistill.methods.method import Weight, require
@@ -114,7 +113,7 @@ def paired_rows(guess: Predictions, taught: Predictions, student: DetectorOutput
     """guess, taught: (B, P, ...) of the student's proposals on the shared classes. Rows that either head left out (no area) are left out."""
     assignment = present(student.stages[-1].assignment)
     kept = assignment.valid & guess.valid & taught.valid
-    labels = shared.labels(_matched_labels(assignment.matched, targets))[kept]
+    labels = shared.assigned(assignment, targets)[kept]
     return Rows(
         student=_with_background(guess)[kept],
         teacher=_with_background(taught)[kept].detach(),
@@ -123,13 +122,6 @@ def paired_rows(guess: Predictions, taught: Predictions, student: DetectorOutput
         labels=torch.where(labels < 0, guess.logits.shape[-1], labels),
         aims=present(assignment.deltas)[kept].masked_fill((labels < 0)[:, None], 0.0),
     )
-
-
-def _matched_labels(matched: Tensor, targets: Targets) -> Tensor:
-    """(B, P) labels of the matched targets, -1 for none."""
-    padded = pad_sequence(list(targets.labels), batch_first=True, padding_value=-1)
-    none = padded.new_full((len(padded), 1), -1)  # the last column is no target's
-    return torch.cat([padded, none], dim=1).gather(1, torch.where(matched < 0, padded.shape[1], matched))
 
 
 def _with_background(predictions: Predictions) -> Tensor:
