@@ -1,0 +1,90 @@
+"""MGD: golden numbers, its mask and what draws it, its learned parts, its presets."""
+
+import pytest
+import torch
+from torch import nn
+
+from detdistill.errors import UserError
+from detdistill.methods.mgd import MGD, MGDConfig, kept_cells
+from detdistill.pairing import resolve
+from detdistill.types import Moment, Need, Targets
+from tests.detectors.builders import scene, tiny
+from tests.losses.test_attention import generator
+from tests.losses.test_features import STUDENT, TEACHER
+from tests.methods.maps import info, output
+from tests.methods.pairs import built, looks, pair
+
+NO_TARGETS = Targets((), ())
+
+
+def golden(**options: object) -> MGD:
+    """MGD on maps of four channels with the golden numbers' generation block."""
+    method = MGD.build(MGDConfig(weight=1.0, **options), info(4), info(4))
+    method.generators = nn.ModuleList([generator()])
+    return method
+
+
+def seeded(seed: int) -> Moment:
+    return Moment(generator=torch.Generator().manual_seed(seed))
+
+
+def test_golden_without_a_mask():
+    term = golden(drop=0.0)(output(STUDENT), output(TEACHER), NO_TARGETS)["features"]
+    assert term.item() == pytest.approx(1599.648154085441, rel=1e-6)
+
+
+def test_the_mask_drops_that_share_of_cells_for_all_channels_and_is_drawn_from_the_moment():
+    like = torch.ones(4, 3, 50, 60)
+    mask = kept_cells(like, 0.65, torch.Generator().manual_seed(0))
+    assert mask.shape == (4, 1, 50, 60)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert mask.mean().item() == pytest.approx(0.35, abs=0.02)  # 12000 cells: five deviations
+    assert kept_cells(like, 0.0, None).all()
+    assert not kept_cells(like, 1.0, None).any()
+    method = golden()
+    terms = [method(output(STUDENT), output(TEACHER), NO_TARGETS, moment)["features"] for moment in (seeded(1), seeded(1), seeded(2))]
+    assert terms[0] == terms[1] != terms[2]
+
+
+def test_levels_and_steps_draw_anew():
+    method = MGD.build(MGDConfig(weight=1.0), info(4, (8, 16)), info(4, (8, 16))).double()
+    seen = []
+    for block in method.generators:
+        block.register_forward_hook(lambda block, given, made: seen.append(given[0] != 0))
+    moment, two = seeded(0), {"strides": (8, 16)}
+    for _ in range(2):
+        method(output(STUDENT, STUDENT, **two), output(TEACHER, TEACHER, **two), NO_TARGETS, moment)
+    masks = {tuple(mask[:, 0].flatten().tolist()) for mask in seen}
+    assert len(masks) == len(seen) == 4
+
+
+def test_twice_the_batch_is_the_same_without_a_mask():
+    method = golden(drop=0.0)
+    once = method(output(STUDENT), output(TEACHER), NO_TARGETS)["features"]
+    twice = method(output(STUDENT.repeat(2, 1, 1, 1)), output(TEACHER.repeat(2, 1, 1, 1)), NO_TARGETS)["features"]
+    torch.testing.assert_close(twice, once)
+
+
+def test_it_reads_the_neck_alone_and_learns_a_block_and_a_connector_a_level():
+    student, teacher = pair("gfl", "retinanet", channels=48)
+    method = built("mgd", student, teacher, weight=1.0)
+    assert method.need == Need(pyramids=frozenset({"neck"}))
+    assert sum(p.numel() for p in method.parameters()) == 3 * (2 * (32 * 32 * 9 + 32) + 48 * 32 + 32)
+    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    assert set(terms) == {"features"}
+    terms["features"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in method.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in student.backbone_parameters())
+
+
+def test_presets_go_by_the_teachers_head():
+    dense, two_stage = tiny("fcos").info, tiny("faster_rcnn").info
+    for teacher, expected in ((dense, (2e-5, 0.65, None)), (two_stage, (5e-7, 0.45, 4))):
+        options = resolve({"mgd": {}}, dense, teacher)["mgd"]
+        assert (options["weight"], options["drop"], options["levels"]) == expected
+
+
+def test_no_common_level_is_refused_at_build():
+    with pytest.raises(UserError, match="method mgd: no level in common"):
+        MGD.build(MGDConfig(), info(4, (4,)), info(4))
