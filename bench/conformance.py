@@ -26,7 +26,7 @@ from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector, check_pair, learn
 
 CLASSES = ("disc", "square", "star")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32)}  # others begin at 8
+STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32)}  # others begin at 8
 SMALL, LARGE = "mobilenetv2_035", "resnet18"
 LESSONS, LESSON_LR = 20, 1e-3  # steps and rate of what both learn of the batch before
 

@@ -36,7 +36,7 @@ from detdistill.testing import scene
 from detdistill.types import DetectorOutput, Need, TowerState
 
 CLASSES = tuple("abcdef")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32, 64), "deformable_detr": (8, 16, 32, 64)}
+STRIDES = {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64), "deformable_detr": (8, 16, 32, 64)}
 DENSE = ("gfl", "retinanet", "fcos", "atss")
 TARGETS = {"pkd": 1.05}  # of the ratio
 

@@ -13,7 +13,7 @@ from torchvision.models import detection as host
 from torchvision.ops import MultiScaleRoIAlign
 
 from detdistill.detectors.images import host_sizes
-from detdistill.detectors.torchvision import faster_rcnn as adapter
+from detdistill.detectors.torchvision import shared as rows
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN, faster_rcnn
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -341,7 +341,7 @@ def test_counts_are_averaged_over_processes(batch: Batch, targets: Targets) -> N
     torch.manual_seed(3)
     alone = detector.observe(batch, targets).losses
     torch.manual_seed(3)
-    with patch.object(adapter, "mean_over_processes", lambda count: count / 2):
+    with patch.object(rows, "mean_over_processes", lambda count: count / 2):
         shared = detector.observe(batch, targets).losses
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], 2 * value)

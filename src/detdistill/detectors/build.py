@@ -7,6 +7,7 @@ from detdistill.detectors.dense.gfl import GFL
 from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import faster_rcnn
 from detdistill.detectors.torchvision.fcos import fcos
+from detdistill.detectors.torchvision.mask_rcnn import mask_rcnn
 from detdistill.detectors.torchvision.retinanet import retinanet
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
@@ -27,6 +28,7 @@ DETECTORS: dict[str, Builder] = {
     "atss": ATSS,
     "gfl": GFL,
     "faster_rcnn": faster_rcnn,
+    "mask_rcnn": mask_rcnn,
     "deformable_detr": deformable_detr,
 }
 

@@ -15,6 +15,7 @@ from detdistill.detectors.build import build
 from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
 from detdistill.detectors.torchvision.fcos import FCOS
+from detdistill.detectors.torchvision.mask_rcnn import adapt as mask_rcnn
 from detdistill.detectors.torchvision.retinanet import RetinaNet
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
@@ -37,14 +38,18 @@ class Pretrained:
 
 
 _DENSE = (8, 16, 32, 64, 128)
+_TWO_STAGE = (4, 8, 16, 32, 64)
 _SCORES = "head.classification_head.cls_logits.bias"
 _ROI = "roi_heads.box_predictor.cls_score.bias"
+# Its Faster R-CNNs on MobileNetV3 are not here: two of their levels have stride 32, and levels are told apart by their strides.
 TORCHVISION: dict[str, Pretrained] = {
     "retinanet_resnet50_fpn": Pretrained(RetinaNet, _DENSE, _SCORES, anchors=9, zero_eps=True),
     "retinanet_resnet50_fpn_v2": Pretrained(RetinaNet, _DENSE, _SCORES, anchors=9),
     "fcos_resnet50_fpn": Pretrained(FCOS, _DENSE, _SCORES),
-    "fasterrcnn_resnet50_fpn": Pretrained(FasterRCNN, (4, 8, 16, 32, 64), _ROI, zero_eps=True, background=True),
-    "fasterrcnn_resnet50_fpn_v2": Pretrained(FasterRCNN, (4, 8, 16, 32, 64), _ROI, background=True),
+    "fasterrcnn_resnet50_fpn": Pretrained(FasterRCNN, _TWO_STAGE, _ROI, zero_eps=True, background=True),
+    "fasterrcnn_resnet50_fpn_v2": Pretrained(FasterRCNN, _TWO_STAGE, _ROI, background=True),
+    "maskrcnn_resnet50_fpn": Pretrained(mask_rcnn, _TWO_STAGE, _ROI, zero_eps=True, background=True),
+    "maskrcnn_resnet50_fpn_v2": Pretrained(mask_rcnn, _TWO_STAGE, _ROI, background=True),
 }
 
 

@@ -26,12 +26,11 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from detdistill.detectors.backbone import build_neck
+from detdistill.detectors.backbone import Neck, build_neck
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import assemble, dense_layout
-from detdistill.detectors.torchvision.shared import anchor_maps, flat_anchors, host_anchors
+from detdistill.detectors.torchvision.shared import anchor_maps, filled, flat_anchors, host_anchors, process_share, spread
 from detdistill.errors import UserError
-from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, Detections, DetectorInfo, DetectorOutput, Layout, Need, Predictions, Proposals, Pyramid, Targets
 
@@ -78,6 +77,7 @@ class FasterRCNN(nn.Module):
             anchors_per_cell=len(cells[0]),
             roi_strides=tuple(strides[: len(model.roi_heads.box_roi_pool.featmap_names)]),  # hosts cut RoIs from the finest
             roi_code=tuple(model.roi_heads.box_coder.weights),
+            embedding_channels=model.roi_heads.box_predictor.cls_score.in_features,
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -105,7 +105,7 @@ class FasterRCNN(nn.Module):
             roi = self._roi(*self._second_stage(levels, boxes), boxes)
         proposals = Proposals(
             boxes=pad_sequence(boxes, batch_first=True),
-            valid=_filled(boxes),
+            valid=filled(boxes),
             classify=lambda boxes, pyramid=None: self._classify(levels, boxes, pyramid),
         )
         return DetectorOutput(
@@ -179,7 +179,7 @@ class FasterRCNN(nn.Module):
         sampled = torch.stack([(positive | negative).bool() for positive, negative in zip(*drawn, strict=True)])
         count = int(sampled.sum())
         losses = dict.fromkeys(("objectness", "rpn_box_reg"), rpn.logits.sum() * 0)
-        share = _share(count, rpn.logits)
+        share = process_share(count, rpn.logits)
         if count:
             terms = stage.compute_loss(rpn.logits, rpn.deltas.flatten(0, 1), labels, list(codes))
             losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
@@ -190,16 +190,18 @@ class FasterRCNN(nn.Module):
 
     def _train_roi(self, levels: Levels, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
         """The host's sampled proposals, what the RoI head says of them, and the host's two losses."""
-        asked = [{"boxes": own, "labels": self.columns[labels]} for own, labels in zip(targets.boxes, targets.labels, strict=True)]
+        # A host with a mask branch insists on masks, and does not look at them here.
+        pairs = zip(targets.boxes, targets.labels, strict=True)
+        asked = [{"boxes": own, "labels": self.columns[labels], "masks": own} for own, labels in pairs]
         boxes, indices, labels, codes = self.model.roi_heads.select_training_samples(boxes, asked)
         logits, deltas, embeddings = self._second_stage(levels, boxes)
         losses = dict.fromkeys(("classifier", "box_reg"), logits.sum() * 0)
-        share = _share(len(logits), logits)
+        share = process_share(len(logits), logits)
         if len(logits):
             terms = fastrcnn_loss(logits, deltas, labels, codes)
             losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
         rows = [index.masked_fill(label <= 0, -1) for index, label in zip(indices, labels, strict=True)]
-        assignment = assemble(list(pad_sequence(rows, batch_first=True, padding_value=-1)), _filled(boxes))
+        assignment = assemble(list(pad_sequence(rows, batch_first=True, padding_value=-1)), filled(boxes))
         aims = torch.where(assignment.positive[..., None], pad_sequence(list(codes), batch_first=True), 0.0)
         assignment = replace(assignment, deltas=aims)
         return boxes, replace(self._roi(logits, deltas, embeddings, boxes), assignment=assignment), losses
@@ -223,18 +225,18 @@ class FasterRCNN(nn.Module):
 
     def _roi(self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor | None = None) -> Predictions:
         """From the rows of `_second_stage` on `boxes`, which fill `valid` (B, P); none: the first rows of each image."""
-        valid = _filled(boxes) if valid is None else valid
+        valid = filled(boxes) if valid is None else valid
         own, codes = logits[:, self.columns], deltas.unflatten(1, (-1, 4))[:, self.columns]
         best = own.argmax(dim=1)
         decoded = self.model.roi_heads.box_coder.decode(codes[torch.arange(len(best), device=best.device), best], boxes)
         return Predictions(
-            logits=_spread(own, valid),
+            logits=spread(own, valid),
             activation="softmax",
-            boxes=_spread(decoded.reshape(-1, 4), valid),
+            boxes=spread(decoded.reshape(-1, 4), valid),
             valid=valid,
-            background=_spread(logits[:, self.others].logsumexp(dim=1), valid),
-            deltas=_spread(codes, valid),
-            embeddings=_spread(embeddings, valid),
+            background=spread(logits[:, self.others].logsumexp(dim=1), valid),
+            deltas=spread(codes, valid),
+            embeddings=spread(embeddings, valid),
         )
 
     def _classify(self, levels: Levels, boxes: Tensor, pyramid: Pyramid | None) -> Predictions:
@@ -263,22 +265,26 @@ def faster_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> F
     4 times as wide as the neck (the published 1024 at 256). Raises UserError where the backbone can't serve.
     """
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights, pooled=True)
+    return FasterRCNN(host.FasterRCNN(neck, **host_parts(config, neck, len(classes))), classes, config.strides)
+
+
+def host_parts(config: ModelConfig, neck: Neck, classes: int) -> dict[str, Any]:
+    """What torchvision's two-stage models are told of RPN, RoI head and detections."""
     names = [str(stride) for stride in neck.reductions]
     width = 4 * config.channels
-    model = host.FasterRCNN(
-        neck,
-        rpn_anchor_generator=host.rpn.AnchorGenerator(
+    return {
+        "rpn_anchor_generator": host.rpn.AnchorGenerator(
             sizes=tuple((32 * 2**level,) for level in range(len(config.strides))),
             aspect_ratios=((0.5, 1.0, 2.0),) * len(config.strides),
         ),
-        box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
-        box_head=host.faster_rcnn.TwoMLPHead(config.channels * 7 * 7, width),
-        box_predictor=host.faster_rcnn.FastRCNNPredictor(width, len(classes) + 1),
-        box_score_thresh=config.score_threshold,
-        box_nms_thresh=0.5 if config.nms_threshold is None else config.nms_threshold,
-        box_detections_per_img=config.detections,
-    )
-    return FasterRCNN(model, classes, config.strides)
+        "box_roi_pool": MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        "box_head": host.faster_rcnn.TwoMLPHead(config.channels * 7 * 7, width),
+        "box_predictor": host.faster_rcnn.FastRCNNPredictor(width, classes + 1),
+        "box_score_thresh": config.score_threshold,
+        "box_nms_thresh": 0.5 if config.nms_threshold is None else config.nms_threshold,
+        "box_detections_per_img": config.detections,
+        "box_batch_size_per_image": config.rois,
+    }
 
 
 def _check(classes: Sequence[str], columns: Sequence[int], strides: Sequence[int], width: int, levels: int) -> None:
@@ -287,21 +293,3 @@ def _check(classes: Sequence[str], columns: Sequence[int], strides: Sequence[int
         raise UserError(f"faster_rcnn: {asked} don't fit a predictor of {width} columns; give each class a column from 1 to {width - 1}")
     if len(strides) != levels:
         raise UserError(f"faster_rcnn: strides {tuple(strides)} don't fit a model with anchors for {levels} levels; give {levels} strides")
-
-
-def _filled(rows: Sequence[Tensor]) -> Tensor:
-    """(B, P) bool: the rows that `pad_sequence` takes from `rows`, each (P_i, ...), P the longest."""
-    return pad_sequence([torch.ones(len(own), dtype=torch.bool, device=own.device) for own in rows], batch_first=True)
-
-
-def _spread(values: Tensor, valid: Tensor) -> Tensor:
-    """(n, ...) into the n True places of `valid` (B, P): (B, P, ...), 0 elsewhere."""
-    spread = values.new_zeros((*valid.shape, *values.shape[1:]))
-    spread[valid] = values
-    return spread
-
-
-def _share(count: int, like: Tensor) -> Tensor:
-    """() by which a mean over `count` local rows becomes a sum over them divided by the processes' mean count."""
-    local = like.new_tensor(float(count))
-    return local / mean_over_processes(local)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models import detection as host
 from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.geometry import centers
+from detdistill.losses import mean_over_processes
 from detdistill.types import Batch, Detections, Pyramid, Targets, present
 
 
@@ -82,3 +84,21 @@ def host_pyramid(model: host.RetinaNet | host.FCOS, batch: Batch, strides: Seque
 def flat_anchors(maps: Sequence[Tensor]) -> Tensor:
     """The inverse of `anchor_maps`."""
     return torch.cat([level.reshape(-1, 4) for level in maps])
+
+
+def filled(rows: Sequence[Tensor]) -> Tensor:
+    """(B, P) bool: the rows that `pad_sequence` takes from `rows`, each (P_i, ...), P the longest."""
+    return pad_sequence([torch.ones(len(own), dtype=torch.bool, device=own.device) for own in rows], batch_first=True)
+
+
+def spread(values: Tensor, valid: Tensor) -> Tensor:
+    """(n, ...) into the n True places of `valid` (B, P): (B, P, ...), 0 elsewhere."""
+    spread = values.new_zeros((*valid.shape, *values.shape[1:]))
+    spread[valid] = values
+    return spread
+
+
+def process_share(count: int, like: Tensor) -> Tensor:
+    """() by which a mean over `count` local rows becomes a sum over them divided by the processes' mean count."""
+    local = like.new_tensor(float(count))
+    return local / mean_over_processes(local)
