@@ -1,6 +1,7 @@
 """Writes reference.md from the code, so that no default stands in two places: `make docs`. A test compares the two."""
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from detdistill.detectors.build import DETECTORS
 from detdistill.detectors.weights import TORCHVISION
+from detdistill.engine.schedule import Schedule
 from detdistill.flags import FIELDS, SHORT
 from detdistill.methods import METHODS
 from detdistill.methods.presets import PRESETS
@@ -29,7 +31,13 @@ METHODS_HEAD = """
 ## Methods
 
 An option is `methods: {pkd: {weight: 4}}` in YAML, `--methods.pkd.weight 4` on the command line. What is not given is taken from the
-preset of the detector (the student's for `mimicking`, the teacher's for the others), else the default."""
+preset of the detector (the student's for `mimicking`, the teacher's for the others), else the default.
+
+### Options of every method
+
+They say how its weight goes on. Where they have a preset, it stands in the method's own table."""
+
+SHARED = r"`(?:methods\.shared\.\w+\.)?(\w+Config)`"  # another config, named in a docstring
 
 DETECTORS_HEAD = """
 ## Detectors
@@ -44,7 +52,7 @@ def write() -> str:
     for part, info in Recipe.model_fields.items():
         if part != "methods":
             lines += ["", f"### {part}", "", inspect.getdoc(info.annotation) or "", "", *_fields(part)]
-    lines.append(METHODS_HEAD)
+    lines += [METHODS_HEAD, "", inspect.getdoc(Schedule) or "", "", *_common()]
     for name in METHODS:
         lines += ["", *_method(name)]
     heads = ((f"`{head}:BACKBONE`", _first(build)) for head, build in DETECTORS.items())
@@ -63,19 +71,36 @@ def _fields(part: str) -> Iterator[str]:
     return _table(("field", "short flag", "default", "meaning"), rows)
 
 
+def _common() -> Iterator[str]:
+    hints = get_type_hints(Schedule)
+    rows = ((f"`{item.name}`", _value(item.default), _choices(hints[item.name])) for item in fields(Schedule))
+    return _table(("option", "default", "choices"), rows)
+
+
 def _method(name: str) -> Iterator[str]:
     method, config = METHODS[name], METHODS[name].Config
-    hints, presets = get_type_hints(config), PRESETS.get(name, {})
+    hints, presets = get_type_hints(config) | get_type_hints(Schedule), PRESETS.get(name, {})
+    given = {option for row in presets.values() for option in row}
     yield f"### {name}\n\n```text\n{inspect.getdoc(inspect.getmodule(method))}\n```\n"
     yield f"Reads {method.reads}; learns {method.learns or 'nothing'}.\n"
-    for kind in config.__mro__:
-        if is_dataclass(kind):
-            yield f"{inspect.getdoc(kind)}\n"
+    for meaning in _meanings(config):
+        yield f"{meaning}\n"
     rows = (
         (f"`methods.{name}.{item.name}`", _value(item.default), _preset(item.name, item.default, presets), _choices(hints[item.name]))
-        for item in fields(config)
+        for item in (*fields(config), *(item for item in fields(Schedule) if item.name in given))
     )
     yield from _table(("option", "default", "presets", "choices"), rows)
+
+
+def _meanings(config: type[Any]) -> Iterator[str]:
+    """What a config says of its options, and then what those say whose options it shares; a reference to them becomes `below`."""
+    known = vars(inspect.getmodule(config)) | {kind.__name__: kind for kind in config.__mro__}
+    kinds = [kind for kind in config.__mro__ if is_dataclass(kind)]
+    for kind in kinds:
+        text = inspect.getdoc(kind) or ""
+        for name in re.findall(SHARED, text):
+            kinds += [known[name]] if known[name] not in kinds else []
+        yield re.sub(SHARED, "below", text)
 
 
 def _preset(option: str, default: Any, presets: Mapping[str, Mapping[str, Any]]) -> str:

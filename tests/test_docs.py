@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from detdistill import cli, flags
+from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS
 from detdistill.pairing import check_methods, served
 from detdistill.recipe import Recipe, parse
@@ -59,7 +60,7 @@ def table(page: str, heading: str) -> list[list[str]]:
 def assert_option(path: str) -> None:
     """`methods.NAME.OPTION` is one."""
     _, name, option = path.replace("-", "_").split(".")
-    assert option in {item.name for item in fields(METHODS[name].Config)}, path
+    assert option in {item.name for kind in (METHODS[name].Config, Schedule) for item in fields(kind)}, path
 
 
 @pytest.fixture(scope="module")
