@@ -1,21 +1,20 @@
-"""LD: localisation distillation, from one dense head with side distributions to another. Zheng et al., CVPR 2022, arXiv:2102.12252.
+"""LD: localisation distillation, between dense heads with side distributions. Zheng et al., CVPR 2022, arXiv:2102.12252.
 
-    edges            w_e sum over positives of u T^2 KL,   KL: the mean over sides and bins, softmax at T;  u the student's best score
+    edges            w_e sum over positives of u T^2 KL,   KL: the mean over sides and bins of their softmax at T; u the student's best score
     valuable_edges   w_v sum over the valuable region of v T^2 KL
     class            w_c sum over levels of the mean over positives of T'^2 times the mean over classes of the KL of softmax scores
 
-The valuable region is a ring around the positives (`geometry.valuable_region`). The weights go with these reductions, as published: means
-over bins and classes, so that `weight_edges` of R bins weighs the plain KL of a side by 1/(4R). Per head: `methods.presets`.
+The valuable region is a ring around the positives (`geometry.valuable_region`). Weights go with these reductions, as published: with R bins
+`weight_edges` weighs a side's plain KL by 1/(4R). Per head: `methods.presets`.
 
-Code and paper. The paper's ring is gamma t <= DIoU <= t; the published code divides the overlap by the anchor's own area (`region:
-iof_compat`, the default; `diou` is right), and takes for FCOS the points inside a box (`inside`). It weighs the ring by the IoU of anchor and
-box (`valuable: overlap`), FCOS's by the student's best score (`score`); its author says that the paper means 0 and 1 (`mask`). Its RetinaNet takes one
-softmax over the bins of all four sides (`softmax: joint`) and leaves positives out of the ring (`exclude_positives`). It divides the
-edge terms by no count, so that they grow with the objects a process sees (`normalizer: none`; `trust` divides each by the sum of its
-weights and needs larger weights). It also computes the class term in the ring, and weighs it 0.
+Code and paper. The paper's ring is gamma t <= DIoU <= t (`region: diou`); the published code divides the overlap by the anchor's own area
+(`iof_compat`, the default) and takes for FCOS the points inside a box (`inside`). It weighs the ring by the IoU of anchor and box (`valuable:
+overlap`), FCOS's by the student's best score (`score`); the paper means 0 and 1, says its author (`mask`). Its RetinaNet takes one softmax over the
+bins of all sides (`softmax: joint`), and no positives into the ring (`exclude_positives`). It divides the edge terms by no count, so that
+they grow with the objects a process sees (`normalizer: none`; `trust` divides by the sum of their weights, and needs larger ones). It
+computes the class term in the ring too, and weighs it 0.
 
-Ours: positives of a class the teacher does not know are left out of the class term. With a single shared class a softmax says nothing, and
-the class term is 0.
+Ours: positives of a class the teacher does not know are left out of the class term. A single shared class makes it 0: its softmax is always 1.
 """
 
 from dataclasses import dataclass
@@ -74,12 +73,12 @@ class LD(Method):
             require(info.edge_bins is not None, cls.name, f"the {side} ({info.kind}) has no distance distributions", remedy)
         bins = f"the distance distributions have {student.edge_bins} and {teacher.edge_bins} bins"
         require(student.edge_bins == teacher.edge_bins, cls.name, bins, "give both the same --model.edge-bins")
-        anchors = f"distances are from other points in {student.kind} and {teacher.kind}"
+        points = f"distances are from other points in {student.kind} and {teacher.kind}"
         require(
-            student.cell_anchors == teacher.cell_anchors, cls.name, anchors, "take a teacher of the student's kind, or use crosskd or pkd"
+            student.cell_anchors == teacher.cell_anchors, cls.name, points, "take a teacher of the student's kind, or use crosskd or pkd"
         )
-        weights = (config.weight_edges, config.weight_valuable, config.weight_class, config.weight_valuable_class)
-        require(any(weights), cls.name, "all its weights are 0", "see the options of methods.ld")
+        weighs = config.weight_edges + config.weight_valuable + config.weight_class + config.weight_valuable_class > 0
+        require(weighs, cls.name, "all its weights are 0", "see the options of methods.ld")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
@@ -88,20 +87,16 @@ class LD(Method):
         mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
         assignment = present(mine.assignment)
         score = mine.scores().detach().amax(-1)  # (B, N)
+        ring = self._valuable(student.pyramids["neck"], mine, targets)
         known = self.shared.assigned(assignment, targets) >= 0
-        terms = {}
-        if config.weight_edges:
-            terms["edges"] = config.weight_edges * self._edges(mine, theirs, score * assignment.positive)
-        if config.weight_class:
-            terms["class"] = config.weight_class * self._classes(mine, theirs, known)
-        if config.weight_valuable or config.weight_valuable_class:
-            weights = self._valuable(student.pyramids["neck"], mine, targets)
-            if config.weight_valuable:
-                weighed = score * (weights > 0) if config.valuable == "score" else weights
-                terms["valuable_edges"] = config.weight_valuable * self._edges(mine, theirs, weighed)
-            if config.weight_valuable_class:
-                terms["valuable_class"] = config.weight_valuable_class * self._classes(mine, theirs, weights > 0)
-        return terms
+        weighed = score * (ring > 0) if config.valuable == "score" else ring
+        parts = {
+            "edges": (config.weight_edges, lambda: self._edges(mine, theirs, score * assignment.positive)),
+            "valuable_edges": (config.weight_valuable, lambda: self._edges(mine, theirs, weighed)),
+            "class": (config.weight_class, lambda: self._classes(mine, theirs, known)),
+            "valuable_class": (config.weight_valuable_class, lambda: self._classes(mine, theirs, ring > 0)),
+        }
+        return {name: weight * part() for name, (weight, part) in parts.items() if weight}
 
     def _edges(self, guess: Predictions, taught: Predictions, weights: Tensor) -> Tensor:
         """The weighted sum over rows, (); weights (B, N)."""
