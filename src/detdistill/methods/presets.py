@@ -3,12 +3,17 @@
 crosskd and mimicking: the released CrossKD code (its regression weight of GFL is written 4.0 with an inner mean over four sides, as here).
 Positions are published for towers of four convolutions (3, and 2 for FCOS) and given from the end here, so that they fit other depths.
 pkd: alone 6 with a two-stage teacher and 10 with a one-stage one, on four levels, as in its published code; beside CrossKD as in CrossKD's.
+ld: its released code per head, in which the ring's factors (1/4 of the main weight for GFL and FCOS, 0.15 for ATSS, 0.03 for RetinaNet) are multiplied in here.
+bckd: published for GFL, which is the default. dist: no weight was published for detectors.
 kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage heads alone: their own defaults are what is published for these.
 fgd: the released configurations (ATSS, which has none, as the other one-stage heads with anchors); `variant: paper` as the paper's table. On
 four levels with a two-stage teacher, where the last is but a pooled one; the same holds for mgd.
 mgd: one row for all one-stage heads, which is the default, and one for two-stage heads.
 cwd: the weight belongs to what it was published with: 5 for the original code, 10 for mmrazor 1.x's necks, 5 for GFL's logits in mmrazor 0.3.1.
 frs: nothing was published per detector; `form: ultralytics` has its own weight.
+at and gid have no published weights for detectors, but gid's of LD's code for GFL. defeat: its defaults are the released ones, of Faster R-CNN.
+fgfi: silent for its first 400 steps as published, here rising over them; 3 is the weight of DeFeat's code with its own reduction.
+fitnets: mmrazor's weight with its own reduction. reviewkd: R101 to R50; Faster R-CNN and RetinaNet have the default of 1.
 A row named "method option=value" goes on top of the method's where that option is given; "any" stands for every detector not named.
 """
 
@@ -53,11 +58,27 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mimicking": _DENSE,
     "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE} | {kind: {"weight": 6.0, "levels": 4} for kind in _TWO_STAGE},
     "pkd beside crosskd": {"gfl": {"weight": 6.0}, "retinanet": {"weight": 2.0}, "fcos": {"weight": 2.0}, "atss": {"weight": 1.0}},
-    "fgd": {kind: {"weight_attention": 5e-4} for kind in _DENSE} | {kind: _FGD_TWO_STAGE for kind in _TWO_STAGE} | {"fcos": _FGD_FCOS},
+    "ld": {
+        "atss": {"weight_valuable": 0.0375},
+        "fcos": {"region": "inside", "valuable": "score"},
+        "retinanet": {
+            "weight_edges": 5.0,
+            "weight_valuable": 0.15,
+            "softmax": "joint",
+            "exclude_positives": True,
+            "class_temperature": 8.0,
+        },
+    },
+    "fgd": {kind: {"weight_attention": 5e-4} for kind in _DENSE} | dict.fromkeys(_TWO_STAGE, _FGD_TWO_STAGE) | {"fcos": _FGD_FCOS},
     "fgd variant=paper": {kind: {"weight_attention": 1e-3} for kind in _DENSE} | {"fcos": {"weight_attention": 8e-3, "temperature": 0.5}},
     "mgd": {kind: {"weight": 5e-7, "drop": 0.45, "levels": 4} for kind in _TWO_STAGE},
     "cwd variant=mmrazor": {"any": {"weight": 10.0, "levels": None}},
     "cwd on=logits": {"any": {"weight": 5.0, "levels": None, "variant": "mmrazor"}},
+    "gid": {"gfl": {"variant": "ld"}},
+    "fgfi": {"any": {"warmup_steps": 400}},
+    "fgfi reduction=defeat": {"any": {"weight": 3.0}},
+    "fitnets reduction=normalized": {"any": {"weight": 10.0}},
+    "reviewkd": {"mask_rcnn": {"weight": 0.8}},
     "frs form=ultralytics": {"any": {"weight": 6.0}},
 }
 
@@ -65,13 +86,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 def preset(
     method: str, student: DetectorInfo, teacher: DetectorInfo, beside: Collection[str] = (), given: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any]:
-    """The published options of `method` for this pair. Features and CrossKD are compared in the teacher's space, mimicking in the student's.
+    """The published options of `method` for this pair. Features and CrossKD are compared in the teacher's space, mimicking and LD in the
+    student's.
 
     beside: the other methods of the run. given: the user's options, which choose among the published variants and go on top.
     """
-    kind = student.kind if method == "mimicking" else teacher.kind
+    kind = student.kind if method in ("mimicking", "ld") else teacher.kind
     together = next((name for name in (f"{method} beside {other}" for other in beside) if name in PRESETS), method)
-    options = dict(PRESETS.get(together, {}).get(kind, {}))
+    base = PRESETS.get(together, {})
+    options = dict(base.get(kind, base.get("any", {})))
     chosen = {f"{method} {option}={value}" for option, value in (given or {}).items()}
     for row in (PRESETS[name] for name in PRESETS if name in chosen):
         options |= row.get(kind, row.get("any", {}))
