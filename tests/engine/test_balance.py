@@ -123,8 +123,8 @@ def test_every_term_is_logged_with_its_gradient_and_its_share(tmp_path: Path) ->
         (1.0, 100.0, 1.0, False, 0.5),
         (1.0, 0.01, 1.0, False, 2.0),
         (1.0, 100.0, 1.0, True, 0.01),
-        (1.0, 1e9, 1.0, True, 1e-3),
-        (600.0, 1e-9, 1.0, False, 1e3),
+        (1.0, 1e9, 1.0, True, 1e-4),
+        (6000.0, 1e-9, 1.0, False, 1e4),
     ],
 )
 def test_the_rule_by_hand(factor: float, ratio: float, target: float, first: bool, then: float) -> None:

@@ -9,17 +9,17 @@ from detdistill.errors import UserError
 
 SMOOTHING = 0.5  # power of the correction: half the way, in logarithms
 STEP = 2.0  # the factor moves at most this much at once, up or down
-RANGE = 1e3  # and is at most this far from 1
+RANGE = 1e4  # and is at most this far from 1; PKD against a fresh GFL head needs 1/3000 at first
 
 
 class Balance(nn.Module):
     """The factor f of a method's terms, beside its weight and its schedule; a buffer, so that it is in the checkpoint. With every measurement of
     the gradients at the neck
 
-        f <- clip(f * clip((target / r)^(1/2), 1/2, 2), 1/1000, 1000),    r = f |g_method| / |g_task|
+        f <- clip(f * clip((target / r)^(1/2), 1/2, 2), 1/10000, 10000),    r = f |g_method| / |g_task|
 
     a geometric moving average of the factor that would meet the target, bounded at once and as a whole. The first measurement goes the
-    whole way, within 1/1000 and 1000: a wrong reduction is wrong by powers of ten, and there is nothing yet to average.
+    whole way, within these bounds: a wrong reduction is wrong by powers of ten, and there is nothing yet to average.
 
     The idea is the gradient-guided modulation of RT-DETRv4 (arXiv:2510.25257), which once an epoch moves the weight until a module of the encoder
     has a given share of all gradients, in the released code on the main process alone. What is measured here, the ratio, hangs on no name
