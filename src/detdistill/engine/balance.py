@@ -9,7 +9,7 @@ from detdistill.errors import UserError
 
 SMOOTHING = 0.5  # power of the correction: half the way, in logarithms
 STEP = 2.0  # the factor moves at most this much at once, up or down
-RANGE = 1e4  # and is at most this far from 1; PKD against a fresh GFL head needs 1/3000 at first
+RANGE = 1e4  # and is at most this far from 1; PKD against a fresh GFL head needs 1/4000 at first
 
 
 class Balance(nn.Module):
