@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from detdistill.engine.checkpoint import checkpoint_path
-from detdistill.engine.device import find_device
+from detdistill.engine.device import find_device, forget_peak_memory, peak_memory
 from detdistill.engine.fit import FitSummary, fit, step_seed
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
@@ -71,7 +71,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, unin
     same(state(tmp_path), state(uninterrupted))
     assert log(tmp_path) == log(uninterrupted)
     same(fresh.student.state_dict(), {name[7:]: value for name, value in state(uninterrupted)["average"].items() if name != "n_averaged"})
-    assert (summary.steps, summary.epochs, summary.peak_memory_bytes) == (15, 3.0, None)
+    assert (summary.steps, summary.epochs) == (15, 3.0)
     assert summary.images_per_second == pytest.approx(60 / summary.train_seconds)
 
 
@@ -298,3 +298,15 @@ def test_two_processes_of_one_image_equal_one_of_two(tmp_path: Path) -> None:
     torch.testing.assert_close(pair["distillation"], single["distillation"], rtol=1e-5, atol=1e-6)
     for one, two in zip(log(tmp_path / "pair"), log(tmp_path / "alone"), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of resident memory can be reset on Linux alone")
+def test_peak_memory_is_of_what_was_held_since_it_was_forgotten():
+    cpu = torch.device("cpu")
+    forget_peak_memory(cpu)
+    before = peak_memory(cpu)
+    torch.ones(2**25)  # 128 MiB, let go at once
+    after = peak_memory(cpu)
+    assert after - before > 100 * 2**20
+    forget_peak_memory(cpu)
+    assert peak_memory(cpu) < after - 100 * 2**20

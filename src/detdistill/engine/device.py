@@ -1,6 +1,7 @@
 """Where a run computes: one device, or many processes started by torchrun."""
 
 import os
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -8,6 +9,8 @@ from accelerate.state import AcceleratorState
 
 from detdistill.errors import UserError
 from detdistill.recipe import TrainConfig
+
+_RESET = Path("/proc/self/clear_refs")  # writing 5 resets the peak; Linux alone has it
 
 
 def find_device(name: str) -> torch.device:
@@ -28,6 +31,24 @@ def find_device(name: str) -> torch.device:
     if not there.get(device.type, False):
         raise UserError(f"--device {name}: this machine has none that torch can use; --device cpu works everywhere")
     return device
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """`peak_memory` counts from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access(_RESET, os.W_OK):
+        _RESET.write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that torch had allocated on a GPU, or that this process had resident on Linux; None where neither can be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or not os.access(_RESET, os.W_OK):
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detdistill.engine.checkpoint import Training, load_checkpoint, save_checkpoint
-from detdistill.engine.device import open_accelerator
+from detdistill.engine.device import forget_peak_memory, open_accelerator, peak_memory
 from detdistill.engine.interrupt import uninterrupted
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, rest_frozen, set_learning_rate
@@ -42,7 +42,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a run came to, over all its resumptions. epochs: begun ones count by their share. peak_memory_bytes: of the GPU, or None."""
+    """What a run came to, over all its resumptions. epochs: begun ones count by their share. peak_memory_bytes: see `device.peak_memory`."""
 
     steps: int
     epochs: float
@@ -91,8 +91,7 @@ def fit(
     every = config.checkpoint_every or loader.steps
     watch, meter = Watch(exempt=("grad_norm",) if accelerator.scaler else ()), Meter()
     clock = time.perf_counter() - training.seconds
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak_memory(device)
 
     def checkpoint() -> None:
         watch.settle()  # weights that have met a NaN are not saved
@@ -208,6 +207,5 @@ def over_processes(values: Mapping[str, float], accelerator: Accelerator) -> dic
 
 def summarize(training: Training, per_epoch: int, device: torch.device) -> FitSummary:
     """The summary of a run at its end."""
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     speed = training.images / training.seconds if training.seconds else 0.0
-    return FitSummary(training.step, training.step / per_epoch, training.seconds, speed, memory)
+    return FitSummary(training.step, training.step / per_epoch, training.seconds, speed, peak_memory(device))
