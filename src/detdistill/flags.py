@@ -18,6 +18,7 @@ from detdistill.recipe import Recipe, nested
 SHORT = {
     "data": "data.path",
     "teacher": "teacher.path",
+    "inherit": "teacher.inherit",
     "epochs": "train.epochs",
     "seed": "train.seed",
     "batch-size": "train.batch_size",
@@ -97,7 +98,7 @@ def _choices(info: FieldInfo) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default in (None, "", PydanticUndefined):
+    if default in (None, "", (), PydanticUndefined):
         return ""
     return f"[default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"
 
@@ -152,8 +153,8 @@ def _value(text: Any, annotation: Any) -> Any:
         return text
     if NoneType in kinds and text.lower() in ("none", "null"):
         return None
-    if "," in text and any(get_origin(kind) is tuple for kind in kinds):
-        return [item.strip() for item in text.split(",")]
+    if get_origin(annotation) is tuple or ("," in text and any(get_origin(kind) is tuple for kind in kinds)):
+        return [item.strip() for item in text.split(",")] if text.strip() else []
     return text
 
 

@@ -86,6 +86,9 @@ class TeacherConfig(Part):
         "", description="a run folder, torchvision:NAME, torchvision:NAME=FILE, or HEAD:BACKBONE=FILE with a state dict of your own"
     )
     model: ModelConfig = Field(ModelConfig(), description="how HEAD:BACKBONE=FILE was built; a run folder knows it itself")
+    inherit: tuple[Literal["neck", "head"], ...] = Field(
+        (), description="what a fresh student takes over from the teacher where names and shapes fit: neck, head"
+    )
     sample: int = Field(64, ge=0, description="images on which the teacher's AP is measured before the first step; 0: none")
     floor: float = Field(5.0, ge=0, le=100, description="AP (0 to 100) below which the run stops, where the teacher's predictions are read")
     allow_weak: bool = Field(False, description="go on with a teacher below the floor")

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from detdistill.data import Data, TrainLoader, open_data
+from detdistill.detectors.inherit import inherit
 from detdistill.detectors.protocol import Detector
 from detdistill.engine.device import open_accelerator
 from detdistill.engine.distillation import Distillation
@@ -58,12 +59,19 @@ def distill(
     if not recipe.methods:
         raise UserError("no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`")
     check_methods(recipe.methods)
+    if recipe.teacher.inherit and is_run(recipe.model.name):
+        raise UserError(
+            f"--inherit: the student {recipe.model.name} has been trained, and would lose it; give HEAD:BACKBONE, or no --inherit"
+        )
     recipe, folder = _begin(recipe, out, resume, overwrite)
     say = talker(console)
     data = open_with_notes(recipe, say)
     teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model)
     say(f"teacher: {report}")
     student, config = start(recipe.model, data.classes, recipe.train.seed)
+    if recipe.teacher.inherit and not resume:  # a checkpoint has it in its weights
+        for line in inherit(student, teacher, recipe.teacher.inherit):
+            say(line)
     recipe = recipe.model_copy(update={"methods": resolve(recipe.methods, student.info, teacher.info)})
     methods = build_methods(recipe.methods, student.info, teacher.info)
     distillation = Distillation(student, methods, schedules(recipe.methods), recipe.train.balance_every)
@@ -97,6 +105,7 @@ class Job:
             run.begin(recipe, overwrite=overwrite)
         say(f"training {recipe.model.name} on {training.name} ({len(training)} images), into {self.folder}")
         shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {"teacher": digest(self.teacher)}
+        shared |= {"inherit": recipe.teacher.inherit} if recipe.teacher.inherit else {}
         summary = fit(
             self.distillation,
             loader,

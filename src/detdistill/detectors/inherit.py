@@ -1,0 +1,91 @@
+"""What a fresh student takes over from its teacher before the first step: neck, head. Told by the names of their state dicts.
+
+A layer (the tensors of one module) is taken whole or not at all, and only where names and shapes agree. Never taken:
+
+* the body under the neck, which has weights of its own;
+* of the neck, a level that the other side lacks: levels are told apart by stride, not by their number;
+* of the head, what belongs to another kind of head, and, where the strides differ, what there is one of for each level;
+* class predictors, and a RoI head's box regressors, which are per class, where the class names or their order differ.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from detdistill.detectors.protocol import Detector
+from detdistill.errors import UserError
+from detdistill.types import DetectorInfo
+
+Part = Literal["neck", "head"]
+State = Mapping[str, Tensor]
+
+BELOW_THE_HEAD = ("neck.", "model.backbone.", "model.model.backbone.", "model.model.input_proj.")
+FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
+PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
+PUBLISHED_EXTRA = re.compile(r"extra_blocks\.p\d")  # torchvision names its two extra levels p6 and p7, we count ours from 0
+PER_CLASS = {"cls_logits", "classifier", "class_embed", "cls_score", "bbox_pred", "mask_fcn_logits"}
+PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights"}
+ALIKE = ({"atss", "gfl"}, {"faster_rcnn", "mask_rcnn"})  # kinds whose heads share layers
+
+
+def inherit(student: Detector, teacher: Detector, parts: Collection[Part]) -> tuple[str, ...]:
+    """Copy the teacher's neck and head into the student, in place; one line a part of what was taken. Raises UserError where nothing fits."""
+    own, told = student.state_dict(), []
+    for part in parts:
+        taken = inherited(own, teacher.state_dict(), part, student.info, teacher.info)
+        if not taken:
+            raise UserError(f"--inherit {part}: {_reason(part, student.info, teacher.info)}")
+        with torch.no_grad():
+            cast(nn.Module, student).load_state_dict(taken, strict=False)
+        other = part == "head" and student.info.classes != teacher.info.classes
+        left_out = "; class predictors are its own, as the classes differ" if other else ""
+        told.append(f"inherited {len(taken)} of {len(_tensors(own, part, student.info))} {part} tensors from the teacher{left_out}")
+    return tuple(told)
+
+
+def inherited(student: State, teacher: State, part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> dict[str, Tensor]:
+    """The teacher's tensors that fit, under the student's names. student, teacher: state dicts; mine, theirs: what they are."""
+    if part == "head" and mine.kind != theirs.kind and not any({mine.kind, theirs.kind} <= kinds for kinds in ALIKE):
+        return {}
+    wanted, given = _tensors(student, part, mine), _tensors(teacher, part, theirs)
+    if part == "head":
+        left = (PER_CLASS if mine.classes != theirs.classes else set()) | (PER_LEVEL if mine.strides != theirs.strides else set())
+        given = {place: name for place, name in given.items() if place.startswith("model.rpn.") or not left & set(place.split("."))}
+    layers, offers = (_layers(places, state) for places, state in ((wanted, student), (given, teacher)))
+    return {wanted[place]: teacher[given[place]] for layer in layers if layers[layer] == offers.get(layer) for place in layers[layer]}
+
+
+def _tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
+    """Place to name of a part's tensors. A neck's places tell the stride in place of the level's number."""
+    names = [name for name in state if not name.endswith("num_batches_tracked")]  # a counter, which frozen norms haven't got
+    if part == "head":
+        return {name: name for name in names if not name.startswith(BELOW_THE_HEAD)}
+    found = [(name, match) for name in names if (match := FPN.fullmatch(name) or PROJECTION.fullmatch(name))]
+    laterals = {match[2] for _, match in found if match[1] == "inner"}
+    places = {}
+    for name, match in found:
+        level = int(match[2])
+        if match[1] == "extra":
+            level += len(laterals) - (6 if PUBLISHED_EXTRA.search(name) else 0)
+        places[f"{match[1]}.{info.strides[level]}.{match[3]}"] = name
+    return places
+
+
+def _layers(places: Mapping[str, str], state: State) -> dict[str, dict[str, torch.Size]]:
+    """Layer to the shapes of its tensors, by place."""
+    layers: dict[str, dict[str, torch.Size]] = {}
+    for place, name in places.items():
+        layers.setdefault(place.rpartition(".")[0], {})[place] = state[name].shape
+    return layers
+
+
+def _reason(part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> str:
+    if part == "head" and mine.kind != theirs.kind:
+        return f"a {mine.kind} head shares nothing with the teacher's {theirs.kind} head; inherit the neck alone, or take a student of its kind"
+    wide = (
+        f"the student is {mine.channels['neck']} wide on strides {mine.strides}, the teacher {theirs.channels['neck']} on {theirs.strides}"
+    )
+    return f"no layer of the teacher's {part} has the names and shapes of the student's ({wide}); give the student its --model.channels"
