@@ -9,7 +9,7 @@ from detdistill.errors import UserError
 from detdistill.methods.crosskd import CrossKD, CrossKDConfig
 from detdistill.methods.shared.predictions import box_distance
 from detdistill.types import Need, Targets
-from tests.detectors.builders import DENSE, scene, tiny
+from tests.detectors.builders import DENSE, scene, shake, tiny
 from tests.methods.pairs import built, looks, pair
 
 
@@ -51,6 +51,31 @@ def test_only_the_first_part_of_the_towers_learns(head: str):
     assert tail
     assert all(p.grad is None for p in tail)
     assert all(p.grad is not None for p in student.backbone_parameters())
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_every_position_of_a_published_tower(depth: int):
+    # Four convolutions: 0 leaves the whole head to the teacher, 4 only its predictors. What the student has before, and that alone, learns.
+    student, teacher = (shake(tiny("gfl", seed=seed, tower_depth=4)).eval() for seed in (1, 2))
+    method = built("crosskd", student, teacher.requires_grad_(False), depth=depth)
+    mine, theirs, targets = looks(method, student, teacher)
+    terms = method(mine, theirs, targets)
+    assert all(term > 0 for term in terms.values())
+    sum(terms.values()).backward()
+    for blocks in (student.towers.classification, student.towers.regression):
+        learned = [any(p.grad is not None and bool(p.grad.any()) for layer in block for p in layer.parameters()) for block in blocks]
+        assert learned == [place < depth for place in range(4)]
+    assert any(bool(p.grad.any()) for p in student.backbone_parameters())
+
+
+def test_a_detector_may_teach_a_copy_of_itself():
+    teacher = shake(tiny("fcos", seed=1)).eval().requires_grad_(False)
+    student = shake(tiny("fcos", seed=1)).train()  # the same weights at first, of its own
+    method = built("crosskd", student, teacher)
+    first = method(*looks(method, student, teacher))
+    sum(first.values()).backward()
+    assert all(term.isfinite() and term > 0 for term in first.values())
+    assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_it_reads_the_two_depths_it_was_given():

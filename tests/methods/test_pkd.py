@@ -95,6 +95,66 @@ def test_duplicating_the_batch_changes_it_by_the_degrees_of_freedom_only():
     torch.testing.assert_close(twice / once, torch.tensor(((2 * m - 1) / (2 * m)) / ((m - 1) / m)), rtol=1e-4, atol=0)
 
 
+def test_plain_squares_in_place_of_correlation():
+    student, teacher = pair("fcos")
+    options = {"weight": 3.0, "levels": 2}
+    plain, correlated = (built("pkd", student, teacher, distance=distance, **options) for distance in ("mse", "pearson"))
+    mine, theirs, targets = looks(plain, student, teacher)
+    levels = list(zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True))[:2]
+    expected = 3 * sum((s - t).square().mean() / 2 for s, t in levels)
+    torch.testing.assert_close(plain(mine, theirs, targets)["features"], expected)
+    neck = mine.pyramids["neck"]
+    scaled = replace(mine, pyramids={"neck": replace(neck, levels=tuple(2 * level + 1 for level in neck.levels))})
+    torch.testing.assert_close(*(correlated(output, theirs, targets)["features"] for output in (mine, scaled)), rtol=1e-4, atol=0)
+    assert plain(scaled, theirs, targets)["features"] > 1.5 * plain(mine, theirs, targets)["features"]
+
+
+@pytest.mark.parametrize(("head", "teacher"), [("gfl", "gfl"), ("fcos", "retinanet")])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_tower_features_at_every_depth(head: str, teacher: str, depth: int):
+    student, lecturer = pair(head, teacher)
+    method = built("pkd", student, lecturer, pyramid="towers", depth=depth, weight=2.0)
+    assert method.need == method.student_need == Need(towers=frozenset({depth}))
+    mine, theirs, targets = looks(method, student, lecturer)
+    states = [output.towers.states[depth] for output in (mine, theirs)]
+    pairs = [
+        (s, t) for tower in ("classification", "regression") for s, t in zip(*(getattr(state, tower) for state in states), strict=True)
+    ]
+    shown = [(s.relu(), t.relu()) if depth else (s, t) for s, t in pairs if s[:, 0].numel() >= 16]
+    assert len(shown) == 4
+    term = method(mine, theirs, targets)["features"]
+    torch.testing.assert_close(term, 2 * sum(pearson_distance(s, t) for s, t in shown))
+    term.backward()
+    for blocks in (student.towers.classification, student.towers.regression):
+        grads = [all(p.grad is not None for layer in block for p in layer.parameters()) for block in blocks]
+        assert grads == [place < depth for place in range(2)]
+    assert all(p.grad is None for p in lecturer.parameters())
+
+
+def test_towers_of_other_depths_and_widths():
+    student, teacher = pair("fcos", channels=64, tower_depth=1)
+    method = built("pkd", student, teacher, pyramid="towers")
+    assert (method.levels.depths, method.student_need) == ((0, 1), Need(towers=frozenset({0})))
+    assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 6
+    assert method(*looks(method, student, teacher))["features"].isfinite()
+    with pytest.raises(UserError, match="depth 2 is beyond the student's towers, which have 1"):
+        PKD.build(PKDConfig(pyramid="towers", depth=2), student.info, teacher.info)
+    with pytest.raises(UserError, match=r"method pkd: the teacher \(faster_rcnn\) has no towers"):
+        PKD.build(PKDConfig(pyramid="towers"), student.info, tiny("faster_rcnn").info)
+
+
+def test_a_detector_may_teach_a_copy_of_itself():
+    teacher = tiny("gfl", seed=1).eval().requires_grad_(False)
+    student = tiny("gfl", seed=1).eval()  # the same weights at first, of its own
+    method = built("pkd", student, teacher)
+    assert method(*looks(method, student, teacher))["features"] < 1e-9
+    mine, theirs, targets = looks(method, student.train(), teacher)
+    term = method(mine, theirs, targets)["features"]
+    term.backward()
+    assert term > 0  # a training student's norms see the batch, the teacher's their averages
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
+
+
 def test_what_it_cannot_serve_is_refused_at_build():
     student, teacher = tiny("fcos"), tiny("fcos")
     with pytest.raises(UserError, match="no level in common"):

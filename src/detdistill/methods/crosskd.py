@@ -23,6 +23,7 @@ from detdistill.losses import match_statistics
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
+from detdistill.methods.shared.towers import require_towers, tower_place
 from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Moment, Need, Targets, TowerState, present
 
 
@@ -62,8 +63,7 @@ class CrossKD(Method):
         """Raises UserError unless both have towers on the same strides, the same classes, and the depths exist."""
         two_stage = all("proposals" in info.continuations for info in (student, teacher))
         remedy = "take crosskd_roi, its form for RoI heads" if two_stage else "take retinanet, fcos, atss or gfl"
-        for side, info in (("student", student), ("teacher", teacher)):
-            require("towers" in info.continuations, cls.name, f"the {side} ({info.kind}) has no towers", remedy)
+        require_towers(cls.name, student, teacher, remedy)
         shared = SharedClasses.between(cls.name, student, teacher)
         grids = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
         require(
@@ -72,23 +72,13 @@ class CrossKD(Method):
             grids,
             "the teacher's head needs its own grid: give the student its --model.strides",
         )
-        depths = cls._depths(config, student.tower_depth or 0, teacher.tower_depth or 0)
+        remedy = "set methods.crosskd.depth, and student_depth where the two differ"
+        entered = tower_place(cls.name, config.depth, "teacher", teacher, remedy)
+        left = tower_place(cls.name, entered if config.student_depth is None else config.student_depth, "student", student, remedy)
         missing = unmet(config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
         require(not missing, cls.name, missing, "see the options of methods.crosskd")
         same_grid = student.kind == teacher.kind and student.cell_anchors == teacher.cell_anchors
-        return cls(config, depths, (student.tower_channels or 0, teacher.tower_channels or 0), same_grid, shared)
-
-    @classmethod
-    def _depths(cls, config: CrossKDConfig, student: int, teacher: int) -> tuple[int, int]:
-        def placed(asked: int, side: str, there: int) -> int:
-            depth = asked if asked >= 0 else there + asked
-            lacking = f"depth {asked} is beyond the {side}'s towers, which have {there} convolutions"
-            require(0 <= depth <= there, cls.name, lacking, "set methods.crosskd.depth, and student_depth where the two differ")
-            return depth
-
-        entered = placed(config.depth, "teacher", teacher)
-        left = placed(entered if config.student_depth is None else config.student_depth, "student", student)
-        return left, entered
+        return cls(config, (left, entered), (student.tower_channels or 0, teacher.tower_channels or 0), same_grid, shared)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""

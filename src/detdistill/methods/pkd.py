@@ -9,29 +9,41 @@ Code and paper: the published code pairs levels by their place in the list (`pai
 meets the teacher's stride 4) and leaves out a fifth level (`levels: 4`); its weight is 6 with a two-stage teacher and 10 with a one-stage one.
 With CrossKD the published weights are 6, 2, 2, 1 for GFL, RetinaNet, FCOS, ATSS, on all levels. Widths must be equal there; here a 1x1
 convolution on the student's levels is learned where they differ.
+
+Ablations. `distance: mse` leaves out the standardising and nothing else: half the mean squared difference. `pyramid: towers` compares both towers
+of dense heads in the place of the neck, `depth` convolutions in, after the activation, as the paper of CrossKD does (arXiv:2306.11369).
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from detdistill.errors import UserError
-from detdistill.losses import pearson_distance
+from detdistill.losses import hint_distance, pearson_distance
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.towers import PairedTowers
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
 
 
 @dataclass(frozen=True)
 class PKDConfig(LevelConfig):
     """weight: of each level's term. least_positions: levels with fewer cells than this in the whole batch are left out, their correlation is
-    noise. The others: see `methods.shared.levels.LevelConfig`."""
+    noise. distance, and depth of `pyramid: towers` (negative: from each tower's end): see the module's head. The others: see
+    `methods.shared.levels.LevelConfig`."""
 
     weight: Weight = 6.0
     least_positions: Annotated[int, Field(ge=2)] = 16
+    distance: Literal["pearson", "mse"] = "pearson"
+    depth: int = -1
+
+
+def half_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the mean squared difference of two maps, (): `pearson_distance` without its standardising."""
+    return hint_distance(student, teacher) / 2
 
 
 class PKD(Method):
@@ -44,22 +56,23 @@ class PKD(Method):
     gain = "RetinaNet R50 37.4 to 40.8 (RetinaNet X101)"
     Config = PKDConfig
 
-    def __init__(self, config: PKDConfig, levels: PairedLevels):
+    def __init__(self, config: PKDConfig, levels: PairedLevels | PairedTowers):
         super().__init__()
         self.config, self.levels = config, levels
-        self.need = self.student_need = levels.need
+        self.need, self.student_need = levels.need, levels.student_need
 
     @classmethod
     def build(cls, config: PKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired."""
+        """Raises UserError where no level can be paired, or there are no towers and `pyramid` asks for them."""
+        if config.pyramid == "towers":
+            return cls(config, PairedTowers.build(cls.name, config, config.depth, student, teacher))
         return cls(config, PairedLevels.build(cls.name, config, student, teacher))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
         levels = self.levels(student, teacher)
-        terms = [
-            pearson_distance(level.student, level.teacher) for level in levels if level.student[:, 0].numel() >= self.config.least_positions
-        ]
+        distance = pearson_distance if self.config.distance == "pearson" else half_square
+        terms = [distance(level.student, level.teacher) for level in levels if level.student[:, 0].numel() >= self.config.least_positions]
         if not terms:  # a distillation loss that is silently absent is the field's old failure
             cells = ", ".join(str(level.student[:, 0].numel()) for level in levels)
             remedy = "give larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"

@@ -68,7 +68,7 @@ class PairedLevels(nn.Module):
         self.config = config
         self.strides = tuple(strides)
         self.connectors = nn.ModuleList(connectors)
-        self.need = Need(pyramids=frozenset({config.pyramid}))
+        self.need = self.student_need = Need(pyramids=frozenset({config.pyramid}))
 
     @classmethod
     def build(
