@@ -47,6 +47,7 @@ def test_the_box_term_is_golden_and_positives_alone_make_it(monkeypatch: pytest.
     method = alone(margin=0.01)
     whole = method(None, None, Targets((), ()))["roi_box"].item()
     assert whole == pytest.approx(0.5971444735661128, rel=1e-9)
+    assert alone(margin=1e6)(None, None, Targets((), ()))["roi_box"].item() == pytest.approx(0.5 * 3.2949687787974278, rel=1e-9)  # no bound
     # A background row joins the number of rows and nothing else: as many times as the rows of the classes, half the value.
     rows = Rows(
         *(torch.cat([own, own]) for own in (logits, logits, *codes)), torch.cat([labels, torch.full((5,), 2)]), torch.cat([AIM, AIM])
