@@ -11,6 +11,7 @@ four levels with a two-stage teacher, where the last is but a pooled one; the sa
 mgd: one row for all one-stage heads, which is the default, and one for two-stage heads.
 cwd: the weight belongs to what it was published with: 5 for the original code, 10 for mmrazor 1.x's necks, 5 for GFL's logits in mmrazor 0.3.1.
 frs: nothing was published per detector; `form: ultralytics` has its own weight.
+mimic2017, pkt and crd: nothing was published for these heads; the weights of pkt and crd are those for classifiers, at their batch.
 at and gid have no published weights for detectors, but gid's of LD's code for GFL. defeat: its defaults are the released ones, of Faster R-CNN.
 fgfi: silent for its first 400 steps as published, here rising over them; 3 is the weight of DeFeat's code with its own reduction.
 fitnets: mmrazor's weight with its own reduction. reviewkd: R101 to R50; Faster R-CNN and RetinaNet have the default of 1.
