@@ -55,7 +55,7 @@ class LD(Method):
 
     name = "ld"
     paper = "arXiv:2102.12252"
-    reads = "side distributions and class scores of a dense head, anchors, boxes"
+    reads = "side distributions (gfl; others with model.edges), class scores, boxes"
     gain = "GFL R50 40.1 to 42.1 (GFL R101)"
     Config = LDConfig
 
