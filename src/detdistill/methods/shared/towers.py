@@ -45,8 +45,8 @@ class PairedTowers(nn.Module):
         require_towers(method, student, teacher)
         remedy = f"set methods.{method}.depth"
         depths = tower_place(method, depth, "student", student, remedy), tower_place(method, depth, "teacher", teacher, remedy)
-        infos = [replace(info, channels=dict.fromkeys(BRANCHES, info.tower_channels or 0)) for info in (student, teacher)]
-        return cls([PairedLevels.build(method, replace(config, pyramid=branch), *infos) for branch in BRANCHES], depths)
+        mine, theirs = (replace(info, channels=dict.fromkeys(BRANCHES, info.tower_channels or 0)) for info in (student, teacher))
+        return cls([PairedLevels.build(method, replace(config, pyramid=branch), mine, theirs) for branch in BRANCHES], depths)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput) -> list[Level]:
         """The pairs, fine to coarse: those of the classification tower, then those of the regression tower."""
