@@ -80,10 +80,10 @@ class CRD(Method):
             sides = instances.student, instances.teacher
             vectors = [unit(side(given.to(self.bank.vectors.dtype))) for side, given in zip(self.maps, sides, strict=True)]
             index, everyone, slots = self._look_up(torch.stack(vectors), torch.cat([keys, labels[:, None]], dim=1), moment.generator)
-            memory = self.bank.vectors.clone()  # the backward pass needs it as it was
+            mine, theirs = self.bank.vectors.clone()  # the backward pass needs it as it was
             costs = [
                 noise_contrast(contrast_scores(own, other, index, self.config.temperature) / constant, self.config.capacity).sum()
-                for own, other, constant in zip(vectors, memory.flip(0), self.constants, strict=True)
+                for own, other, constant in zip(vectors, (theirs, mine), self.constants, strict=True)
             ]
         self.bank.write(slots, everyone, self.config.momentum)
         count = mean_over_processes(costs[0].new_tensor(float(len(keys))))
@@ -100,8 +100,8 @@ class CRD(Method):
         keys, _ = gather_rows(rows)
         slots, new = self.bank.register(keys[:, :2], keys[:, 2])
         if len(slots) and not self.constants.any():
-            scores = everyone @ self.bank.vectors.flip(0).transpose(1, 2) / self.config.temperature
-            self.constants.copy_(scores.exp().mean((1, 2)) * self.config.capacity)
+            scores = everyone.flip(0) @ self.bank.vectors.transpose(1, 2) / self.config.temperature  # of L_t, then of L_s
+            self.constants.copy_(scores.exp().mean((1, 2)).flip(0) * self.config.capacity)
         if self.config.begin == "own":
             self.bank.write(slots[new], everyone[:, new], 0.0)
         own = slots[begin : begin + len(rows)]
