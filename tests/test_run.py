@@ -123,11 +123,14 @@ def test_the_teacher_is_measured_before_the_first_step_and_not_on_the_test_split
     assert events == ["measure val 1", "fit", "measure test 2"]
 
 
-def test_other_classes_teach_features_but_no_predictions(stranger: Path, tmp_path: Path) -> None:
+def test_classes_are_mapped_by_name_and_where_none_is_shared_only_features_teach(stranger: Path, tmp_path: Path) -> None:
     console = Console(record=True, width=200)
-    run.distill(taught(stranger, "pkd"), tmp_path / "out", console=console)
+    run.distill(taught(stranger, "pkd", "crosskd"), tmp_path / "out", console=console)  # all but one class are shared
     assert "not measured" in console.export_text()
-    with pytest.raises(UserError, match="same classes"):
+    card = json.loads((stranger / "model.json").read_text())
+    card["classes"] = [f"no {name}" for name in card["classes"]]
+    (stranger / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="no class in common"):
         run.distill(taught(stranger, "pkd", "crosskd"), tmp_path / "other")
 
 

@@ -70,7 +70,7 @@ def schedules(options: Options) -> dict[str, Schedule]:
 def served() -> dict[str, list[str]]:
     """By method, the heads that it can teach among themselves, found out by asking it: small detectors are built for that."""
     infos = {
-        head: build(ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a",)).info
+        head: build(ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a", "b")).info
         for head in DETECTORS
     }
     return {name: [head for head, info in infos.items() if _serves(name, info)] for name in METHODS}
