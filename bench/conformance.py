@@ -3,7 +3,8 @@
     python bench/conformance.py [--all] [--steps 10] [--detector gfl ...] [--method pkd ...] [--json FILE] [--markdown FILE]
 
 A cell is a student, a teacher and a method: `yes`, the reason the method gives for refusing the pair, or what failed. The teacher is of the
-student's kind on a larger backbone; with --all, of every kind. Both have begun to learn the batch. Exit code 1 where a cell failed.
+student's kind on a larger backbone; with --all, of every kind, and pairs of unlike backbones follow. Both have begun to learn the batch.
+`gfl` and `atss edges` name detectors, the latter with `--model.edges`. Exit code 1 where a cell failed.
 """
 
 import argparse
@@ -28,6 +29,21 @@ from detdistill.testing import check_detector, check_pair, learn
 CLASSES = ("disc", "square", "star")
 STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32)}  # others begin at 8
 SMALL, LARGE = "mobilenetv2_035", "resnet18"
+EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))
+HEADS = (*DETECTORS, *EDGES)
+UNLIKE = {  # student, teacher: methods
+    ("retinanet:resnet18", "faster_rcnn:resnet50"): ("pkd", "mgd", "fgd"),
+    ("gfl:resnet18", "gfl:swin_tiny_patch4_window7_224"): ("pkd", "crosskd", "ld"),
+    ("retinanet:mobilenetv2_100", "retinanet:resnet50"): ("pkd", "crosskd", "cwd"),
+    ("fcos:mobilenetv2_100", "gfl:convnext_atto"): ("pkd", "crosskd", "mimicking"),
+    ("retinanet:resnet18", "fcos:regnety_002"): ("pkd", "crosskd", "fgfi"),
+}
+GROUPS = {
+    "Neck features": ("pkd", "fitnets", "at", "reviewkd", "cwd", "mgd", "fgd", "fgfi", "defeat", "frs"),
+    "Dense predictions": ("crosskd", "mimicking", "ld", "bckd"),
+    "RoI heads": ("kd", "dkd", "dist", "proposal_kd", "crosskd_roi", "chen2017"),
+    "Instances": ("gid", "mimic2017", "pkt", "crd"),
+}
 LESSONS, LESSON_LR = 20, 1e-3  # steps and rate of what both learn of the batch before
 
 
@@ -45,11 +61,20 @@ class Cell:
     seconds: float = 0.0
 
 
-def tiny(head: str, backbone: str, seed: int) -> Detector:
-    """A detector small enough for a step in a tenth of a second."""
+def tiny(name: str, backbone: str, seed: int) -> Detector:
+    """A detector small enough for a step in a tenth of a second. name: HEAD, `HEAD edges`, or HEAD:BACKBONE."""
     torch.manual_seed(seed)
+    head, _, body = name.removesuffix(" edges").partition(":")
     strides = STRIDES.get(head, (8, 16, 32))
-    config = ModelConfig(name=f"{head}:{backbone}", strides=strides, channels=32, tower_depth=2, queries=20, backbone_weights="none")
+    config = ModelConfig(
+        name=f"{head}:{body or backbone}",
+        strides=strides,
+        channels=32,
+        tower_depth=2,
+        edges=name.endswith(" edges"),
+        queries=20,
+        backbone_weights="none",
+    )
     return build(config, CLASSES)
 
 
@@ -88,15 +113,20 @@ def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int)
         except AssertionError as error:
             yield Cell(head, "", "check_detector", "failed", str(error))
     for head in heads:
-        for teacher in DETECTORS if every else (head,):
+        for teacher in DETECTORS if every and head in DETECTORS else (head,):
             for method in methods:
                 yield cell(head, teacher, method, steps)
+    for (student, teacher), own in UNLIKE.items() if every else ():
+        for method in own:
+            if method in methods:
+                yield cell(student, teacher, method, steps)
 
 
 def markdown(found: Sequence[Cell]) -> str:
-    """Rows are students with their teachers, columns methods; reasons below the table."""
-    pairs, methods = list(dict.fromkeys((c.student, c.teacher) for c in found)), list(dict.fromkeys(c.method for c in found))
-    by_place = {(c.student, c.teacher, c.method): c for c in found}
+    """A table a group of methods: rows are students with their teachers, columns methods; reasons below the last."""
+    by_place = {(one.student, one.teacher, one.method): one for one in found}
+    pairs = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found if one.teacher) if pair not in UNLIKE]
+    unlike = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found) if pair in UNLIKE]
     notes: dict[str, int] = {}
 
     def text(pair: tuple[str, str], method: str) -> str:
@@ -105,17 +135,27 @@ def markdown(found: Sequence[Cell]) -> str:
             return "" if one is None else "yes"
         return f"{'no' if one.state == 'refused' else 'FAILED'} [{notes.setdefault(one.reason, len(notes) + 1)}]"
 
-    methods.remove("check_detector")
-    lines = [f"| student | teacher | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
-    lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs if pair[1]]
-    broken = [f"{c.student}: {c.reason}" for c in found if c.method == "check_detector" and c.state == "failed"]
-    return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in notes.items()), *broken]) + "\n"
+    lines = []
+    for title, group in GROUPS.items():
+        methods = [method for method in group if any(one.method == method for one in found)]
+        if methods:
+            lines += [f"## {title}", "", f"| student | teacher | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
+            lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs] + [""]
+    if unlike:
+        lines += ["## Unlike backbones and heads", "", "| student | teacher | methods |", "|---|---|---|"]
+        for pair in unlike:
+            told = ", ".join(f"{method} {text(pair, method)}" for method in UNLIKE[pair] if (*pair, method) in by_place)
+            lines.append(f"| {' | '.join(pair)} | {told} |")
+        lines.append("")
+    broken = [f"{one.student}: {one.reason}" for one in found if one.method == "check_detector" and one.state == "failed"]
+    reasons = ["## Reasons", "", *(f"{number}. {reason}" for reason, number in notes.items())] if notes else []
+    return "\n".join([*lines, *reasons, *broken]) + "\n"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every student with every teacher")
-    parser.add_argument("--detector", nargs="+", choices=list(DETECTORS), default=list(DETECTORS), help="students")
+    parser.add_argument("--detector", nargs="+", choices=HEADS, default=list(HEADS), help="students")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
