@@ -61,3 +61,10 @@ def test_mixed_pairs_meet_at_the_neck_and_roi_is_refused_there():
     with pytest.raises(UserError, match="without embeddings"):
         InstanceEmbeddings.build("crd", asked, info(4, embedding=8), replace(info(6, embedding=8), embedding_channels=None))
     assert InstanceEmbeddings.build("crd", EmbeddingConfig("neck"), info(4, 8), info(6, 8)).embedding == "neck"
+
+
+def test_half_precision_adds_many_proposals_of_a_box_in_single():
+    vectors, first = torch.full((400, 2), 1.0, dtype=torch.bfloat16), torch.zeros(400, dtype=torch.long)
+    found = one_a_box(Instances(vectors, vectors, first, first))
+    assert found.student.dtype == torch.float32
+    assert found.student.tolist() == found.teacher.tolist() == [[1, 1]]

@@ -92,10 +92,11 @@ def _of_proposals(student: DetectorOutput, teacher: DetectorOutput) -> Instances
 
 
 def one_a_box(instances: Instances) -> Instances:
-    """The mean over the instances of each ground truth; boxes that have none are left out."""
+    """The mean over the instances of each ground truth, in single precision at least; boxes that have none are left out."""
     keys, place, counts = torch.stack([instances.images, instances.boxes], dim=1).unique(dim=0, return_inverse=True, return_counts=True)
 
     def mean(vectors: Tensor) -> Tensor:
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # a box has up to a hundred proposals, half adds them badly
         return vectors.new_zeros((len(keys), vectors.shape[1])).index_add(0, place, vectors) / counts[:, None]
 
     return replace(instances, student=mean(instances.student), teacher=mean(instances.teacher), images=keys[:, 0], boxes=keys[:, 1])
