@@ -10,8 +10,9 @@ from detdistill.errors import UserError
 from detdistill.losses import hint_distance
 from detdistill.methods.fitnets import FitNets, FitNetsConfig
 from detdistill.methods.presets import preset
-from detdistill.types import Need
+from detdistill.types import Need, Targets
 from tests.detectors.builders import scene, tiny
+from tests.methods import maps
 from tests.methods.pairs import built, looks, pair
 
 
@@ -74,3 +75,13 @@ def test_what_it_cannot_serve_is_refused_at_build():
     info = tiny("fcos").info
     with pytest.raises(UserError, match="method fitnets: no level in common"):
         FitNets.build(FitNetsConfig(), replace(info, strides=(4,)), info)
+
+
+def test_one_cell_in_the_batch_is_refused_where_there_is_batch_norm():
+    one = maps.info(3), maps.info(3)
+    student, teacher = (maps.output(torch.randn(1, 3, 1, 1)) for _ in range(2))
+    method = FitNets.build(FitNetsConfig(connector="published"), *one)
+    with pytest.raises(UserError, match=r"method fitnets: the level of stride 8 has one cell in the whole batch.*methods\.fitnets\.levels"):
+        method(student, teacher, Targets((), ()))
+    assert method.eval()(student, teacher, Targets((), ()))["features"].isfinite()
+    assert FitNets.build(FitNetsConfig(), *one)(student, teacher, Targets((), ()))["features"].isfinite()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from detdistill.errors import UserError
@@ -166,3 +167,19 @@ def test_what_it_cannot_serve_is_refused():
     with pytest.raises(UserError, match="stride 8 has one cell in the whole batch"):
         method(*one, targets)
     assert method.eval()(*one, targets)["features"].isfinite()
+
+
+@pytest.mark.parametrize("fusion", [True, False])
+def test_sizes_that_differ_meet_within_the_blocks_or_at_the_teachers_side(fusion: bool):
+    # By index the teacher's maps are twice as large; the student's go into the blocks as they are.
+    student, teacher = pair("fcos", "faster_rcnn")
+    for resize in ("student", "teacher"):
+        method = built("reviewkd", student, teacher, pairing="index", resize=resize, fusion=fusion)
+        mine, theirs, targets = looks(method, student, teacher)
+        levels, lessons = mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels[:3]
+        if resize == "teacher":
+            pairs = zip(lessons, levels, strict=True)
+            lessons = [F.interpolate(lesson, level.shape[-2:], mode="bilinear") for lesson, level in pairs]
+        maps = method.blocks(levels, [tuple(level.shape[-2:]) for level in lessons])
+        taught = [lessons[index] for index in method.lessons]
+        torch.testing.assert_close(method(mine, theirs, targets)["features"], hierarchical_context(maps, taught))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from detdistill.losses import hint_distance
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
 
 
@@ -58,6 +58,9 @@ class FitNets(Method):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
+        if self.training and self.config.connector == "published":
+            strides = [mine for mine, _ in self.levels.strides]
+            require_cells(self.name, [level_at(student.pyramids[self.config.pyramid], stride) for stride in strides], strides)
         levels = self.levels(student, teacher)
         terms = [hint_distance(level.student, level.teacher, self.config.reduction) for level in levels]
         return {"features": self.config.weight * torch.stack(terms).sum()}

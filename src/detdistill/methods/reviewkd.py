@@ -23,11 +23,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 from torch import Tensor, nn
 
-from detdistill.errors import UserError
 from detdistill.losses import hierarchical_context
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.fusion import FusedLevels, SeparateLevels
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
 
 Paths = Literal["review", "same", "deeper", "all"]
@@ -40,7 +39,8 @@ class ReviewKDConfig(LevelConfig):
     paths: which teacher levels teach a student level. `review`: its own and every finer one, as published. `same`: its own alone. `deeper`:
     its own and every coarser one, the reverse of a review. `all`: each of them. fusion: a teacher level is compared once, with all the
     student levels it teaches fused; false: with each by itself, so that only `review` can be fused, and `same` has nothing to fuse.
-    context: compare pooled maps too; false: mean squares alone. The others: see `methods.shared.levels.LevelConfig`."""
+    context: compare pooled maps too; false: mean squares alone. resize: the student's maps within their blocks, to the nearest cell, or the
+    teacher's. The others: see `methods.shared.levels.LevelConfig`."""
 
     weight: Weight = 1.0
     mid_channels: Annotated[int, Field(ge=1)] | None = None
@@ -81,14 +81,13 @@ class ReviewKD(Method):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        levels = self.levels(student, teacher)
-        small = [str(level.stride) for level in levels if level.student[:, 0].numel() == 1]
-        if self.training and small:
-            lacking = f"method reviewkd: the level of stride {small[0]} has one cell in the whole batch, which batch norm can't take"
-            raise UserError(f"{lacking}; give larger images or batches, or a smaller methods.reviewkd.levels")
-        shapes = [(level.teacher.shape[-2], level.teacher.shape[-1]) for level in levels]
-        maps = self.blocks([level.student for level in levels], shapes)
-        lessons = [levels[index].teacher for index in self.lessons]
+        taught = [level.teacher for level in self.levels(student, teacher)]
+        own = [level_at(student.pyramids[self.config.pyramid], mine) for mine, _ in self.levels.strides]  # the blocks fit them
+        if self.training:
+            for side, maps in enumerate((own, taught)):
+                require_cells(self.name, maps, [pair[side] for pair in self.levels.strides])
+        maps = self.blocks(own, [(level.shape[-2], level.shape[-1]) for level in taught])
+        lessons = [taught[index] for index in self.lessons]
         sizes = (4, 2, 1) if self.config.context else ()
         return {"features": self.config.weight * hierarchical_context(maps, lessons, sizes)}
 

@@ -96,6 +96,13 @@ class PairedLevels(nn.Module):
             yield Level(guess, taught, stride, index, anchors)
 
 
+def require_cells(method: str, maps: Sequence[Tensor], strides: Sequence[int]) -> None:
+    """Raises UserError where a map (B, C, H, W), to go through batch norm in training, is one cell in the whole batch. strides: of the maps."""
+    small = next((stride for level, stride in zip(maps, strides, strict=True) if level[:, 0].numel() == 1), None)
+    lacking = f"the level of stride {small} has one cell in the whole batch, which batch norm can't take"
+    require(small is None, method, lacking, f"give larger images or batches, or a smaller methods.{method}.levels")
+
+
 def level_at(pyramid: Pyramid, stride: int) -> Tensor:
     """The pyramid's level of this stride."""
     return pyramid.levels[pyramid.strides.index(stride)]
