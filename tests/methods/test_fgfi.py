@@ -222,3 +222,16 @@ def test_what_it_cannot_serve_is_refused_at_build():
         FGFI.build(FGFIConfig(anchors="teacher"), atss, fcos)
     with pytest.raises(UserError, match="no level in common"):
         FGFI.build(FGFIConfig(), replace(atss, strides=(4,)), fcos)
+
+
+def test_a_map_that_took_the_teachers_size_keeps_the_students_anchors():
+    # The teacher has a row and a column more; the student's anchors go on into them. No synthetic one, 64 pixels a side, comes near half of this.
+    method = FGFI.build(FGFIConfig(), INFO, INFO)
+    student, teacher = one_map(0.0, cells(8)), one_map(3.0)
+    neck = teacher.pyramids["neck"]
+    larger = replace(neck, levels=(torch.full((1, 2, 5, 7), 3.0),), sizes=torch.tensor([[40, 56]]))
+    student = replace(student, pyramids={"neck": replace(student.pyramids["neck"], sizes=larger.sizes)})
+    corner = Targets((torch.tensor([[48.0, 32, 56, 40]]),), (torch.zeros(1, dtype=torch.long),))
+    teacher = replace(teacher, pyramids={"neck": larger})
+    (region,) = method.regions(method.levels(student, teacher), student, teacher, corner)
+    assert region.nonzero().tolist() == [[0, 4, 6]]

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detdistill.geometry import box_levels, covered_cells, imitation_cells, synthetic_anchors
+from detdistill.geometry import box_levels, cell_points, covered_cells, imitation_cells, synthetic_anchors
 from detdistill.losses import masked_squares, mean_over_processes
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels
@@ -112,6 +112,8 @@ class FGFI(Method):
             own = pyramid.anchors[pyramid.strides.index(level.stride)]
             if own.shape[:2] == (rows, columns):
                 return own
+            corners = cell_points(rows, columns, level.stride, 0.0, own.device)[:, :, None]
+            return own[:1, :1] + torch.cat([corners, corners], dim=-1)  # the map took the other side's size: the same anchors, in its cells
         return synthetic_anchors(rows, columns, level.stride, device=level.student.device)
 
 
