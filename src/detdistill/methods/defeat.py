@@ -4,7 +4,8 @@
     L_head = h_obj/n_obj sum over object regions of T^2 KL(p_t || p_s) + h_bg/n_bg sum over background regions of the same
 
 M: each ground truth covers cells of one level only (`geometry.decoupled_regions`), chosen by its size against 56 pixels on the finest level
-as in the code; `base: none` has that follow the finest stride. a: a 3x3 convolution a level, begun near zero as in the code.
+as in the code; `base: none` has that follow the finest stride. 1 - M is the whole rest of the map, padding included, as in the code. a: a
+3x3 convolution a level, begun near zero as in the code.
 
 Code and paper. N: the paper counts cells, the code cells times channels (`counts`; the weights 3 and 12 are the code's, so `code` is the default).
 Head: the paper distils it, the released configuration, on Pascal VOC, leaves it off though its weights of 2 and 2 stand in the file (here
