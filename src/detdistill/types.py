@@ -272,8 +272,8 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """boxes (B, P, 4) and valid (B, P) of the region proposals. classify(boxes, pyramid=None): the second stage on given boxes (B, P, 4),
-    on this detector's pyramid or another's."""
+    """boxes (B, P, 4) and valid (B, P) of the region proposals; P is 0 where nothing but `Need.classify` was asked for. classify(boxes,
+    pyramid=None): the second stage on given boxes (B, P, 4), on this detector's pyramid or another's."""
 
     boxes: Tensor
     valid: Tensor
@@ -323,13 +323,15 @@ class DetectorInfo:
 
 @dataclass(frozen=True)
 class Need:
-    """What is read of an output. A detector without targets stops as soon as it is met."""
+    """What is read of an output. A detector without targets stops as soon as it is met. classify: `proposals.classify` alone, on boxes of
+    another detector, for which no region is proposed; proposals: that and this detector's own, and the stage they come from."""
 
     pyramids: frozenset[str] = frozenset()
     towers: frozenset[int] = frozenset()  # depths of the states to keep
     predictions: bool = False
     queries: bool = False
     proposals: bool = False
+    classify: bool = False
 
     def __or__(self, other: "Need") -> "Need":
         return Need(**{item.name: getattr(self, item.name) | getattr(other, item.name) for item in fields(self)})
@@ -337,4 +339,4 @@ class Need:
     @property
     def head(self) -> bool:
         """True where anything behind the neck is read."""
-        return bool(self.towers) or self.predictions or self.queries or self.proposals
+        return bool(self.towers) or self.predictions or self.queries or self.proposals or self.classify

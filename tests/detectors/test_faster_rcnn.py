@@ -237,6 +237,10 @@ def test_it_stops_where_the_need_ends(batch: Batch) -> None:
     ]
     output = detector.observe(batch, need=Need(pyramids=frozenset({"neck"})))
     assert (calls, output.stages, output.proposals) == ([], (), None)
+    output = detector.observe(batch, need=Need(classify=True))
+    assert (calls, output.stages, output.proposals.boxes.shape) == ([], (), (2, 0, 4))
+    output.proposals.classify(torch.tensor([[[4.0, 4, 40, 40]]]).expand(2, 1, 4))
+    assert calls.pop() == "roi"
     output = detector.observe(batch, need=Need(proposals=True))
     assert (calls, len(output.stages)) == (["rpn"], 1)
     output = detector.observe(batch, need=Need(predictions=True))

@@ -58,7 +58,7 @@ def test_the_box_term_is_golden_and_positives_alone_make_it(monkeypatch: pytest.
 def test_both_stages_answer_on_the_students_rows():
     student, teacher = duo()
     method = built("chen2017", student, teacher)
-    assert method.need == Need(pyramids=frozenset({"neck"}), proposals=True)
+    assert method.need == Need(pyramids=frozenset({"neck"}), proposals=True, classify=True)
     mine, lesson, targets = seen(method, student, teacher)
     terms = method(mine, lesson, targets)
     assert set(terms) == TERMS
@@ -133,7 +133,9 @@ def test_other_anchors_are_refused_unless_the_rpn_is_left_out():
             Chen2017.build(Chen2017Config(), other, info)
     student, teacher = duo(strides=(8, 16, 32))
     method = built("chen2017", student, teacher, weight_rpn=0.0)
+    assert method.need == Need(pyramids=frozenset({"neck"}), classify=True)  # the teacher's RPN is not run
     assert all(term.isfinite() for term in method(*seen(method, student, teacher)).values())
+    assert Chen2017.build(Chen2017Config(mu=1.0, nu=0.0), coarse, info).levels is not None  # a hint alone reads no anchors
 
 
 def test_weights_of_nothing_are_refused():

@@ -70,4 +70,7 @@ def test_what_it_cannot_serve_is_refused_at_build():
     ):
         with pytest.raises(UserError, match=message):
             DIST.build(DISTConfig(), student, teacher)
+    for nothing in (DISTConfig(weight=0.0), DISTConfig(beta=0.0, gamma=0.0)):
+        with pytest.raises(UserError, match="method dist: all its weights are 0"):
+            DIST.build(nothing, gfl, gfl)
     assert DIST.build(DISTConfig(), faster, replace(faster, classes=("disc",))).two_stage  # the background is the other class

@@ -62,7 +62,7 @@ class Chen2017(Method):
     def __init__(self, config: Chen2017Config, shared: SharedClasses, levels: PairedLevels | None):
         super().__init__()
         self.config, self.shared, self.levels = config, shared, levels
-        self.need = Need(proposals=config.heads)
+        self.need = Need(proposals=config.heads and config.weight_rpn > 0, classify=config.heads and config.weight_roi > 0)
         if levels is not None:
             self.need, self.student_need = self.need | levels.need, levels.need
 
@@ -71,7 +71,7 @@ class Chen2017(Method):
         """Raises UserError unless both have two stages, the same anchors (with the RPN's terms), one box code, and a level to pair (with the hint)."""
         require_roi_heads(cls.name, student, teacher)
         require(config.heads or config.weight_hint > 0, cls.name, "all its weights are 0", "see the options of methods.chen2017")
-        if config.weight_rpn:
+        if config.heads and config.weight_rpn:
             same = student.strides == teacher.strides and student.cell_anchors == teacher.cell_anchors
             lacking = f"the RPNs' anchors differ (strides {student.strides} and {teacher.strides})"
             require(same, cls.name, lacking, "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0")

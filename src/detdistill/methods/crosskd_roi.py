@@ -28,7 +28,7 @@ class CrossKDRoI(Method):
     reads = "neck features, the teacher's RoI head on the student's proposals"
     learns = "a 1x1 convolution a level, only where the widths differ"
     Config = RoIConfig
-    need = Need(proposals=True)
+    need = Need(classify=True)
 
     def __init__(self, config: RoIConfig, shared: SharedClasses, strides: tuple[int, ...], widths: tuple[int, int]):
         """strides: of the levels that the teacher cuts RoIs from. widths: of the necks, (student, teacher)."""

@@ -46,7 +46,8 @@ class DIST(Method):
     def __init__(self, config: DISTConfig, shared: SharedClasses, two_stage: bool):
         super().__init__()
         self.config, self.shared, self.two_stage = config, shared, two_stage
-        self.need = self.student_need = Need(proposals=True) if two_stage else Need(predictions=True)
+        self.need = Need(classify=True) if two_stage else Need(predictions=True)
+        self.student_need = Need(proposals=True) if two_stage else Need(predictions=True)
 
     @classmethod
     def build(cls, config: DISTConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
@@ -59,6 +60,8 @@ class DIST(Method):
         shared = SharedClasses.between(cls.name, student, teacher)
         alone = "a softmax over the one shared class says nothing"
         require(two_stage or len(shared.student) > 1, cls.name, alone, "use bckd or mimicking, which teach each class by itself")
+        weighs = config.weight * max(config.beta, config.gamma)
+        require(weighs > 0, cls.name, "all its weights are 0", "see the options of methods.dist")
         return cls(config, shared, two_stage)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:

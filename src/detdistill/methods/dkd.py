@@ -40,7 +40,7 @@ class DKD(Method):
     paper = "arXiv:2203.08679"
     reads = "RoI class logits on the student's proposals"
     Config = DKDConfig
-    need = Need(proposals=True)
+    need = Need(classify=True)
 
     def __init__(self, config: DKDConfig, shared: SharedClasses):
         super().__init__()

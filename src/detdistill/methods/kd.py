@@ -42,7 +42,7 @@ class KD(Method):
     paper = "arXiv:1503.02531"
     reads = "RoI class logits on the student's proposals"
     Config = KDConfig
-    need = Need(proposals=True)
+    need = Need(classify=True)
 
     def __init__(self, config: KDConfig, shared: SharedClasses):
         super().__init__()

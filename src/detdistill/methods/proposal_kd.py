@@ -22,7 +22,7 @@ class ProposalKD(Method):
     paper = "arXiv:2306.11369, its two-stage code, not crossed"
     reads = "RoI class logits and box codes on the student's proposals"
     Config = RoIConfig
-    need = Need(proposals=True)
+    need = Need(classify=True)
 
     def __init__(self, config: RoIConfig, shared: SharedClasses):
         super().__init__()

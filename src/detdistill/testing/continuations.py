@@ -74,3 +74,8 @@ def proposals_classify(subject: Any, batch: Batch, targets: Targets) -> None:
         for name in ("logits", "boxes", "background"):
             same(getattr(again, name)[rows], getattr(plain, name)[rows], f"{what}, {name}")
     _open(again, levels[:1], "classify on a pyramid")
+    alone = look(subject, batch, classify=True).proposals
+    expect(alone is not None, "no proposals.classify, though it is needed")
+    assert alone is not None
+    again = alone.classify(proposals.boxes)
+    same(again.logits[rows], plain.logits[rows], "classify alone, logits")

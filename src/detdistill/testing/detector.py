@@ -111,6 +111,7 @@ def _needs(subject: Any, batch: Batch, targets: Targets) -> None:
     info: DetectorInfo = subject.info
     needs: dict[str, dict[str, Any]] = {"the neck": {"pyramids": frozenset({"neck"})}}
     needs |= {name: {name: True} for name in ("queries", "proposals") if name in info.continuations}
+    needs |= {"classify": {"classify": True}} if "proposals" in info.continuations else {}
     needs |= {f"towers at {depth}": {"towers": frozenset({depth})} for depth in range((info.tower_depth or -1) + 1)}
     with _counted(subject) as calls:
         look(subject, batch, predictions=True)

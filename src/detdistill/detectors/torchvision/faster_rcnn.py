@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,6 +92,10 @@ class FasterRCNN(nn.Module):
         if targets is None and not need.head:
             return DetectorOutput({"neck": pyramid})
         anchors, layout = flat_anchors(pyramid.anchors or ()), dense_layout(pyramid, self.info.anchors_per_cell or 1)
+        classify = partial(self._classify, levels)
+        if targets is None and not (need.predictions or need.proposals):  # the first stage is not needed for given boxes
+            none = anchors.new_zeros((len(batch), 0, 4))
+            return DetectorOutput({"neck": pyramid}, proposals=Proposals(none, none.any(-1), classify))
         sizes = host_sizes(batch.sizes)
         rpn = self._rpn(levels, anchors, layout, batch.sizes)
         stage = self._host_rpn(training=targets is not None)
@@ -103,11 +108,7 @@ class FasterRCNN(nn.Module):
             losses |= roi_losses
         elif need.predictions:
             roi = self._roi(*self._second_stage(levels, boxes), boxes)
-        proposals = Proposals(
-            boxes=pad_sequence(boxes, batch_first=True),
-            valid=filled(boxes),
-            classify=lambda boxes, pyramid=None: self._classify(levels, boxes, pyramid),
-        )
+        proposals = Proposals(pad_sequence(boxes, batch_first=True), filled(boxes), classify)
         return DetectorOutput(
             {"neck": pyramid},
             stages=(rpn,) if roi is None else (rpn, roi),
@@ -239,7 +240,7 @@ class FasterRCNN(nn.Module):
             embeddings=spread(embeddings, valid),
         )
 
-    def _classify(self, levels: Levels, boxes: Tensor, pyramid: Pyramid | None) -> Predictions:
+    def _classify(self, levels: Levels, boxes: Tensor, pyramid: Pyramid | None = None) -> Predictions:
         """Proposals.classify. A row without an area is not valid and its numbers are 0. Boxes are constants, as in the host: the gradient goes
         into the pyramid, whose levels are paired by stride."""
         if pyramid is not None:

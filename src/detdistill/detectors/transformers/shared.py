@@ -35,7 +35,7 @@ def to_relative(boxes: Tensor, sizes: Tensor) -> Tensor:
 def check_need(need: Need, pyramids: frozenset[str], kind: str) -> None:
     """Raises ValueError where `need` asks for what a query detector with these pyramids hasn't got."""
     wrong = [f"pyramid {name!r}" for name in sorted(need.pyramids - pyramids)]
-    wrong += ["towers"] * bool(need.towers) + ["proposals"] * need.proposals
+    wrong += ["towers"] * bool(need.towers) + ["proposals"] * (need.proposals or need.classify)
     if wrong:
         raise ValueError(f"{kind} has no {', '.join(wrong)}; it has the pyramids {', '.join(sorted(pyramids))}, stages and queries")
 
