@@ -150,3 +150,9 @@ def test_half_precision_is_summed_in_single(name: str):
     term = DISTANCES[name](*(100 * side.half() for side in SMALL))
     assert term.isfinite()
     assert term.dtype == torch.float32
+
+
+def test_channel_wise_broadcasts_nothing():
+    # A level of one cell beside one of six: a grid that differs by rounding must not become a number.
+    with pytest.raises(ValueError, match=r"maps of one shape are needed, got \(1, 2, 1, 1\) and \(1, 2, 2, 3\)"):
+        channel_wise(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 2, 3))

@@ -16,8 +16,10 @@ def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 1.0, cro
     """KL(teacher || student) of each channel's softmax over its cells, mean over images and channels, times temperature squared; to (), nats.
 
     As each channel sums to 1 it does not grow with the map. cross_entropy: without subtracting the teacher's entropy, which has the same
-    gradient and for its minimum that entropy instead of 0. CWD, arXiv:2011.13256, equation 3.
+    gradient and for its minimum that entropy instead of 0. CWD, arXiv:2011.13256, equation 3. Shapes must be equal, nothing is broadcast.
     """
+    if student.shape != teacher.shape:
+        raise ValueError(f"maps of one shape are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
     distance = soft_cross_entropy if cross_entropy else softmax_kl
     guess, target = (at_least_single(side).flatten(2) / temperature for side in (student, teacher))
     return distance(guess, target).mean() * temperature**2
