@@ -4,8 +4,8 @@
     L   = sum over levels of  weight * sum M |S - T|^2 / sum M  +  weight_class * sum M BCE(z', sigmoid(z)) / sum M
 
 |S - T|^2 is a sum over channels, BCE one over anchors and classes, the sums over M run over all images; sum M is averaged over processes. The
-first term's minimum is 0, the second's the entropy of the teacher's scores. M counts the classes that both know. Of a two-stage teacher, whose class
-scores hang on its proposals, M is the objectness of its RPN: that is ours.
+first term's minimum is 0, the second's the entropy of the teacher's scores. M counts the classes that both know, and padding as the teacher
+scores it. Of a two-stage teacher, whose class scores hang on its proposals, M is the objectness of its RPN: that is ours.
 
 `form: ultralytics` is the distance that library added in 2026, described there and not in a paper: |S - T|^2 is divided by the number of channels, and
 each of the student's levels goes through two learned 1x1 convolutions with a ReLU between them, whatever its width. Its published weight is 6.
