@@ -125,7 +125,7 @@ def test_the_base_moves_boxes_between_levels():
 def test_the_head_splits_its_rows_by_what_they_were_sampled_for():
     student, teacher = pair("faster_rcnn")
     method = built("defeat", student, teacher, weight_head_object=2.0, weight_head_background=5.0, temperature_background=3.0)
-    assert method.need == Need(pyramids=frozenset({"neck"}), proposals=True)
+    assert method.need == Need(pyramids=frozenset({"neck"}), classify=True)
     mine, theirs, targets = looks(method, student, teacher)
     terms = method(mine, theirs, targets)
     assert terms.keys() == {"object", "background", "head_object", "head_background"}

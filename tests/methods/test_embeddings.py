@@ -29,7 +29,7 @@ def test_roi_heads_give_theirs_for_the_positives_of_the_students_proposals():
     student, teacher = pair("faster_rcnn")
     method = built("pkt", student, teacher)
     embeddings = method.embeddings
-    assert (embeddings.embedding, method.need) == ("roi", Need(proposals=True))
+    assert (embeddings.embedding, method.need) == ("roi", Need(classify=True))
     mine, theirs, _ = looks(method, student, teacher)
     found = embeddings(mine, theirs, None)
     positive = mine.stages[-1].assignment.positive

@@ -70,7 +70,7 @@ class DeFeat(Method):
         """shared: where the RoI heads are compared."""
         super().__init__()
         self.config, self.levels, self.shared = config, levels, shared
-        self.need = self.student_need = levels.need | Need(proposals=shared is not None)
+        self.need = self.student_need = levels.need | Need(classify=shared is not None)
 
     @classmethod
     def build(cls, config: DeFeatConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:

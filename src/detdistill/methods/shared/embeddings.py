@@ -56,7 +56,7 @@ class InstanceEmbeddings:
     @property
     def need(self) -> Need:
         """Of either side."""
-        return Need(pyramids=frozenset({"neck"})) if self.embedding == "neck" else Need(proposals=True)
+        return Need(pyramids=frozenset({"neck"})) if self.embedding == "neck" else Need(classify=True)
 
     def __call__(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Instances:
         """n may be 0."""
