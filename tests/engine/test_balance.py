@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as processes
 from rich.console import Console
 
-from detdistill.engine.balance import Balance, steered
+from detdistill.engine.balance import PATIENCE, Balance, steered
 from detdistill.engine.checkpoint import checkpoint_path
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
@@ -178,9 +178,24 @@ def test_a_method_that_does_not_reach_the_neck_is_told() -> None:
     lesson = host(1).observe(batch)
     for method in (Blind(), Match(weight=0.0)):
         whole = Distillation(host(), [method], {"match": Schedule(balance=0.5)})
+        for step in range(PATIENCE - 1):  # one batch proves nothing: it may have no pair of objects, or no positive
+            whole(batch, targets, lesson, Moment(step))
         with pytest.raises(UserError, match=r"method match: its terms give the student's neck no gradient.*methods\.match\.balance"):
-            whole(batch, targets, lesson)
+            whole(batch, targets, lesson, Moment(PATIENCE))
     assert whole.eval()(batch, targets, lesson)  # nothing is measured outside training
+
+
+def test_the_first_measurement_is_tried_for_at_every_step() -> None:
+    batch, targets = Loader().batch(0, 0)
+    lesson = host(1).observe(batch)
+    method = Match()
+    whole = Distillation(host(), [method], {"match": Schedule(balance=0.5)}, balance_every=10)
+    balance = whole.balances["match"]
+    for step, weight, measured in ((0, 0.0, 0), (1, 3.0, 1), (2, 3.0, 1), (10, 3.0, 2)):  # silent at first, as on an empty batch
+        method.weight = weight
+        whole(batch, targets, lesson, Moment(step), measure=True)
+        assert balance.measurements == measured
+        assert step == 0 or whole.ratios["ratio_match"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_factors_go_on_from_a_checkpoint_to_the_bit(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ class Distillation(nn.Module):
             method.name: {f"{method.name}_{part}": term for part, term in method(output, lesson, targets, moment).items()}
             for method in speaking
         }
-        if self.training and torch.is_grad_enabled() and moment.step % self.balance_every == 0:
-            self._balance(terms, taught, neck, targets)
+        if self.training and torch.is_grad_enabled():
+            self._balance(terms, self._due(taught, moment), neck, targets)
         for name, parts in taught.items():
             factor: float | Tensor = self.schedules[name].factor(moment)
             if name in self.balances:
@@ -102,9 +102,14 @@ class Distillation(nn.Module):
         """What balance multiplies each method's terms by: `balance_<method>`."""
         return {f"balance_{name}": cast(Balance, balance).factor.item() for name, balance in self.balances.items()}
 
+    def _due(self, taught: Mapping[str, Terms], moment: Moment) -> dict[str, Terms]:
+        """The terms of the balanced methods whose turn it is: at every `balance_every`th step, and until a first measurement succeeds."""
+        turn = moment.step % self.balance_every == 0
+        return {name: taught[name] for name in self.balances if name in taught and (turn or cast(Balance, self.balances[name]).waiting())}
+
     def _balance(self, task: Terms, taught: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets) -> None:
-        """Measure the gradients of the task and of the balanced methods, and move their factors."""
-        balanced = {name: sum_of(parts) for name, parts in taught.items() if name in self.balances}
+        """Measure the gradients of the task and of these methods, and move their factors."""
+        balanced = {name: sum_of(parts) for name, parts in taught.items()}
         if not balanced:
             return
         pull = sum_of(task)
