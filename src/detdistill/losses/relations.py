@@ -27,7 +27,7 @@ def attention_norm(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _attentions(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps, (B, H W), of the smaller size."""
-    size = [min(pair) for pair in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
+    size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
     maps = [F.adaptive_avg_pool2d(at_least_single(features), size) for features in (student, teacher.detach())]
     guess, taught = (F.normalize(features.square().mean(1).flatten(1), eps=EPSILON) for features in maps)
     return guess, taught

@@ -1,6 +1,7 @@
 """ReviewKD's connectors (arXiv:2104.09044): blocks that make a student's level fit a teacher's, alone or fused with all deeper levels."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,8 @@ class FusionBlock(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(student, middle, 1, bias=False), nn.BatchNorm2d(middle))
         self.conv2 = nn.Sequential(nn.Conv2d(middle, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher))
         self.att_conv = nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if fuse else None
-        for convolution in (self.conv1[0], self.conv2[0]):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        for block in (self.conv1, self.conv2):
+            nn.init.kaiming_uniform_(cast(nn.Conv2d, block[0]).weight, a=1)
 
     def forward(self, student: Tensor, shape: Shape, deeper: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """student (B, C, H, W), deeper (B, middle, h, w) to a map of the teacher's width and of `shape`, and to what goes on to the next
