@@ -24,7 +24,9 @@ def test_mimicking_goes_by_the_students_head():
     atss, gfl = tiny("atss").info, tiny("gfl").info
     assert preset("mimicking", atss, atss)["weight_quality"] == 1.0
     assert "weight_quality" not in preset("mimicking", atss, gfl)  # GFL has no centre-ness to copy
-    assert preset("mimicking", gfl, atss)["box_normalizer"] == "trust"
+    assert preset("mimicking", gfl, gfl)["box_normalizer"] == "trust"
+    assert preset("mimicking", gfl, atss) == {"box": "giou"}  # 4 is the weight of the KL, which needs two distributions
+    assert preset("mimicking", gfl, tiny("atss", edges=True).info)["weight_box"] == 4.0
 
 
 # As released, everything written out: weights of class, box and centre-ness, box distance, rows that count, what is divided by, and the

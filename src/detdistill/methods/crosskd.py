@@ -45,6 +45,7 @@ class CrossKD(Method):
     paper = "arXiv:2306.11369"
     reads = "tower features, the teacher's head"
     learns = "a 1x1 convolution a tower, only where the widths differ"
+    gain = "GFL R50 40.2 to 43.7 (GFL R101)"
     Config = CrossKDConfig
 
     def __init__(self, config: CrossKDConfig, depths: tuple[int, int], widths: tuple[int, int], same_grid: bool, shared: SharedClasses):

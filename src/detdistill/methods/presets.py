@@ -5,7 +5,9 @@ Positions are published for towers of four convolutions (3, and 2 for FCOS) and 
 pkd: alone 6 with a two-stage teacher and 10 with a one-stage one, on four levels, as in its published code; beside CrossKD as in CrossKD's.
 ld: its released code per head, in which the ring's factors (1/4 of the main weight for GFL and FCOS, 0.15 for ATSS, 0.03 for RetinaNet) are multiplied in here.
 bckd: published for GFL, which is the default. dist: no weight was published for detectors.
-kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage heads alone: their own defaults are what is published for these.
+mimicking of a GFL student by a teacher without side distributions compares boxes, as for RetinaNet and ATSS: GFL's weight belongs to the KL.
+kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage heads alone and have no rows; what of their defaults is published, and what
+ours, their own heads say.
 fgd: the released configurations (ATSS, which has none, as the other one-stage heads with anchors); `variant: paper` as the paper's table. On
 four levels with a two-stage teacher, where the last is but a pooled one; the same holds for mgd.
 mgd: one row for all one-stage heads, which is the default, and one for two-stage heads.
@@ -99,6 +101,8 @@ def preset(
     chosen = {f"{method} {option}={value}" for option, value in (given or {}).items()}
     for row in (PRESETS[name] for name in PRESETS if name in chosen):
         options |= row.get(kind, row.get("any", {}))
+    if method == "mimicking" and options.get("box") == "auto" and not teacher.edge_bins:
+        options = {"box": "giou"}
     if method == "mimicking" and not teacher.quality:
         options.pop("weight_quality", None)  # nothing to copy
     return options
