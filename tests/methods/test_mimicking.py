@@ -70,3 +70,15 @@ def test_other_grids_are_refused():
         Mimicking.build(PredictionConfig(), info, replace(info, cell_anchors=()))
     with pytest.raises(UserError, match="no dense head"):
         Mimicking.build(PredictionConfig(), info, tiny("faster_rcnn").info)
+
+
+def test_an_exponent_below_one_is_refused_as_its_gradient_has_no_bound():
+    logits = torch.tensor([200.0], requires_grad=True)
+    quality_focal(logits, torch.ones(1), 0.5).sum().backward()
+    assert logits.grad.isnan().all()  # why
+    info = tiny("gfl").info
+    with pytest.raises(UserError, match=r"method mimicking: with a beta of 0\.5 the gradient has no bound"):
+        Mimicking.build(PredictionConfig(beta=0.5), info, info)
+    for beta in (0.0, 1.0, 2.0):
+        Mimicking.build(PredictionConfig(beta=beta), info, info)
+    Mimicking.build(PredictionConfig(weight_class=0.0, beta=0.5), info, info)

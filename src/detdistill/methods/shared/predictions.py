@@ -25,7 +25,7 @@ Normalizer = Literal["positives", "trust", "quality"]
 
 @dataclass(frozen=True)
 class PredictionConfig:
-    """weight_class, weight_box, weight_quality: of the three terms; a term of weight 0 is not computed. beta: of the class term.
+    """weight_class, weight_box, weight_quality: of the three terms; a term of weight 0 is not computed. beta: of the class term, 0 or at least 1.
     box: `edges` (KL of side distributions, where both have them), `giou`, `log_iou`; auto: edges where both have them, else giou.
     temperature: of the KL. class_region, box_region: rows that count: those that take part in the student's own loss, all, or positives.
     trust: box rows weigh as much as the teacher's best score. class_normalizer, box_normalizer: number of positives, sum of trust, or sum of the
@@ -97,6 +97,8 @@ def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -
     """What these options ask for and this pair of outputs lacks, in words, or an empty string."""
     if not (config.weight_class or config.weight_box or config.weight_quality):
         return "all its weights are 0"
+    if config.weight_class and 0 < config.beta < 1:
+        return f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; 0 or 1 and more are fine"
     if config.box == "edges" and (guess.edge_bins is None or guess.edge_bins != taught.edge_bins):
         return f"box distance `edges` needs equal distance distributions, the bins are {guess.edge_bins} and {taught.edge_bins}"
     if config.box == "auto" and guess.edge_bins and taught.edge_bins and guess.edge_bins != taught.edge_bins:
