@@ -88,6 +88,13 @@ def test_every_common_flag_of_the_surface_is_there(capsys: pytest.CaptureFixture
         ("distill --student gfl:resnet18 --data shapes:8 --method pkd --methods.crosskd.align false", ["--methods.crosskd", "--method"]),
         ("distill --student gfl:resnet18 --data shapes:8 --method pkd", ["no teacher", "--teacher"]),
         ("distill --student gfl:resnet18 --data shapes:8 --method pkd --teacher nowhere", ["nowhere", "run folder"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x", ["--methods", "none,pkd"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x --methods pkd+,kd", ["'pkd+'"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x --methods pkd+none", ["'pkd+none'", "alone"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x --methods pkd+pkd", ["'pkd+pkd'", "different"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x --methods pkd --resamples 0", ["--resamples 0"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --teacher x --methods pkd --methods.kd.weight 2", ["--methods.kd", "add kd"]),
+        ("compare --student gfl:resnet18 --data shapes:8 --methods pkd --backbone-weights none", ["no teacher"]),
         ("evaluate --model nowhere --data shapes:8", ["nowhere", "run folder"]),
         ("evaluate --model x", ["--data"]),
         ("predict --model x --out y", ["no picture"]),
@@ -242,6 +249,22 @@ def test_a_broken_picture_is_named_and_nothing_is_written(teacher: Path, tmp_pat
     assert cli.main(typed) == 2
     assert "broken.png" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_compared_methods_are_spelled_freely() -> None:
+    assert flags.labels(" none, pkd + crosskd-roi,proposal-kd,pkd+crosskd_roi") == ["none", "pkd+crosskd_roi", "proposal_kd"]
+
+
+def test_a_comparison_goes_on_without_its_flags(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "table"
+    pair = ["compare", "--student", MODEL, "--teacher", str(teacher), "--teacher.sample", "0", *TINY, "--max-steps", "1"]
+    assert cli.main([*pair, "--methods", "pkd", "--methods.pkd.weight", "2", "--seeds", "1", "--resamples", "5", "--out", str(out)]) == 0
+    (out / "pkd/seed-0/metrics.json").unlink()
+    assert cli.main(["compare", "--resume", "--out", str(out), "--resamples", "5"]) == 0
+    assert "pkd" in capsys.readouterr().out.split("written to")[-2]
+    assert "weight: 2" in (out / "pkd/seed-0/recipe.yaml").read_text()
+    assert cli.main(["compare", "--resume", "--out", str(out), "--methods", "pkd", "--methods.pkd.weight", "3"]) == 2
+    assert "methods.pkd was {'weight': 2} and is {'weight': 3}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["detectors", "methods", "recipes"])

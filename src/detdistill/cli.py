@@ -37,7 +37,7 @@ Results = Annotated[
     Path | None, Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=_COMMON)
 ]
 Compared = Annotated[
-    str, Parameter(name="--method", help="what is compared, with commas: none,pkd,crosskd,pkd+crosskd (none: plain training)")
+    str | None, Parameter(name="--method", help="what is compared, with commas: none,pkd,crosskd,pkd+crosskd (none: plain training)")
 ]
 Methods = Annotated[str | None, Parameter(help="methods, with commas between them: pkd,crosskd")]
 
@@ -91,8 +91,8 @@ def distill(
 @flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
 def compare(
     *,
-    method: Compared,
-    seeds: Annotated[int, Parameter(help="runs of each, with seeds from --seed on")] = 3,
+    method: Compared = None,
+    seeds: Annotated[int | None, Parameter(help="runs of each, with seeds from --seed on [default: 3; with --resume as there are]")] = None,
     resamples: Annotated[int, Parameter(help="of the test images, for the interval over images")] = 1000,
     methods: Options = None,
     recipe: RecipeFlag = None,
@@ -102,12 +102,16 @@ def compare(
     **fields: Any,
 ) -> None:
     """Train a detector plainly and by each of several methods, over several seeds, and say which differences are noise."""
-    labels = flags.names(method, "--methods") or []
+    if method is None and not resume:
+        raise UserError("--methods: say what is compared, such as none,pkd,crosskd,pkd+crosskd (`detdistill list methods`)")
+    labels = flags.labels(method or "none")
     named = {name for label in labels for name in label.split("+")}
     stray = [name for name in flags.names(",".join(methods or {}) or None, "--methods") or () if name not in named]
     if stray:
         raise UserError(f"--methods.{stray[0]} is given, but --methods compares only {', '.join(labels)}; add {stray[0]} to it")
     over = flags.overrides(fields, methods)
+    if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
+        recipe = str(out / "comparison.yaml")
     recipes = [(label, load(recipe, over, [] if label == "none" else label.split("+"))) for label in labels]
     from detdistill import comparison
 

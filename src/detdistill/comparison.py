@@ -1,31 +1,34 @@
 """Many methods, one recipe, several seeds: every run a normal run folder, and a table that says which differences are noise."""
 
 import json
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from scipy.stats import t as student_t
 
-from detdistill import evaluation, tables
 from detdistill.data import Data, Split
+from detdistill.detectors.inherit import inherit
+from detdistill.detectors.protocol import Detector
+from detdistill.engine.checkpoint import flat
+from detdistill.engine.device import open_accelerator
+from detdistill.engine.fit import MAY_CHANGE
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
-from detdistill.evaluation import Matches
 from detdistill.files import write_json, write_text
-from detdistill.inference import measure, talker
-from detdistill.models import find, place, start
-from detdistill.pairing import build_methods, check_methods, resolve
-from detdistill.recipe import Recipe
-from detdistill.run import distill, open_with_notes, train
-from detdistill.runfolder import RunFolder, choose, main_process
+from detdistill.inference import Say, measure, talker
+from detdistill.models import adopt, find, place, start
+from detdistill.pairing import build_methods, resolve
+from detdistill.recipe import Recipe, parse, read_yaml
+from detdistill.run import FREE, check_recipe, check_teacher, digest, distill, open_with_notes, train
+from detdistill.runfolder import RunFolder, choose, main_process, recipe_text
+from detdistill.standings import PLAIN, markdown, rows, show
 
-PLAIN = "none"
-MARK = "comparison.json"
-LEVEL = 0.95
+MARK, RECIPE, TABLE = "comparison.json", "comparison.yaml", "comparison.md"
+SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Entry:
 
 def compare(
     entries: Sequence[Entry],
-    seeds: int,
+    seeds: int | None = None,
     out: Path | None = None,
     *,
     resamples: int = 1000,
@@ -49,49 +52,42 @@ def compare(
     """Every entry with `seeds` seeds from its recipe's on, the content of comparison.json; and comparison.md, its table.
 
     A run lies in OUT/LABEL/seed-N. Seeds are the outer loop, so that after the first pass every method has one. With resume finished runs
-    are kept, the one that was stopped goes on, and methods or seeds may have been added. resamples: of the test images, for
-    the second interval. Raises UserError before the first run where a method can't serve the pair.
+    are kept, the one that was stopped goes on, what the table had before stays in it, and methods or seeds may have been added.
+    seeds: none for 3, or with resume for as many as there are. resamples: of the test images, for the second interval. Raises UserError
+    before anything is written or run where something is wrong: a method that can't serve the pair, a teacher that knows nothing.
     """
     say = talker(console)
-    entries = _with_plain(entries)
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1")
-    first = entries[0].recipe
     folder = choose(out, "comparison", resume=resume, overwrite=overwrite, mark=MARK)
+    known = json.loads((folder / MARK).read_text()) if resume else {}
+    entries = _extended(_with_plain(entries), folder) if resume else _with_plain(entries)
+    if not any(entry.recipe.methods for entry in entries):
+        raise UserError("--methods: nothing to compare with plain training; give methods, such as none,pkd,crosskd,pkd+crosskd")
+    first = entries[0].recipe
+    count = _seeds(seeds, known)
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: at least 1")
+    open_accelerator(first.train)  # raises UserError on an impossible device or precision; under torchrun the processes meet here
     data = open_with_notes(first, say)
-    teacher = _meet(entries, data, say)
-    folder.mkdir(parents=True, exist_ok=True)
     split = data.evaluation_split(first.data)
-    known = _known(folder) if resume else {}
     told: dict[str, Any] = {
         "student": first.model.name,
-        "teacher": known.get("teacher") or _measured(teacher, first, data, split),
+        "teacher": _meet(entries, data, split, known, say),
         "data": first.data.path,
         "split": split.name,
         "images": len(split),
-        "seeds": [first.train.seed + number for number in range(seeds)],
-        "rows": [],
+        "seeds": [first.train.seed + number for number in range(count)],
+        "methods": [entry.label for entry in entries],
+        "rows": known.get("rows", []),
+        "stopped": known.get("stopped", {}),
     }
-    if main_process() and not known:
-        write_json(folder / MARK, told)
-    found: dict[str, list[Path]] = {entry.label: [] for entry in entries}
-    stopped: dict[str, str] = {}
-    for seed in told["seeds"]:
-        for number, entry in enumerate(entries, 1):
-            if entry.label in stopped:
-                continue
-            say(f"\nseed {seed}, {entry.label} ({number} of {len(entries)})")
-            try:
-                found[entry.label].append(_run(entry, seed, folder, resume=resume, overwrite=overwrite, console=console))
-            except NotFiniteError as error:  # a finding about this method, which the others need not wait for
-                stopped[entry.label] = f"stopped with seed {seed}: {error}"
-                say(stopped[entry.label])
-    whole = {label: runs for label, runs in found.items() if label not in stopped}
-    told["rows"] = rows(whole, told["teacher"]["AP"], data, split, first.train.batch_size, resamples)
-    told["stopped"] = stopped
+    if main_process():
+        _begin(folder, entries, told, overwrite=overwrite)
+    _wait()
+    found, told["stopped"] = _runs(entries, told["seeds"], folder, resume=resume, console=console)
+    told["rows"] = rows(found, told["teacher"]["AP"], data, split, first.train.batch_size, resamples)
     if main_process():
         write_json(folder / MARK, told)
-        write_text(folder / "comparison.md", markdown(told))
+        write_text(folder / TABLE, markdown(told))
     if console is not None:
         show(told, console)
         say(f"written to {folder}")
@@ -99,37 +95,86 @@ def compare(
 
 
 def _with_plain(entries: Sequence[Entry]) -> list[Entry]:
-    """Plain training first: without it there is no gain."""
-    labels = [entry.label for entry in entries]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice:
-        raise UserError(f"--methods names {twice} twice")
-    if not any(entry.recipe.methods for entry in entries):
-        raise UserError("--methods: nothing to compare with plain training; give methods, such as none,pkd,crosskd,pkd+crosskd")
-    base = entries[0].recipe
-    plain = next((entry for entry in entries if entry.label == PLAIN), Entry(PLAIN, base.model_copy(update={"methods": {}})))
+    """Plain training first: without it there is no gain. Raises UserError for methods that are named twice, in whatever order."""
+    seen: dict[frozenset[str], str] = {}
+    for entry in entries:
+        methods = frozenset(entry.label.split("+"))
+        if methods in seen:
+            same = "" if seen[methods] == entry.label else f", once as {seen[methods]}"
+            raise UserError(f"--methods names {entry.label} twice{same}; name it once")
+        seen[methods] = entry.label
+    plain = next((entry for entry in entries if entry.label == PLAIN), None)
+    plain = plain or Entry(PLAIN, entries[0].recipe.model_copy(update={"methods": {}}))
     return [plain, *(entry for entry in entries if entry.label != PLAIN)]
 
 
-def _meet(entries: Sequence[Entry], data: Data, say: Any) -> Any:
-    """The teacher, once every entry's methods have met it and the student: a method that can't serve them stops here."""
-    recipe = entries[1].recipe
+def _extended(entries: Sequence[Entry], folder: Path) -> list[Entry]:
+    """With what the table in `folder` has and nobody named, each with its options from there. Raises UserError where the recipe is another."""
+    path = folder / RECIPE
+    if not path.exists():
+        return list(entries)
+    stored = parse(read_yaml(path), str(path))
+    _same(stored, entries, folder)
+    base, named = entries[0].recipe, {frozenset(entry.label.split("+")) for entry in entries}
+    labels = json.loads((folder / MARK).read_text())["methods"]
+    missing = [label for label in labels if frozenset(label.split("+")) not in named]
+    kept = [Entry(label, base.model_copy(update={"methods": _options(stored, label)})) for label in missing]
+    return [*entries, *kept]
+
+
+def _options(recipe: Recipe, label: str) -> dict[str, dict[str, Any]]:
+    return {name: recipe.methods[name] for name in label.split("+")}
+
+
+def _same(stored: Recipe, entries: Sequence[Entry], folder: Path) -> None:
+    """Raises UserError naming the fields in which a table would have mixed two recipes."""
+    free: Any = {"train": MAY_CHANGE, "teacher": FREE["teacher"], "methods": True}
+    then, now = (flat(recipe.model_dump(mode="json", exclude=free)) for recipe in (stored, entries[0].recipe))
+    for name, options in stored.methods.items():
+        for mine in (entry.recipe.methods[name] for entry in entries if name in entry.recipe.methods):
+            then[f"methods.{name}"], now[f"methods.{name}"] = dict(options), dict(mine)
+    then["train.max_steps"], now["train.max_steps"] = stored.train.max_steps, entries[0].recipe.train.max_steps
+    if (now["train.max_steps"] or math.inf) > (then["train.max_steps"] or math.inf):  # every run goes on, the finished ones too
+        now["train.max_steps"] = then["train.max_steps"]
+    changed = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in now if then.get(name) != now.get(name)]
+    if changed:
+        raise UserError(f"--resume: {folder} compares otherwise: {', '.join(changed)}; leave that as it was, or take another --out")
+
+
+def _seeds(seeds: int | None, known: Mapping[str, Any]) -> int:
+    there = len(known.get("seeds", ()))
+    if seeds is None:
+        return there or SEEDS
+    if seeds < max(1, there):
+        raise UserError(f"--seeds {seeds}: at least {max(1, there)}{', as the table has them already' if there > 1 else ''}")
+    return seeds
+
+
+def _meet(entries: Sequence[Entry], data: Data, split: Split, known: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """The teacher on the images that the students are measured on, once every entry's methods have met it and the student: what one of them
+    can't do stops here."""
+    recipe = next(entry.recipe for entry in entries if entry.recipe.methods)
     for entry in entries:
-        check_methods(entry.recipe.methods)
+        if entry.recipe.methods:
+            check_recipe(entry.recipe)
+    data.training_split(recipe.data)
     teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model)
     say(f"teacher: {report}")
-    student, _ = start(recipe.model, data.classes, recipe.train.seed)
+    student, _ = start(adopt(recipe.model), data.classes, recipe.train.seed)
+    inherit(student, teacher, recipe.teacher.inherit)
+    reads = False
     for entry in entries:
-        build_methods(resolve(entry.recipe.methods, student.info, teacher.info), student.info, teacher.info)
-    return teacher
+        methods = build_methods(resolve(entry.recipe.methods, student.info, teacher.info), student.info, teacher.info)
+        reads |= any(method.need.head for method in methods)
+    own, before = digest(teacher), known.get("teacher", {})
+    if before.get("digest", own) != own:
+        raise UserError(f"--resume: the teacher {recipe.teacher.path} has other weights than the one of this table; take another --out")
+    check_teacher(teacher, data, recipe, read=reads, say=say)
+    return {**before, "digest": own} if before else _measured(teacher, recipe, data, split) | {"digest": own}
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MARK).read_text())
-
-
-def _measured(teacher: Any, recipe: Recipe, data: Data, split: Split) -> dict[str, Any]:
-    """The teacher on the images that the students are measured on; AP None where its classes are others."""
+def _measured(teacher: Detector, recipe: Recipe, data: Data, split: Split) -> dict[str, Any]:
+    """AP None where its classes are others."""
     if set(teacher.info.classes) != set(data.classes):
         return {"AP": None, "AP50": None}
     place(teacher, recipe.train.device)
@@ -137,125 +182,59 @@ def _measured(teacher: Any, recipe: Recipe, data: Data, split: Split) -> dict[st
     return {name: found[name] for name in ("AP", "AP50", "params", "flops", "latency_ms")}
 
 
-def _run(entry: Entry, seed: int, folder: Path, *, resume: bool, overwrite: bool, console: Console | None) -> Path:
-    """One run, finished; its folder."""
+def _begin(folder: Path, entries: Sequence[Entry], told: Mapping[str, Any], *, overwrite: bool) -> None:
+    """The folder, what is compared in it, and what a resumption needs. overwrite: an earlier comparison's runs go, and nothing else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: can't be made ({error.strerror})") from None
+    if overwrite:
+        runs = list(folder.glob("*/seed-*/recipe.yaml"))
+        for run in runs:
+            RunFolder(run.parent).clear()
+        for label in {run.parents[1] for run in runs}:
+            if not any(label.iterdir()):
+                label.rmdir()
+        (folder / TABLE).unlink(missing_ok=True)
+    methods = {name: options for entry in entries for name, options in entry.recipe.methods.items()}
+    write_text(folder / RECIPE, recipe_text(entries[0].recipe.model_copy(update={"methods": methods})))
+    write_json(folder / MARK, told)
+
+
+def _runs(
+    entries: Sequence[Entry], seeds: Sequence[int], folder: Path, *, resume: bool, console: Console | None
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Run folders by label, a seed each; and why a label has none, as it met a NaN."""
+    say = talker(console)
+    found: dict[str, list[Path]] = {entry.label: [] for entry in entries}
+    stopped: dict[str, str] = {}
+    for seed in seeds:
+        for number, entry in enumerate(entries, 1):
+            if entry.label in stopped:
+                continue
+            say(f"\nseed {seed}, {entry.label} ({number} of {len(entries)})")
+            try:
+                found[entry.label].append(_run(entry, seed, folder, resume=resume, console=console))
+            except NotFiniteError as error:  # a finding about this method, which the others need not wait for
+                stopped[entry.label] = f"stopped with seed {seed}: {error}"
+                say(stopped[entry.label])
+            _wait()  # what the first process wrote is read by all
+    return {label: runs for label, runs in found.items() if label not in stopped}, stopped
+
+
+def _run(entry: Entry, seed: int, folder: Path, *, resume: bool, console: Console | None) -> Path:
+    """One run, finished; its folder. The teacher was checked for all of them."""
     own = folder / entry.label / f"seed-{seed}"
-    recipe = entry.recipe.model_copy(update={"train": entry.recipe.train.model_copy(update={"seed": seed})})
+    teacher, settings = entry.recipe.teacher, entry.recipe.train
+    changes = {"train": settings.model_copy(update={"seed": seed}), "teacher": teacher.model_copy(update={"sample": 0})}
     begun = resume and ((own / "checkpoint").exists() or RunFolder(own).finished)
-    fresh = overwrite or (resume and not begun)
-    verb = distill if recipe.methods else train
-    verb(recipe, own, resume=begun, overwrite=fresh and (own / "recipe.yaml").exists(), console=console)
+    fresh = not begun and (own / "recipe.yaml").exists()  # stopped before its first checkpoint
+    verb = distill if entry.recipe.methods else train
+    verb(entry.recipe.model_copy(update=changes), own, resume=begun, overwrite=fresh, console=console)
     return own
 
 
-def rows(
-    found: Mapping[str, Sequence[Path]], teacher: float | None, data: Data, split: Split, batch_size: int, resamples: int
-) -> list[dict[str, Any]]:
-    """A row a label, best first; plain training is the label `none`. found: run folders by label, a seed each, in the same order."""
-    names = dict(zip(data.category_ids, data.classes, strict=True))
-    truth = split.ground_truth()
-    weights = evaluation.resample(len(split), resamples)
-    matches = {
-        label: [evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names) for run in runs]
-        for label, runs in found.items()
-    }
-    metrics = {label: [RunFolder(run).metrics() for run in runs] for label, runs in found.items()}
-    told = [_row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, matches, weights) for label in found]
-    for row in told:
-        row["verdict"] = verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"]) if row["method"] != PLAIN else ""
-    return sorted(told, key=lambda row: -(row["AP"] or 0.0))
-
-
-def _row(
-    label: str, own: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]], teacher: float | None, batch_size: int
-) -> dict[str, Any]:
-    values = [metrics["AP"] or 0.0 for metrics in own]
-    gains = [mine - (theirs["AP"] or 0.0) for mine, theirs in zip(values, plain, strict=True)]
-    gap = None if teacher is None else teacher - statistics.mean(theirs["AP"] or 0.0 for theirs in plain)
-    gain = statistics.mean(gains)
-    paces = [batch_size / metrics["images_per_second"] for metrics in own if metrics.get("images_per_second")]
-    memory = [metrics["peak_memory_bytes"] for metrics in own if metrics.get("peak_memory_bytes")]
-    return {
-        "method": label,
-        "AP": statistics.mean(values),
-        "AP50": statistics.mean(metrics["AP50"] or 0.0 for metrics in own),
-        "deviation": statistics.stdev(values) if len(values) > 1 else None,
-        "by_seed": values,
-        "gain": gain,
-        "gain_by_seed": gains,
-        "gain_over_seeds": interval(gains),
-        "gap_recovered": gain / gap if gap and gap > 0 else None,
-        "seconds_per_step": statistics.median(paces) if paces else None,
-        "peak_memory_bytes": max(memory) if memory else None,
-    }
-
-
-def _images(label: str, matches: Mapping[str, Sequence[Matches]], weights: Any) -> dict[str, Any]:
-    return {"gain_over_images": None if label == PLAIN else evaluation.gain_interval(matches[PLAIN], matches[label], weights, LEVEL)}
-
-
-def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Student's t interval of the mean of paired gains, one a seed; None for a single one."""
-    if len(gains) < 2:
-        return None
-    half = float(student_t.ppf((1 + level) / 2, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-    return statistics.mean(gains) - half, statistics.mean(gains) + half
-
-
-def verdict(gain: float, over_seeds: tuple[float, float] | None, over_images: tuple[float, float] | None) -> str:
-    """In words. A difference counts where both intervals leave out 0: another seed and other images would have shown it too."""
-    unsure = [name for name, found in (("seeds", over_seeds), ("images", over_images)) if found and found[0] <= 0 <= found[1]]
-    if unsure:
-        return f"noise: other {' or '.join(unsure)} could turn it"
-    side = "better" if gain > 0 else "worse"
-    return side if over_seeds else f"{side} on these images; one seed tells nothing of others"
-
-
-def show(told: Mapping[str, Any], console: Console) -> None:
-    """The table, and each method's line in words."""
-    console.print()
-    tables.table(console, list(_COLUMNS), [_cells(row) for row in told["rows"]])
-    teacher = tables.number(told["teacher"]["AP"])
-    console.print(
-        f"\nteacher AP {teacher}; {told['split']} split, {told['images']} images; seeds {', '.join(map(str, told['seeds']))}. "
-        "Intervals of 95 %: over seeds (paired t) and over test images (paired bootstrap)."
-    )
-    for row in told["rows"]:
-        if row["method"] != PLAIN:
-            console.print(f"{row['method']}: {row['gain']:+.1f} AP over plain training, {row['verdict']}")
-    for label, reason in told["stopped"].items():
-        console.print(f"{label}: {reason}")
-
-
-_COLUMNS = ("method", "AP", "sd", "gain", "over seeds", "over images", "of the gap", "s a step", "peak memory")
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    plain = row["method"] == PLAIN
-    gap = row["gap_recovered"]
-    memory = row["peak_memory_bytes"]
-    return [
-        "plain" if plain else row["method"],
-        tables.number(row["AP"]),
-        tables.number(row["deviation"]),
-        "-" if plain else f"{row['gain']:+.1f}",
-        "-" if plain else _span(row["gain_over_seeds"]),
-        "-" if plain else _span(row["gain_over_images"]),
-        "-" if plain or gap is None else f"{100 * gap:.0f} %",
-        tables.number(row["seconds_per_step"], 3),
-        "-" if memory is None else f"{memory / 2**20:.0f} MiB",
-    ]
-
-
-def _span(found: Sequence[float] | None) -> str:
-    return "-" if found is None else f"{found[0]:+.1f} .. {found[1]:+.1f}"
-
-
-def markdown(told: Mapping[str, Any]) -> str:
-    """comparison.md: the table for a page, with the verdicts."""
-    lines = [f"| {' | '.join((*_COLUMNS, 'verdict'))} |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    lines += [f"| {' | '.join((*_cells(row), row['verdict']))} |" for row in told["rows"]]
-    lines += [f"| {label} |{' - |' * (len(_COLUMNS) - 1)} {reason} |" for label, reason in told["stopped"].items()]
-    head = f"Student {told['student']} on {told['data']}, {told['split']} split ({told['images']} images)"
-    seeds = ", ".join(map(str, told["seeds"]))
-    return f"{head}; teacher AP {tables.number(told['teacher']['AP'])}; seeds {seeds}; intervals of 95 %.\n\n" + "\n".join(lines) + "\n"
+def _wait() -> None:
+    """For the other processes, where there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

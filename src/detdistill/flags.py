@@ -132,6 +132,17 @@ def names(listed: str | None, flag: str) -> list[str] | None:
     return list(dict.fromkeys(found))
 
 
+def labels(listed: str) -> list[str]:
+    """`none, pkd + cross-kd` to ["none", "pkd+cross_kd"]: what is compared, each one method or several that are joined."""
+    found = []
+    for entry in names(listed, "--methods") or ():
+        joined = [name.strip() for name in entry.split("+")]
+        if not all(joined) or len(set(joined)) < len(joined) or ("none" in joined and len(joined) > 1):
+            raise UserError(f"--methods {entry!r}: different methods with + between them, such as pkd+crosskd; none, plain training, alone")
+        found.append("+".join(joined))
+    return list(dict.fromkeys(found))
+
+
 def overrides(fields: Mapping[str, Any], options: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
     """What the command line says, as a nested mapping to lay over a recipe.
 

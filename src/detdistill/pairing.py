@@ -22,7 +22,8 @@ def check_methods(options: Options) -> None:
     """Names and options of methods, which need neither teacher nor data. Raises UserError with the nearest name."""
     for name, given in options.items():
         if name not in METHODS:
-            raise UserError(f"unknown method {name!r}{nearest(name, METHODS)} (known: {', '.join(METHODS)}; see `detdistill list methods`)")
+            near = nearest(name, METHODS) or f"; there are {', '.join(METHODS)}"
+            raise UserError(f"unknown method {name!r}{near} (see `detdistill list methods`)")
         configure(name, given)
 
 

@@ -56,13 +56,7 @@ def distill(
     recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> Outcome:
     """Train `recipe.model`, taught by `recipe.teacher` by way of `recipe.methods`. Raises UserError before anything is written."""
-    if not recipe.methods:
-        raise UserError("no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`")
-    check_methods(recipe.methods)
-    if recipe.teacher.inherit and is_run(recipe.model.name):
-        raise UserError(
-            f"--inherit: the student {recipe.model.name} has been trained, and would lose it; give HEAD:BACKBONE, or no --inherit"
-        )
+    check_recipe(recipe)
     recipe, folder = _begin(recipe, out, resume, overwrite)
     say = talker(console)
     data = open_with_notes(recipe, say)
@@ -78,6 +72,17 @@ def distill(
     check_teacher(teacher, data, recipe, read=distillation.need.head, say=say)
     job = Job(recipe, config, data, distillation, teacher, folder)
     return job.run(resume=resume, overwrite=overwrite, console=console)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """What can be said of a distillation without data or teacher. Raises UserError."""
+    if not recipe.methods:
+        raise UserError("no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`")
+    check_methods(recipe.methods)
+    if recipe.teacher.inherit and is_run(recipe.model.name):
+        raise UserError(
+            f"--inherit: the student {recipe.model.name} has been trained, and would lose it; give HEAD:BACKBONE, or no --inherit"
+        )
 
 
 @dataclass(frozen=True)

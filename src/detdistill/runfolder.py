@@ -32,6 +32,11 @@ class _Inline(yaml.SafeDumper):
 _Inline.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, every field of it."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Inline, sort_keys=False)
+
+
 class Card(BaseModel):
     """model.json: what is needed, besides the weights, to build the detector again and to read its answers."""
 
@@ -70,11 +75,23 @@ class RunFolder:
         if not main_process():
             return
         if overwrite:
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+            self._empty()
         self._write(recipe)
         write_json(self.path / "environment.json", environment())
+
+    def clear(self) -> None:
+        """Removes the run, and its folder where nothing else lies in it. Otherwise recipe.yaml stays, which says that it may be replaced."""
+        recipe = (self.path / "recipe.yaml").read_text()
+        self._empty()
+        if any(self.path.iterdir()):
+            write_text(self.path / "recipe.yaml", recipe)
+        else:
+            self.path.rmdir()
+
+    def _empty(self) -> None:
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """The run is finished once its metrics are there. The recipe is written again: a resumed run may have been given more steps.
@@ -86,7 +103,7 @@ class RunFolder:
         write_json(self.path / "metrics.json", metrics)
 
     def _write(self, recipe: Recipe) -> None:
-        write_text(self.path / "recipe.yaml", yaml.dump(recipe.model_dump(mode="json"), Dumper=_Inline, sort_keys=False))
+        write_text(self.path / "recipe.yaml", recipe_text(recipe))
 
     def card(self) -> Card:
         """Raises UserError where model.json is missing or isn't one."""

@@ -47,7 +47,7 @@ def save_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
         "step": training.step,
         "images": training.images,
         "seconds": training.seconds,
-        "fingerprint": json.dumps(_flat(fingerprint)),
+        "fingerprint": json.dumps(flat(fingerprint)),
     }
     with replacing(checkpoint_path(out)) as temporary:
         torch.save(state, temporary)
@@ -63,7 +63,7 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: not a checkpoint that can be read ({reason}); begin again with --overwrite") from None
-    _compare(path, json.loads(state["fingerprint"]), _flat(fingerprint))
+    _compare(path, json.loads(state["fingerprint"]), flat(fingerprint))
     try:
         training.distillation.load_state_dict(state["distillation"])
         training.optimizer.load_state_dict(state["optimizer"])
@@ -77,15 +77,15 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     training.step, training.images, training.seconds = state["step"], state["images"], state["seconds"]
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """{"train": {"lr": 1}} to {"train.lr": 1}, as JSON gives it back (tuples become lists)."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{name}.")
+            leaves |= flat(value, f"{above}{name}.")
         else:
-            flat[f"{above}{name}"] = json.loads(json.dumps(value, default=str))
-    return flat
+            leaves[f"{above}{name}"] = json.loads(json.dumps(value, default=str))
+    return leaves
 
 
 def _compare(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
