@@ -1,7 +1,8 @@
 """Student, teacher and methods meet: what can be wrong between them is found here, before the first step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -68,13 +69,18 @@ def schedules(options: Options) -> dict[str, Schedule]:
     return {name: configure(name, given)[1] for name, given in options.items()}
 
 
-def served() -> dict[str, list[str]]:
-    """By method, the heads that it can teach among themselves, found out by asking it: small detectors are built for that."""
-    infos = {
+def served(methods: Iterable[str] = tuple(METHODS)) -> dict[str, list[str]]:
+    """By method, the heads that it can teach among themselves, found out by asking it."""
+    return {name: [head for head, info in _small_detectors().items() if _serves(name, info)] for name in methods}
+
+
+@cache
+def _small_detectors() -> Mapping[str, DetectorInfo]:
+    """By head, what it says of itself; they are built for that."""
+    return {
         head: build(ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a", "b")).info
         for head in DETECTORS
     }
-    return {name: [head for head, info in infos.items() if _serves(name, info)] for name in METHODS}
 
 
 def _serves(method: str, info: DetectorInfo) -> bool:

@@ -26,36 +26,15 @@ from detdistill.methods.pkt import PKT
 from detdistill.methods.proposal_kd import ProposalKD
 from detdistill.methods.reviewkd import ReviewKD
 
-METHODS: dict[str, type[Method]] = {
-    # the neck's features
-    "pkd": PKD,
-    "fitnets": FitNets,
-    "at": AttentionTransfer,
-    "reviewkd": ReviewKD,
-    "cwd": CWD,
-    "mgd": MGD,
-    "fgd": FGD,
-    "fgfi": FGFI,
-    "defeat": DeFeat,
-    "frs": FRS,
-    # dense predictions
-    "crosskd": CrossKD,
-    "mimicking": Mimicking,
-    "ld": LD,
-    "bckd": BCKD,
-    # what RoI heads say
-    "kd": KD,
-    "dkd": DKD,
-    "dist": DIST,
-    "proposal_kd": ProposalKD,
-    "crosskd_roi": CrossKDRoI,
-    "chen2017": Chen2017,
-    # features of instances
-    "gid": GID,
-    "mimic2017": Mimic2017,
-    "pkt": PKT,
-    "crd": CRD,
+FAMILIES: dict[str, tuple[type[Method], ...]] = {
+    "the neck's features": (PKD, FitNets, AttentionTransfer, ReviewKD, CWD, MGD, FGD, FGFI, DeFeat, FRS),
+    "dense predictions": (CrossKD, Mimicking, LD, BCKD),
+    "what RoI heads say": (KD, DKD, DIST, ProposalKD, CrossKDRoI, Chen2017),
+    "features of instances": (GID, Mimic2017, PKT, CRD),
 }
+"""What a method reads, and the methods that do; the order is that of every list and table."""
+
+METHODS: dict[str, type[Method]] = {method.name: method for family in FAMILIES.values() for method in family}
 
 __all__ = [
     "BCKD",
@@ -63,6 +42,7 @@ __all__ = [
     "CWD",
     "DIST",
     "DKD",
+    "FAMILIES",
     "FGD",
     "FGFI",
     "FRS",

@@ -1,0 +1,130 @@
+"""What `detdistill list` says: which detectors, methods and recipes there are."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from inspect import getdoc, getmodule
+from typing import Any
+
+from rich.console import Console
+
+from detdistill.errors import UserError, nearest
+from detdistill.tables import families, table
+
+WIDE = 200  # columns of a terminal on which a method's row fits
+
+
+def listing(what: str, name: str | None, console: Console) -> None:
+    """Detectors, methods or recipes, one a row. name: of a method, of which everything is told. Raises UserError for another name."""
+    if name is not None:
+        _method(what, name, console)
+        return
+    {"detectors": _detectors, "methods": _methods, "recipes": _recipes}[what](console)
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """Heads in a word."""
+    from detdistill.detectors.build import DENSE, DETECTORS
+
+    stages = ("faster_rcnn", "mask_rcnn")
+    return {"dense": DENSE, "RoI": stages, "query": tuple(head for head in DETECTORS if head not in (*DENSE, *stages))}
+
+
+def heads_in_words(heads: Collection[str]) -> str:
+    """`all`, `dense, RoI`, or the names of those that aren't a whole group."""
+    words = [word for word, group in groups().items() if set(group) <= set(heads)]
+    left = [head for head in heads if not any(head in groups()[word] for word in words)]
+    return "all" if len(words) == len(groups()) else ", ".join([*words, *left])
+
+
+def _detectors(console: Console) -> None:
+    from detdistill.detectors.build import DETECTORS
+    from detdistill.detectors.weights import TORCHVISION
+
+    blocks = {
+        "to train": [[f"{name}:BACKBONE", _first_line(builder)] for name, builder in DETECTORS.items()],
+        "to teach, evaluate and predict": [[f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION],
+    }
+    families(console, ["detector", "what it is"], blocks)
+    console.print(
+        "BACKBONE is any timm model with feature maps at the strides asked for, such as resnet18 or mobilenetv3_small_100.", soft_wrap=False
+    )
+
+
+def _methods(console: Console) -> None:
+    from detdistill.methods import FAMILIES
+    from detdistill.pairing import served
+
+    heads = served()
+    blocks = {
+        family: [[method.name, heads_in_words(heads[method.name]), method.reads, method.gain or "-", method.paper] for method in methods]
+        for family, methods in FAMILIES.items()
+    }
+    columns = ["method", "heads", "reads", "published AP on COCO", "paper"]
+    shown = len(columns) if not console.is_terminal or console.width >= WIDE else 3
+    families(console, columns[:shown], {family: [row[:shown] for row in rows] for family, rows in blocks.items()})
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups().items())
+    console.print(
+        f"{told}. ld serves every dense head that is built with --model.edges. Paper, published AP and options of one: "
+        "detdistill list methods pkd",
+        soft_wrap=False,
+    )
+
+
+def _method(what: str, name: str, console: Console) -> None:
+    """One method: what it reads and learns, and its options with their defaults and the published values for each detector."""
+    from detdistill.engine.schedule import Schedule
+    from detdistill.methods import METHODS
+    from detdistill.methods.presets import PRESETS
+    from detdistill.pairing import served
+
+    name = name.replace("-", "_")
+    if what != "methods":
+        raise UserError(f"list {what} {name}: only methods have more to tell; leave {name} out")
+    if name not in METHODS:
+        raise UserError(f"list methods {name}: there is no such method{nearest(name, METHODS)} (`detdistill list methods`)")
+    method = METHODS[name]
+    console.print(_first_line(getmodule(method)), soft_wrap=False)
+    for title, text in (
+        ("paper", method.paper),
+        ("reads", method.reads),
+        ("learns", method.learns or "nothing"),
+        ("heads", ", ".join(served([name])[name])),
+        ("published AP on COCO", method.gain or "none that could be verified"),
+    ):
+        console.print(f"{title}: {text}", soft_wrap=False)
+    published = {row.removeprefix(name).strip(): kinds for row, kinds in PRESETS.items() if row.split()[0] == name}
+    rows = [
+        [item.name, _value(item.default), _presets(item.name, item.default, published)]
+        for item in (*fields(method.Config), *fields(Schedule))
+    ]
+    table(console, ["option", "default", "published"], rows)
+    console.print(
+        f"Set one by --methods.{name}.OPTION VALUE; meanings: docs/reference.md. A published value is taken unless you give one.",
+        soft_wrap=False,
+    )
+
+
+def _presets(option: str, default: Any, published: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """`retinanet, fcos 10.0; on=logits 5.0`: values that aren't the default, and for which detectors or beside which option."""
+    told: dict[str, list[str]] = {}
+    for row, kinds in published.items():
+        for kind, options in kinds.items():
+            if options.get(option, default) != default:
+                place = " ".join(part for part in ("" if kind == "any" else kind, row) if part)
+                told.setdefault(_value(options[option]), []).append(place)
+    return "; ".join(f"{', '.join(places)} {value}".strip() for value, places in told.items())
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _recipes(console: Console) -> None:
+    from detdistill.recipe import packaged
+
+    first = {name: path.read_text().split("\n", 1)[0].removeprefix("#").strip() for name, path in packaged().items()}
+    table(console, ["recipe", "what it does"], list(first.items()))
+
+
+def _first_line(thing: object) -> str:
+    return (getdoc(thing) or "").split("\n", 1)[0]
