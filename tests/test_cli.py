@@ -3,13 +3,20 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
+import detdistill as dd
 from detdistill import cli, flags
+from detdistill.listing import heads_in_words, listing
+from detdistill.methods import FAMILIES, METHODS
+from detdistill.pairing import served
 from detdistill.runfolder import FILES
 
 MODEL = "gfl:mobilenetv3_small_050"
@@ -247,7 +254,8 @@ def test_a_broken_picture_is_named_and_nothing_is_written(teacher: Path, tmp_pat
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     typed = ["predict", str(tmp_path / "broken.png"), "--model", str(teacher), "--device", "cpu", "--out", str(tmp_path / "out")]
     assert cli.main(typed) == 2
-    assert "broken.png" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "broken.png" in told and "give others" in told and "annotations" not in told
     assert not (tmp_path / "out").exists()
 
 
@@ -267,12 +275,54 @@ def test_a_comparison_goes_on_without_its_flags(teacher: Path, tmp_path: Path, c
     assert "methods.pkd was {'weight': 2} and is {'weight': 3}" in capsys.readouterr().err
 
 
+def test_a_state_dict_is_measured_as_it_was_built(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save(dd.load(teacher).state_dict(), tmp_path / "own.pt")
+    typed = ["evaluate", "--model", f"{MODEL}={tmp_path / 'own.pt'}", "--data", "shapes:8", "--image-size", "64", "--device", "cpu"]
+    assert cli.main([*typed, *SHAPE[:-2], "--out", str(tmp_path / "found")]) == 0
+    assert read(tmp_path / "found/metrics.json")["per_class"] == read(teacher / "metrics.json")["per_class"]
+    assert cli.main(typed) == 2
+    assert "--model.channels" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--model", str(teacher), "--data", "shapes:8", "--model.channels", "64"]) == 2
+    assert "leave out model.channels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["detectors", "methods", "recipes"])
 def test_list_names_what_there_is(what: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["list", what]) == 0
     wanted = {"detectors": ["gfl:BACKBONE", "torchvision:fcos"], "methods": ["pkd", "2306.11369", "neck"], "recipes": ["demo-teacher"]}
     told = capsys.readouterr().out
     assert [word for word in wanted[what] if word not in told] == []
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_list_fits_the_terminal(width: int) -> None:
+    console = Console(force_terminal=True, width=width, color_system=None, soft_wrap=True, markup=False, record=True, file=StringIO())
+    for what in ("methods", "detectors", "recipes"):
+        listing(what, None, console)
+    for name in ("pkd", "fgfi", "crosskd"):
+        listing("methods", name, console)
+    told = console.export_text()
+    assert max(map(len, told.splitlines())) <= width
+    assert all(family in told for family in FAMILIES)
+    assert ("arXiv:2207.02039\n" in told.split("dense predictions")[0]) == (width == 200)
+
+
+def test_a_list_in_a_pipe_is_a_row_a_line(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["list", "methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(METHODS)]] == list(METHODS)
+    assert {heads_in_words(heads) for heads in served().values()} == {"all", "dense", "RoI", "dense, RoI", "gfl"}
+
+
+def test_one_method_is_told_whole(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["list", "methods", "pkd"]) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("2207.02039", "least_positions", "16", "warmup_steps"))
+    assert any(line.split()[:2] == ["weight", "6.0"] and "beside crosskd" in line for line in told.splitlines())
+    assert cli.main(["list", "methods", "pkdd"]) == 2
+    assert "'pkd'" in capsys.readouterr().err
+    assert cli.main(["list", "recipes", "demo"]) == 2
+    assert "leave demo out" in capsys.readouterr().err
 
 
 def test_the_demo_trains_three_and_takes_up_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -117,6 +117,13 @@ def test_a_wrong_recipe_is_named_with_its_field(tmp_path: Path, content: str, to
     assert all(part in message for part in told)
 
 
+def test_what_is_laid_over_a_recipe_is_named_for_whom_it_came_from() -> None:
+    with pytest.raises(UserError, match=r"^recipe: field 'train.epochs' is 0"):
+        load(None, {"train": {"epochs": 0}})
+    with pytest.raises(UserError, match=r"^command line: field 'train.epochs' is 0"):
+        load(None, {"train": {"epochs": 0}}, origin="command line")
+
+
 def test_a_recipe_that_is_nowhere_is_told_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"did you mean 'demo-teacher'"):
         load("demo-teachr")

@@ -1,5 +1,6 @@
 """The command line: parses, calls run, prints; nothing else. torch is imported only once a command runs, so that --help is quick."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from rich.console import Console
 from detdistill import flags
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load
-from detdistill.runfolder import main_process
+from detdistill.runfolder import main_process, processes
 
 app = App(
     name="detdistill",
@@ -22,6 +23,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+ORIGIN = "command line"
+BUILT = tuple(path for path in flags.FIELDS if path.startswith("model.") and path not in ("model.name", "model.backbone_weights"))
 SIZE = {"data.image_size": "what the model was trained with"}
 _COMMON = Group("Common flags", sort_key=1)
 RecipeFlag = Annotated[str | None, Parameter(help="a recipe file, a run folder, or a name of `detdistill list recipes`", group=_COMMON)]
@@ -33,6 +36,9 @@ Options = Annotated[
     Parameter(help="an option of a method, such as --methods.pkd.weight 4 (`detdistill list methods`)", group=_COMMON, negative=()),
 ]
 Model = Annotated[str, Parameter(help="a run folder, or a pretrained detector such as torchvision:fcos_resnet50_fpn")]
+Measured = Annotated[
+    str, Parameter(help="a run folder, a pretrained detector such as torchvision:fcos_resnet50_fpn, or HEAD:BACKBONE=FILE, a state dict")
+]
 Results = Annotated[
     Path | None, Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=_COMMON)
 ]
@@ -112,7 +118,7 @@ def compare(
     over = flags.overrides(fields, methods)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
-    recipes = [(label, load(recipe, over, [] if label == "none" else label.split("+"))) for label in labels]
+    recipes = [(label, load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN)) for label in labels]
     from detdistill import comparison
 
     entries = [comparison.Entry(label, resolved) for label, resolved in recipes]
@@ -120,14 +126,15 @@ def compare(
 
 
 @app.command
-@flags.takes("data.", "train.batch_size", "train.workers", "train.device", own=SIZE, split="data.eval_split")
-def evaluate(*, model: Model, recipe: RecipeFlag = None, out: Results = None, overwrite: Overwrite = False, **fields: Any) -> None:
+@flags.takes(*BUILT, "data.", "train.batch_size", "train.workers", "train.device", own=SIZE, split="data.eval_split")
+def evaluate(*, model: Measured, recipe: RecipeFlag = None, out: Results = None, overwrite: Overwrite = False, **fields: Any) -> None:
     """Measure a detector: COCO's numbers, AP of each class, parameters, operations, latency."""
     resolved = _recipe(recipe, fields)
     from detdistill import run, tables
 
     console = _console()
-    tables.metrics(console, run.evaluate(model, resolved.data, train=resolved.train, out=out, overwrite=overwrite, console=console))
+    settings: dict[str, Any] = {"train": resolved.train, "built": resolved.model, "out": out, "overwrite": overwrite}
+    tables.metrics(console, run.evaluate(model, resolved.data, **settings, console=console))
 
 
 @app.command
@@ -151,11 +158,11 @@ def predict(
 
 
 @app.command(name="list")
-def show(what: Literal["detectors", "methods", "recipes"], /) -> None:
-    """Say which detectors, methods or recipes there are."""
-    from detdistill import tables
+def show(what: Literal["detectors", "methods", "recipes"], name: str | None = None, /) -> None:
+    """Say which detectors, methods or recipes there are; after `methods` a name tells all of one method."""
+    from detdistill.listing import listing
 
-    tables.listing(what, _console())
+    listing(what, name, _console())
 
 
 def _recipe(
@@ -173,7 +180,7 @@ def _recipe(
     stray = [name for name in flags.names(",".join(options or {}) or None, "--methods") or () if chosen and name not in chosen]
     if stray:
         raise UserError(f"--methods.{stray[0]} is given, but --method names only {', '.join(chosen or ())}; add {stray[0]} to --method")
-    return load(source, flags.overrides(fields, options), chosen)
+    return load(source, flags.overrides(fields, options), chosen, origin=ORIGIN)
 
 
 def _console() -> Console:
@@ -182,6 +189,8 @@ def _console() -> Console:
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the input is wrong (one line on stderr), 1 interrupted. Any other error passes with its traceback (1)."""
+    if processes() > 1:  # torch's own warnings of harmless things, once a process; its errors are told still
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = list(sys.argv[1:] if tokens is None else tokens)
     try:
         app(flags.tidy(given), exit_on_error=False, print_error=False, result_action="return_none")

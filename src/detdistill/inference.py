@@ -14,7 +14,7 @@ from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json
 from detdistill.models import find, place
-from detdistill.recipe import DataConfig, TrainConfig
+from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.runfolder import RunFolder, is_run, main_process, processes, rank
 from detdistill.types import Detections
 
@@ -26,13 +26,15 @@ def evaluate(
     data: DataConfig | str,
     *,
     train: TrainConfig = TrainConfig(),
+    built: ModelConfig = ModelConfig(),
     out: Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """COCO's numbers (0..100) of a run folder, a pretrained detector or a detector at hand, AP of each class, and its cost.
 
-    The image size is the model's own unless `data` gives one. train: batch size, workers, device. out: folder for metrics.json and
+    The image size is the model's own unless `data` gives one. train: batch size, workers, device. built: how
+    HEAD:BACKBONE=FILE was built. out: folder for metrics.json and
     predictions.json; nothing is written without. Raises UserError where the classes of model and data are not the same.
     """
     say = talker(console)
@@ -46,7 +48,9 @@ def evaluate(
         say(note)
     split = opened.evaluation_split(config)
     if isinstance(model, str | Path):
-        detector, report = find(str(model), opened.classes)
+        if is_run(model) and built.model_fields_set:
+            raise UserError(f"--model {model}: a run folder knows how it was built; leave out model.{min(built.model_fields_set)}")
+        detector, report = find(str(model), opened.classes, built)
         say(f"model: {report}")
     else:
         detector = model

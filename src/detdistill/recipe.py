@@ -161,10 +161,10 @@ def packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(str(files("detdistill"))).glob("recipes/*.yaml"))}
 
 
-def load(source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None) -> Recipe:
+def load(source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None, *, origin: str = "recipe") -> Recipe:
     """The recipe of a file, run folder or packaged name (none: the defaults) with `over` on top.
 
-    methods: where given, exactly these stay, each with the options that file and `over` give it. Raises UserError.
+    methods: where given, exactly these stay, each with the options that file and `over` give it. origin: what messages call `over`. Raises UserError.
     """
     content: dict[str, Any] = {}
     if source is not None:
@@ -177,7 +177,7 @@ def load(source: str | None, over: Overrides | None = None, methods: Collection[
     merged = merge(content, over or {})
     if methods is not None:
         merged["methods"] = {name: (merged.get("methods") or {}).get(name, {}) for name in methods}
-    return parse(merged, "command line")
+    return parse(merged, origin)
 
 
 class _Loader(yaml.SafeLoader):

@@ -91,11 +91,11 @@ def settle(
 ) -> tuple[ImageFile, tuple[int, int]] | None:
     """The image and its (height, width) in the frame of its annotations; None for a file to leave out.
 
-    declared: (height, width) that the annotations in `source` give. Where that is the stored size and not the upright one, the
+    declared: (height, width) that the annotations in `source` give; both empty where there are none. Where that is the stored size and not the upright one, the
     annotations were made on the image as stored, and it stays so.
     """
     if isinstance(found, str):
-        faults.bad(str(path), found, "restore the file or remove it from the annotations")
+        faults.bad(str(path), found, f"restore the file or {'remove it from the annotations' if source else 'give others'}")
         return None
     if declared is None or declared == found.upright:
         return ImageFile(path, found.turn), found.upright

@@ -91,7 +91,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
             if names
         )
         raise UserError(
-            f"{report}; the first {kind} is {first!r}: these are not its weights, or it was built otherwise (--teacher.model.channels and the like)"
+            f"{report}; the first {kind} is {first!r}: these are not its weights, or it was built otherwise (say how by "
+            "--teacher.model.channels and the like, for `evaluate` by --model.channels)"
         )
     module.load_state_dict(dict(state), strict=False)
     return report
