@@ -21,7 +21,7 @@ import torch
 from detdistill.detectors.build import DETECTORS, build
 from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
-from detdistill.methods import METHODS
+from detdistill.methods import FAMILIES, METHODS
 from detdistill.pairing import build_methods, resolve
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector, check_pair, learn
@@ -37,12 +37,6 @@ UNLIKE = {  # student, teacher: methods
     ("retinanet:mobilenetv2_100", "retinanet:resnet50"): ("pkd", "crosskd", "cwd"),
     ("fcos:mobilenetv2_100", "gfl:convnext_atto"): ("pkd", "crosskd", "mimicking"),
     ("retinanet:resnet18", "fcos:regnety_002"): ("pkd", "crosskd", "fgfi"),
-}
-GROUPS = {
-    "Neck features": ("pkd", "fitnets", "at", "reviewkd", "cwd", "mgd", "fgd", "fgfi", "defeat", "frs"),
-    "Dense predictions": ("crosskd", "mimicking", "ld", "bckd"),
-    "RoI heads": ("kd", "dkd", "dist", "proposal_kd", "crosskd_roi", "chen2017"),
-    "Instances": ("gid", "mimic2017", "pkt", "crd"),
 }
 LESSONS, LESSON_LR = 20, 1e-3  # steps and rate of what both learn of the batch before
 
@@ -123,7 +117,7 @@ def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int)
 
 
 def markdown(found: Sequence[Cell]) -> str:
-    """A table a group of methods: rows are students with their teachers, columns methods; reasons below the last."""
+    """A table a family of methods: rows are students with their teachers, columns methods; reasons below the last."""
     by_place = {(one.student, one.teacher, one.method): one for one in found}
     pairs = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found if one.teacher) if pair not in UNLIKE]
     unlike = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found) if pair in UNLIKE]
@@ -135,11 +129,16 @@ def markdown(found: Sequence[Cell]) -> str:
             return "" if one is None else "yes"
         return f"{'no' if one.state == 'refused' else 'FAILED'} [{notes.setdefault(one.reason, len(notes) + 1)}]"
 
-    lines = []
-    for title, group in GROUPS.items():
-        methods = [method for method in group if any(one.method == method for one in found)]
+    lines: list[str] = []
+    for title, family in FAMILIES.items():
+        methods = [method.name for method in family if any(one.method == method.name for one in found)]
         if methods:
-            lines += [f"## {title}", "", f"| student | teacher | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
+            lines += [
+                f"## {title[:1].upper()}{title[1:]}",
+                "",
+                f"| student | teacher | {' | '.join(methods)} |",
+                "|---|---|" + "---|" * len(methods),
+            ]
             lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs] + [""]
     if unlike:
         lines += ["## Unlike backbones and heads", "", "| student | teacher | methods |", "|---|---|---|"]

@@ -95,7 +95,6 @@ def test_the_bench_writes_its_table_and_fails_with_a_failing_cell(tmp_path: Path
     monkeypatch.setitem(bench["main"].__globals__, "begun", lambda head, *_: begun(head))
     assert bench["main"]() == 0
     assert "| faster_rcnn | faster_rcnn | no [1] |" in files[1].read_text()
-    assert sorted(method for group in bench["GROUPS"].values() for method in group) == sorted(METHODS)
     monkeypatch.setitem(bench["main"].__globals__, "check_pair", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("sys.argv", ["conformance.py", "--detector", "gfl", "--method", "pkd", "--json", str(files[0])])
     assert bench["main"]() == 1
