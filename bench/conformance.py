@@ -3,7 +3,7 @@
     python bench/conformance.py [--all] [--steps 10] [--detector gfl ...] [--method pkd ...] [--json FILE] [--markdown FILE]
 
 A cell is a student, a teacher and a method: `yes`, the reason the method gives for refusing the pair, or what failed. The teacher is of the
-student's kind on a larger backbone; with --all, of every kind, and pairs of unlike backbones follow. Both have begun to learn the batch.
+student's kind on a larger backbone, or with --all of every kind; pairs of unlike backbones follow. Both have begun to learn the batch.
 `gfl` and `atss edges` name detectors, the latter with `--model.edges`. Exit code 1 where a cell failed.
 """
 
@@ -110,9 +110,9 @@ def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int)
         for teacher in DETECTORS if every and head in DETECTORS else (head,):
             for method in methods:
                 yield cell(head, teacher, method, steps)
-    for (student, teacher), own in UNLIKE.items() if every else ():
+    for (student, teacher), own in UNLIKE.items():
         for method in own:
-            if method in methods:
+            if method in methods and student.partition(":")[0] in heads:
                 yield cell(student, teacher, method, steps)
 
 
