@@ -145,7 +145,7 @@ def test_a_batch_of_everything_twice_is_the_same(name: str, monkeypatch: pytest.
     torch.testing.assert_close(DISTANCES[name](*(side.repeat(2, 1, 1, 1) for side in SMALL)), once)
 
 
-@pytest.mark.parametrize("name", set(DISTANCES) - {"generation"})
+@pytest.mark.parametrize("name", [name for name in DISTANCES if name != "generation"])
 def test_half_precision_is_summed_in_single(name: str):
     term = DISTANCES[name](*(100 * side.half() for side in SMALL))
     assert term.isfinite()
