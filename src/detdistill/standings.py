@@ -11,7 +11,6 @@ from scipy.stats import t as student_t
 
 from detdistill import evaluation, tables
 from detdistill.data import Data, Split
-from detdistill.evaluation import Matches
 from detdistill.runfolder import RunFolder
 
 PLAIN = "none"
@@ -25,12 +24,14 @@ def rows(
     names = dict(zip(data.category_ids, data.classes, strict=True))
     truth = split.ground_truth()
     weights = evaluation.resample(len(split), resamples)
-    matches = {
-        label: [evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names) for run in runs]
-        for label, runs in found.items()
-    }
+
+    def resampled(run: Path) -> Any:
+        matches = evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names)
+        return evaluation.average_precision(matches, weights)
+
+    precision = {label: [resampled(run) for run in runs] for label, runs in found.items()}
     metrics = {label: [RunFolder(run).metrics() for run in runs] for label, runs in found.items()}
-    told = [_row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, matches, weights) for label in found]
+    told = [_row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, precision) for label in found]
     for row in told:
         row["verdict"] = verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"]) if row["method"] != PLAIN else ""
     return sorted(told, key=lambda row: -(row["AP"] or 0.0))
@@ -60,8 +61,8 @@ def _row(
     }
 
 
-def _images(label: str, matches: Mapping[str, Sequence[Matches]], weights: Any) -> dict[str, Any]:
-    return {"gain_over_images": None if label == PLAIN else evaluation.gain_interval(matches[PLAIN], matches[label], weights, LEVEL)}
+def _images(label: str, precision: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    return {"gain_over_images": None if label == PLAIN else evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)}
 
 
 def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:

@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from detdistill.evaluation import coco_metrics, gain_interval, match, resample
-from detdistill.evaluation.bootstrap import average_precision
+from detdistill.evaluation import average_precision, coco_metrics, gain_interval, match, resample
 
 from .synthetic import CATEGORIES, random_set
 
@@ -50,15 +49,16 @@ def test_resamples_draw_as_many_images_as_there_are() -> None:
 
 def test_a_detector_against_itself_gains_nothing_and_a_better_one_gains() -> None:
     ground_truth, results = random_set(1)
-    mine = match(ground_truth, results, CATEGORIES)
-    weights = resample(mine.images, 200)
-    assert gain_interval([mine], [mine], weights) == (0.0, 0.0)
+    matches = match(ground_truth, results, CATEGORIES)
+    weights = resample(matches.images, 200)
+    mine = average_precision(matches, weights)
+    assert gain_interval([mine], [mine]) == (0.0, 0.0)
     perfect = [
         {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": entry["bbox"], "score": 0.9}
         for entry in ground_truth["annotations"]
         if not entry["iscrowd"]
     ]
-    interval = gain_interval([mine], [match(ground_truth, perfect, CATEGORIES)], weights)
+    interval = gain_interval([mine], [average_precision(match(ground_truth, perfect, CATEGORIES), weights)])
     assert interval is not None and 0 < interval[0] < interval[1] <= 100
-    nothing = match({**ground_truth, "annotations": []}, [], CATEGORIES)
-    assert gain_interval([nothing], [nothing], weights) is None
+    nothing = average_precision(match({**ground_truth, "annotations": []}, [], CATEGORIES), weights)
+    assert gain_interval([nothing], [nothing]) is None

@@ -1,13 +1,13 @@
 """What a detector is worth and what it costs."""
 
-from detdistill.evaluation.bootstrap import Matches, gain_interval, match, resample
+from detdistill.evaluation.bootstrap import average_precision, gain_interval, match, resample
 from detdistill.evaluation.coco import coco_metrics, to_original, to_results
 from detdistill.evaluation.draw import draw
 from detdistill.evaluation.evaluate import evaluate, evaluating
 from detdistill.evaluation.speed import cost
 
 __all__ = [
-    "Matches",
+    "average_precision",
     "coco_metrics",
     "cost",
     "draw",
