@@ -11,7 +11,11 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 
 from detdistill.detectors.images import normalize, valid_mask
-from detdistill.detectors.transformers import shared
+
+from detdistill.detectors.queries import matching
+from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.queries.frames import to_relative
+from detdistill.detectors.transformers import criterion, host
 from detdistill.detectors.transformers.deformable_detr import DeformableDETR, deformable_detr
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -22,14 +26,14 @@ EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, quer
 NAMES = {"classification": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
 
 
-def build(strides: tuple[int, ...] = (8, 16, 32, 64), backbone: str = "resnet18", weights: str = "none", **host: object) -> DeformableDETR:
+def build(strides: tuple[int, ...] = (8, 16, 32, 64), backbone: str = "resnet18", weights: str = "none", **host: object) -> QueryDetector:
     torch.manual_seed(0)
     small = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0}
     config = ModelConfig(strides=strides, channels=32, queries=20, backbone_weights=weights, score_threshold=0.0)
     return deformable_detr(config, backbone, CLASSES, **small | host)
 
 
-def stir(detector: DeformableDETR) -> DeformableDETR:
+def stir(detector: QueryDetector) -> QueryDetector:
     """Heads that tell boxes and classes apart: the published start gives every query the same size."""
     with torch.no_grad():
         for weight in [*detector.model.class_embed.parameters(), *detector.model.bbox_embed.parameters()]:
@@ -53,7 +57,7 @@ def make_targets(empty: bool = False) -> Targets:
     return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
 
 
-def host_forward(detector: DeformableDETR, batch: Batch, targets: Targets):
+def host_forward(detector: QueryDetector, batch: Batch, targets: Targets):
     """transformers' own forward, its labels relative to each image's valid size."""
     labels = []
     for boxes, classes, (height, width) in zip(targets.boxes, targets.labels, batch.sizes.tolist(), strict=True):
@@ -82,7 +86,7 @@ def test_losses_boxes_and_maps_equal_the_hosts(training: bool, refine: bool):
     hosts = [*expected.auxiliary_outputs, {"logits": expected.logits, "pred_boxes": expected.pred_boxes}]
     for index, (stage, host) in enumerate(zip(output.stages, hosts, strict=True)):
         torch.testing.assert_close(stage.logits, host["logits"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(shared.to_relative(stage.boxes, batch.sizes), host["pred_boxes"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(to_relative(stage.boxes, batch.sizes), host["pred_boxes"], rtol=0, atol=1e-5)
         torch.testing.assert_close(stage.embeddings, expected.intermediate_hidden_states[:, index], rtol=0, atol=1e-5)
     tokens = torch.cat([level.flatten(2) for level in output.pyramids["memory"].levels], 2).transpose(1, 2)
     torch.testing.assert_close(tokens, expected.encoder_last_hidden_state, rtol=0, atol=1e-5)
@@ -219,7 +223,7 @@ def test_assignment_pairs_every_truth_with_one_query_a_stage():
     chosen = output.stages[-1]
     moved = chosen.boxes.detach().clone()
     moved[0, 13], moved[1, 4] = make_targets().boxes[0][1], make_targets().boxes[1][0]
-    again = detector.criterion.assign(replace(chosen, boxes=moved), make_batch().sizes, make_targets()).matched
+    again = detector.family.matcher([replace(chosen, boxes=moved)], make_batch().sizes, make_targets())[0].matched
     assert int(again[0, 13]) == 1  # a perfect box is taken
     assert int(again[1, 4]) == 0
 
@@ -227,7 +231,8 @@ def test_assignment_pairs_every_truth_with_one_query_a_stage():
 def test_the_normaliser_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch):
     detector = build()
     alone = detector.observe(make_batch(), make_targets()).losses
-    monkeypatch.setattr(shared, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
+    for module in (criterion, matching):
+        monkeypatch.setattr(module, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
     together = detector.observe(make_batch(), make_targets()).losses
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value / 2)
@@ -267,9 +272,11 @@ def test_a_host_with_a_backbone_of_its_own_is_served_and_thawed():
     layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0}
     config = DeformableDetrConfig(backbone_config=resnet, num_labels=3, num_feature_levels=2, d_model=32, num_queries=9, **layers)
     config.auxiliary_loss = True
-    host = DeformableDetrForObjectDetection(config)
-    assert not any(parameter.requires_grad for parameter in host.model.backbone.parameters())
-    detector = DeformableDETR(host, CLASSES, (16, 32))
+    model = DeformableDetrForObjectDetection(config)
+    assert not any(parameter.requires_grad for parameter in model.model.backbone.parameters())
+    assert host.thaw(model.model.backbone, frozen_norms=False) == ()
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.model.backbone.modules())
+    detector = QueryDetector(DeformableDETR(model, CLASSES, (16, 32)), detections=100, score_threshold=0.0).eval()
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
     losses = detector.observe(make_batch(), make_targets()).losses
     torch.testing.assert_close(sum(losses.values()), host_forward(detector, make_batch(), make_targets()).loss, rtol=1e-5, atol=1e-5)
@@ -294,7 +301,7 @@ def test_the_start_is_the_published_one():
     output = build().eval().observe(make_batch(), need=EVERYTHING)
     assert float(output.stages[-1].scores().mean()) == pytest.approx(0.01, abs=0.01)
     assert output.queries.own.reference[0].std(0).min() > 0.1
-    sides = shared.to_relative(output.stages[0].boxes, make_batch().sizes)[..., 2:]
+    sides = to_relative(output.stages[0].boxes, make_batch().sizes)[..., 2:]
     torch.testing.assert_close(sides, torch.full_like(sides, 1 / (1 + torch.e**2)), rtol=1e-4, atol=0)
 
 
@@ -336,8 +343,6 @@ def test_what_does_not_fit_is_refused_in_one_line():
         deformable_detr(ModelConfig(strides=(16, 32), channels=48, backbone_weights="none"), "resnet18", CLASSES)
     with pytest.raises(UserError, match="at least 2 decoder layers"):
         build(decoder_layers=1)
-    with pytest.raises(UserError, match="two_stage"):
-        build(two_stage=True, with_box_refine=True)
     with pytest.raises(UserError, match="3 labels and 4 levels"):
         DeformableDETR(build().model, ("one",), (8, 16, 32, 64))
     with pytest.raises(ValueError, match="no towers"):

@@ -4,6 +4,7 @@ from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_a
 from detdistill.geometry.boxes import centerness, centers, expected_distance, side_distances, to_boxes
 from detdistill.geometry.instances import disagreement, general_instances, strongest
 from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
+from detdistill.geometry.pairs import pair_all, pair_queries
 from detdistill.geometry.regions import (
     ValuableRegion,
     covered_cells,
@@ -32,6 +33,8 @@ __all__ = [
     "general_instances",
     "imitation_cells",
     "imitation_region",
+    "pair_all",
+    "pair_queries",
     "pool_rois",
     "side_distances",
     "square_anchors",

@@ -1,8 +1,10 @@
 """Deformable DETR (arXiv:2010.04159) from transformers, taken apart into neck, encoder, decoder and heads.
 
 The host's own forward is not called: its parts are, in its order, so that a look may stop early and the decoder may run again on other
-queries. Equal to the host's forward (tests). One-stage only: the two-stage variant draws its queries from the image, which is another
-parametrisation.
+queries. Equal to the host's forward (tests).
+
+Two-stage: the queries are the encoder's best proposals. The host leaves out what trains them, so that its `enc_output` never gets a gradient; here
+the published loss of every token as a proposal, object or not, is added as terms that end in `_encoder`.
 """
 
 import math
@@ -14,15 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
-from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.models.deformable_detr.modeling_deformable_detr import inverse_sigmoid
 
-from detdistill.detectors.backbone import build_body, check_strides
+from detdistill.detectors.backbone import check_strides
 from detdistill.detectors.images import normalize, valid_mask
-from detdistill.detectors.transformers.shared import StageCriterion, check_need, freeze_norms, to_pixels, top_detections
+from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.frames import to_pixels
+from detdistill.detectors.queries.matching import Matcher
+from detdistill.detectors.transformers.criterion import StageCriterion
+from detdistill.detectors.transformers.host import NATIVE, native_config, thaw, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Pyramid, Queries, QuerySet, Targets
+from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet, Targets, present
 
 GROUPS = 32  # of the group norm in the host's input projections
 
@@ -40,6 +46,12 @@ class Memory:
     fraction: Tensor
     sizes: Tensor
 
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The tokens of each level, (B, D, H, W)."""
+        parts = self.tokens.transpose(1, 2).split([rows * columns for rows, columns in self.shapes], dim=2)
+        return tuple(part.unflatten(2, shape) for part, shape in zip(parts, self.shapes, strict=True))
+
 
 def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, Any]:
     """The arguments by which encoder and decoder find their way in the tokens."""
@@ -48,39 +60,19 @@ def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, An
     return {"spatial_shapes": table, "spatial_shapes_list": list(shapes), "level_start_index": starts, "valid_ratios": ratios}
 
 
-class DeformableDETR(nn.Module):
-    """Adapter over a one-stage `DeformableDetrForObjectDetection`, with or without box refinement, whose labels are `classes` in order.
+class DeformableDETR:
+    """The `Family` over a `DeformableDetrForObjectDetection` whose labels are `classes` in order, strides those of its feature levels."""
 
-    strides: declared strides of its feature levels. frozen_norms: the backbone's batch norms keep their statistics and affine parameters.
-    All else of the backbone is made trainable (the host freezes its stem and first stage; a ResNet of transformers' own, whole).
-    """
-
-    def __init__(
-        self,
-        model: DeformableDetrForObjectDetection,
-        classes: Sequence[str],
-        strides: Sequence[int],
-        *,
-        detections: int = 100,
-        score_threshold: float = 0.0,
-        frozen_norms: bool = False,
-    ):
-        super().__init__()
+    def __init__(self, model: DeformableDetrForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
         config = model.config
-        if config.two_stage:
-            raise UserError(
-                "deformable_detr: two_stage draws its queries from the image, which is not served; build it with two_stage=False"
-            )
         if config.num_labels != len(classes) or config.num_feature_levels != len(strides):
             has = f"{config.num_labels} labels and {config.num_feature_levels} levels"
             raise UserError(f"deformable_detr: the model has {has}, but there are {len(classes)} classes and strides {strides}")
-        self.model = model
-        model.model.unfreeze_backbone()
-        self.frozen_norms = freeze_norms(model.model.backbone) if frozen_norms else ()
-        self.detections, self.score_threshold = detections, score_threshold
-        matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+        self.model, self.two_stage = model, config.two_stage
+        self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
-        self.criterion = StageCriterion(DeformableDetrImageLoss(matcher, len(classes), config.focal_alpha, []), weights)
+        host: Any = DeformableDetrImageLoss(None, len(classes), config.focal_alpha, [])
+        self.losses = StageCriterion(host, weights)
         self.info = DetectorInfo(
             kind="deformable_detr",
             classes=tuple(classes),
@@ -88,47 +80,16 @@ class DeformableDETR(nn.Module):
             channels={"neck": config.d_model, "memory": config.d_model},
             activation="sigmoid",
             continuations=frozenset({"queries"}),
+            query_width=config.d_model,
+            query_parts=frozenset({"reference"}) if config.two_stage else frozenset({"content", "position"}),
+            learned_queries=not config.two_stage,
         )
-        self.train(self.training)
 
-    def train(self, mode: bool = True) -> "DeformableDETR":
-        super().train(mode)
-        for norm in self.frozen_norms:
-            norm.eval()
-        return self
+    def body(self) -> nn.Module:
+        return self.model.model.backbone
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the timm backbone, without the input projections."""
-        return list(self.model.model.backbone.parameters())
-
-    def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """Pyramids `neck` (the input projections' output) and `memory` (the encoder's), one stage a decoder layer, and the queries where
-        they are needed. With targets every stage is matched, and its losses are there."""
-        check_need(need, frozenset(self.info.channels), self.info.kind)
-        levels, masks = self._neck(batch)
-        pyramids = {"neck": Pyramid(levels, self.info.strides, batch.sizes)}
-        decoded = targets is not None or need.predictions
-        if not (decoded or need.queries or "memory" in need.pyramids):
-            return DetectorOutput(pyramids)
-        memory = self._encode(levels, masks, batch)
-        pyramids["memory"] = self._unflatten(memory)
-        own = self._queries(self.model.model.query_position_embeddings.weight, memory)
-        stages = self._decode(own, memory) if decoded else ()
-        losses = {}
-        if targets is not None:
-            stages = tuple(replace(stage, assignment=self.criterion.assign(stage, batch.sizes, targets)) for stage in stages)
-            losses = self.criterion.losses(stages, batch.sizes, targets)
-        queries = Queries(own, lambda given: self._decode(given, memory), lambda n, generator: self._sample(n, generator, memory))
-        return DetectorOutput(pyramids, stages, losses, queries=queries if need.queries else None)
-
-    @torch.no_grad()
-    def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """The published post-processing: best of queries x classes of the last stage, no suppression."""
-        last = self.observe(batch, need=Need(predictions=True)).stages[-1]
-        return top_detections(last, batch.sizes, self.detections, self.score_threshold)
-
-    def _neck(self, batch: Batch) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Levels (B, D, H, W) and their masks (B, H, W), True on the image; a cell counts where its first pixel does."""
+    def neck(self, batch: Batch) -> Features:
+        """The input projections; a cell counts where its first pixel does."""
         host, inside = self.model.model, valid_mask(batch.sizes, *batch.images.shape[-2:])
         maps = host.backbone(normalize(batch), inside)
         levels = [project(source) for project, (source, _) in zip(host.input_proj, maps, strict=False)]
@@ -138,10 +99,10 @@ class DeformableDETR(nn.Module):
             source = project(source)
             levels.append(source)
             masks.append(F.interpolate(inside[None].float(), size=source.shape[-2:])[0].bool())
-        return tuple(levels), masks
+        return Features(tuple(levels), tuple(masks), batch.sizes, (batch.images.shape[-2], batch.images.shape[-1]))
 
-    def _encode(self, levels: Sequence[Tensor], masks: Sequence[Tensor], batch: Batch) -> Memory:
-        host = self.model.model
+    def encode(self, features: Features) -> Memory:
+        host, levels, masks = self.model.model, features.levels, features.masks
         positions = []
         for level, mask, embedding in zip(levels, masks, host.level_embed, strict=True):
             position = host.position_embedding(level.shape, level.device, torch.float32, mask).to(level.dtype)
@@ -155,39 +116,33 @@ class DeformableDETR(nn.Module):
             spatial_position_embeddings=torch.cat(positions, dim=1),
             **_layout(shapes, ratios),
         )
-        fraction = batch.sizes.flip(-1)[:, None] / batch.sizes.new_tensor(batch.images.shape[-2:]).flip(-1)
-        return Memory(encoded.last_hidden_state, inside, shapes, ratios, fraction, batch.sizes)
+        fraction = features.sizes.flip(-1)[:, None] / features.sizes.new_tensor(features.canvas).flip(-1)
+        return Memory(encoded.last_hidden_state, inside, shapes, ratios, fraction, features.sizes)
 
-    def _unflatten(self, memory: Memory) -> Pyramid:
-        parts = memory.tokens.transpose(1, 2).split([rows * columns for rows, columns in memory.shapes], dim=2)
-        maps = tuple(part.unflatten(2, shape) for part, shape in zip(parts, memory.shapes, strict=True))
-        return Pyramid(maps, self.info.strides, memory.sizes)
+    def queries(self, memory: Memory) -> QuerySet:
+        """One-stage: the embeddings, the same for every image, and the reference points made from them. Two-stage: the proposals."""
+        if self.two_stage:
+            tokens, boxes = self._proposals(memory)
+            scores = self.model.model.decoder.class_embed[-1](tokens)[..., 0]
+            best = scores.topk(min(self.model.config.two_stage_num_proposals, scores.shape[1]), dim=1).indices
+            reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+            return self._placed(QuerySet(reference=reference * memory.fraction.repeat(1, 1, 2)), memory)
+        return self._embedded(self.model.model.query_position_embeddings.weight, memory)
 
-    def _queries(self, embeddings: Tensor, memory: Memory) -> QuerySet:
-        """Embeddings (Q, 2 D), position then content, for every image; the reference points come from the positions."""
-        position, content = embeddings.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)
-        return QuerySet(content, position, self._points(position) * memory.fraction)
-
-    def _points(self, position: Tensor) -> Tensor:
-        """Reference points (B, Q, 2) in 0..1 of the valid area."""
-        return self.model.model.reference_points(position).float().sigmoid()
-
-    def _sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
-        """Standard normal, as the published embeddings are at first; the same queries for every image."""
-        width = 2 * self.model.config.d_model
+    def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
+        """One-stage: standard normal, as the published embeddings are at first. Two-stage: boxes of all places and sizes."""
+        width = 4 if self.two_stage else 2 * self.model.config.d_model
+        if self.two_stage:
+            drawn = torch.rand(n, width, generator=generator, device=generator.device).to(memory.tokens.device)
+            return self._placed(QuerySet(reference=drawn.expand(len(memory.tokens), -1, -1) * memory.fraction.repeat(1, 1, 2)), memory)
         drawn = torch.randn(n, width, generator=generator, device=generator.device)
-        return self._queries(drawn.to(memory.tokens.device), memory)
+        return self._embedded(drawn.to(memory.tokens.device), memory)
 
-    def _decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
-        """The decoder and the heads: one stage a layer. Without a reference, this detector's own layer makes it from the positions."""
-        if queries.position is None or queries.content.shape[-1] != self.model.config.d_model:
-            raise ValueError(
-                f"the decoder asks for queries with positions, {self.model.config.d_model} wide; got {queries.content.shape[-1]}"
-            )
-        if queries.reference is None:
-            reference = self._points(queries.position)
-        else:
-            reference = queries.reference / memory.fraction.repeat(1, 1, queries.reference.shape[-1] // 2)
+    def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
+        """The decoder and the heads. One-stage, a reference that is None is made from the positions; two-stage, the rest from the reference."""
+        queries = self._filled(queries, memory)
+        reference = present(queries.reference)
+        reference = reference / memory.fraction.repeat(1, 1, reference.shape[-1] // 2)
         decoded = self.model.model.decoder(
             inputs_embeds=queries.content,
             object_queries_position_embeddings=queries.position,
@@ -198,8 +153,64 @@ class DeformableDETR(nn.Module):
         )
         references = [reference, *decoded.intermediate_reference_points.unbind(1)[:-1]]  # a stage corrects what the one before it said
         states = decoded.intermediate_hidden_states.unbind(1)
-        heads = zip(states, references, self.model.class_embed, self.model.bbox_embed, strict=True)
+        depth = len(states)  # two-stage has one more head, for the proposals
+        heads = zip(states, references, self.model.class_embed[:depth], self.model.bbox_embed[:depth], strict=True)
         return tuple(self._predict(state, before, classify, regress, memory) for state, before, classify, regress in heads)
+
+    def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
+        return self.matcher(stages, memory.sizes, targets)
+
+    def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
+        return self.losses(stages, memory.sizes, targets)
+
+    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+        stages = self.decode(queries, memory)
+        found = self.match(stages, memory, targets)
+        stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
+        terms = self.criterion(stages, memory, targets)
+        return stages, terms | (self._proposal_terms(memory, targets) if self.two_stage else {})
+
+    def _embedded(self, embeddings: Tensor, memory: Memory) -> QuerySet:
+        """Embeddings (Q, 2 D), position then content, for every image."""
+        position, content = embeddings.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)
+        return self._filled(QuerySet(content, position), memory)
+
+    def _filled(self, queries: QuerySet, memory: Memory) -> QuerySet:
+        """With the parts that this detector makes from the others. Raises ValueError for missing or ill-fitting ones."""
+        if self.two_stage and queries.reference is not None and queries.content is None:
+            return self._placed(queries, memory)
+        width = self.model.config.d_model
+        if queries.content is None or queries.position is None or queries.content.shape[-1] != width:
+            got = "no content" if queries.content is None else f"{queries.content.shape[-1]}"
+            raise ValueError(f"the decoder asks for queries with positions, {width} wide; got {got}")
+        if queries.reference is not None:
+            return queries
+        points = self.model.model.reference_points(queries.position).float().sigmoid()  # of the valid area
+        return replace(queries, reference=points * memory.fraction)
+
+    def _placed(self, queries: QuerySet, memory: Memory) -> QuerySet:
+        """Two-stage: content and position from the reference boxes."""
+        host: Any = self.model.model
+        reference = present(queries.reference)
+        embedded = host.get_proposal_pos_embed(inverse_sigmoid(reference / memory.fraction.repeat(1, 1, 2)))
+        position, content = host.pos_trans_norm(host.pos_trans(embedded.to(memory.tokens.dtype))).chunk(2, dim=-1)
+        return QuerySet(content, position, reference)
+
+    def _proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Two-stage: a vector (B, S, D) of each token, and its box (B, S, 4), cx cy w h of the valid area before the sigmoid."""
+        host: Any = self.model.model
+        tokens, anchors = host.gen_encoder_output_proposals(memory.tokens, ~memory.mask, list(memory.shapes))
+        return tokens, host.decoder.bbox_embed[-1](tokens).float() + anchors
+
+    def _proposal_terms(self, memory: Memory, targets: Targets) -> dict[str, Tensor]:
+        tokens, boxes = self._proposals(memory)
+        logits = self.model.model.decoder.class_embed[-1](tokens).float()
+        stage = Predictions(logits, "sigmoid", to_pixels(boxes.sigmoid(), memory.sizes), torch.ones_like(memory.mask))
+        objects = Targets(
+            targets.boxes, tuple(torch.zeros_like(labels) for labels in targets.labels)
+        )  # an object is class 0, whichever it is
+        stage = replace(stage, assignment=self.matcher([stage], memory.sizes, objects)[0])
+        return {f"{name}_encoder": term for name, term in self.losses([stage], memory.sizes, objects).items()}
 
     def _predict(self, state: Tensor, reference: Tensor, classify: nn.Module, regress: nn.Module, memory: Memory) -> Predictions:
         shift = inverse_sigmoid(reference)
@@ -209,11 +220,9 @@ class DeformableDETR(nn.Module):
         return Predictions(classify(state).float(), "sigmoid", boxes, valid, embeddings=state)
 
 
-def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> DeformableDETR:
-    """From config, offline, on a timm backbone. host: fields of `DeformableDetrConfig` laid over its defaults, such as encoder_layers=3.
+def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
+    """From config, offline, on a timm backbone or the native one. host: fields of `DeformableDetrConfig` laid over all else.
 
-    Of what the host does to a backbone only the norms' freezing is kept, and only over weights that were loaded: with
-    `backbone_weights: none` the batch norms learn as usual. Every other parameter of the backbone trains.
     Raises UserError where strides, width or backbone don't fit.
     """
     strides, width = config.strides, config.channels
@@ -221,37 +230,33 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     check_strides(strides)
     if width % math.lcm(GROUPS, heads):
         raise UserError(f"model.channels {width}: deformable_detr needs a multiple of {math.lcm(GROUPS, heads)}, such as 256")
-    if host.get("decoder_layers", 2) < 2:
-        raise UserError("deformable_detr: transformers can't build a decoder of one layer; take at least 2 decoder layers")
-    body, given, _ = build_body(backbone, strides, config.backbone_weights)
-    if given != strides[: len(given)]:
-        raise UserError(f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}")
-    features: Any = body.feature_info
+    if (config.decoder_layers or host.get("decoder_layers", 2)) < 2:
+        raise UserError(
+            "model.decoder_layers: transformers can't build a deformable_detr decoder of one layer; take at least 2 decoder layers"
+        )
     fields: dict[str, Any] = {
-        "backbone_config": {
-            "model_type": "timm_backbone",
-            "backbone": backbone,
-            "out_indices": list(features.out_indices),
-            "use_pretrained_backbone": False,
-        },
         "num_labels": len(classes),
         "num_feature_levels": len(strides),
         "d_model": width,
         "num_queries": config.queries,
+        "two_stage_num_proposals": config.queries,
         "auxiliary_loss": True,
+        "with_box_refine": config.box_refine or config.two_stage,
+        "two_stage": config.two_stage,
     }
+    fields |= {name: value for name in ("encoder_layers", "decoder_layers") if (value := getattr(config, name)) is not None}
+    body = None
+    if backbone == NATIVE:
+        fields["backbone_config"] = native_config(DeformableDetrConfig().backbone_config, tuple(s for s in strides if s <= 32))
+    else:
+        body, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | host))
-    model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    detector = DeformableDETR(
-        model,
-        classes,
-        strides,
-        detections=config.detections,
-        score_threshold=config.score_threshold,
-        frozen_norms=config.backbone_weights != "none",
-    )
+    if body is not None:
+        model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
+    norms = thaw(model.model.backbone, frozen_norms=body is not None and config.backbone_weights != "none")
     initialize(model)
-    return detector
+    family = DeformableDETR(model, classes, strides)
+    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
 
 
 @torch.no_grad()
@@ -259,7 +264,7 @@ def initialize(model: DeformableDetrForObjectDetection) -> None:
     """Starting weights as published, in place. A host built from config starts otherwise: query embeddings of deviation 0.02 put all
     reference points within a hundredth of the image's centre, and class scores start at 0.5 instead of the focal loss's 0.01."""
     host: Any = model.model
-    for name, weight in [*host.encoder.named_parameters(), *host.decoder.named_parameters()]:
+    for name, weight in [*host.encoder.named_parameters(), *host.decoder.layers.named_parameters()]:
         if weight.ndim > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
             # The published attention keeps query, key and value in one matrix, three times as high.
             packed = "self_attn" in name and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
@@ -267,7 +272,8 @@ def initialize(model: DeformableDetrForObjectDetection) -> None:
     for convolution, _ in host.input_proj:
         nn.init.xavier_uniform_(convolution.weight)
         nn.init.zeros_(convolution.bias)
-    nn.init.normal_(host.query_position_embeddings.weight)
+    if not model.config.two_stage:
+        nn.init.normal_(host.query_position_embeddings.weight)
     heads: Any = (model.class_embed, model.bbox_embed)
     for classify, regress in zip(*heads, strict=True):
         classify.reset_parameters()
@@ -276,4 +282,5 @@ def initialize(model: DeformableDetrForObjectDetection) -> None:
             layer.reset_parameters()
         nn.init.zeros_(regress.layers[-1].weight)
         nn.init.zeros_(regress.layers[-1].bias)
-    heads[1][0].layers[-1].bias[2:] = -2.0  # the first boxes have an eighth of the image's sides
+    if not model.config.two_stage:
+        heads[1][0].layers[-1].bias[2:] = -2.0  # the first boxes have an eighth of the image's sides

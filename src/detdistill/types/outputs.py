@@ -1,19 +1,16 @@
-"""The language of the house: what flows between data, detectors, methods and the engine.
+"""What a detector says of a batch, and the continuations that come with it."""
 
-Every box is xyxy in pixels of the padded batch. Axes: B images, C channels, H W cells, N predictions, K classes, Q queries,
-A anchors a cell, R bins, D embedding, G ground truths. Sizes are (height, width).
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-Activation = Literal["sigmoid", "softmax"]
-Continuation = Literal["towers", "queries", "proposals"]
+from detdistill.types.data import Targets
 
+Activation = Literal["sigmoid", "softmax"]
+QueryPart = Literal["content", "position", "reference"]
 
 Value = TypeVar("Value")
 
@@ -23,101 +20,6 @@ def present(value: Value | None) -> Value:
     if value is None:
         raise ValueError("an output lacks a part that was read; see detdistill.types.Need")
     return value
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Augmented images as they are; every detector normalises them for itself.
-
-    images (B, 3, H, W): RGB, uint8 in 0..255 or float in 0..1, zero-padded at the right and the bottom.
-    sizes (B, 2): valid (height, width) of each image in the padded tensor.
-    originals (B, 2): (height, width) of the image file; boxes go back to it by the ratio of the two sizes.
-    ids (B,): the data set's image ids, which stay on the CPU. names: file names, for messages.
-    """
-
-    images: Tensor
-    sizes: Tensor
-    originals: Tensor
-    ids: Tensor
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        count = len(self.images)
-        if (
-            self.images.ndim != 4
-            or self.images.shape[1] != 3
-            or self.sizes.shape != (count, 2)
-            or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names))
-        ):
-            raise ValueError(f"a batch of {tuple(self.images.shape)} needs (B, 3, H, W) images and B sizes, originals, ids and names")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            sizes=self.sizes.to(device, non_blocking=True),
-            originals=self.originals.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Ground truth of a batch: boxes (G, 4) and labels (G,), in the shared class order from 0, per image. G may be 0."""
-
-    boxes: tuple[Tensor, ...]
-    labels: tuple[Tensor, ...]
-
-    def __post_init__(self) -> None:
-        for boxes, labels in zip(self.boxes, self.labels, strict=True):
-            if boxes.shape != (len(labels), 4) or labels.is_floating_point():
-                raise ValueError(
-                    f"targets need boxes (G, 4) and whole labels (G,), got {tuple(boxes.shape)} and {labels.dtype} {tuple(labels.shape)}"
-                )
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def to(self, device: torch.device | str) -> "Targets":
-        return Targets(
-            tuple(boxes.to(device, non_blocking=True) for boxes in self.boxes),
-            tuple(labels.to(device, non_blocking=True) for labels in self.labels),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Moment:
-    """Where in a run a call stands.
-
-    step: from 0. steps: of the whole run, None where it has no end. ids (B,): the data set's image ids, or None. generator: for what a
-    method draws; None: torch's own, which `engine.fit` seeds anew each step.
-    """
-
-    step: int = 0
-    steps: int | None = None
-    ids: Tensor | None = None
-    generator: torch.Generator | None = None
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, 0..1; 0 where it has no end."""
-        return min(1.0, self.step / self.steps) if self.steps else 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """Final detections of one image, best first: boxes (D, 4), scores (D,), labels (D,) in the shared class order."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if self.boxes.shape != (len(self.scores), 4) or self.labels.shape != self.scores.shape:
-            shapes = ", ".join(str(tuple(part.shape)) for part in (self.boxes, self.scores, self.labels))
-            raise ValueError(f"detections need boxes (D, 4), scores (D,) and labels (D,), got {shapes}")
 
 
 @dataclass(frozen=True)
@@ -250,24 +152,28 @@ class Towers:
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
-    """Decoder queries: content (B, Q, D), position (B, Q, D) or None, reference (B, Q, 2 or 4): points or boxes, cx cy (w h) in 0..1 of
-    the padded batch."""
+    """Decoder queries: content (B, Q, D), position (B, Q, D), reference (B, Q, 2 or 4): points or boxes, cx cy (w h) in 0..1 of the padded
+    batch. A part that is None is the decoder's to fill, as it does for queries of its own; which it reads says `DetectorInfo.query_parts`."""
 
-    content: Tensor
-    position: Tensor | None
-    reference: Tensor
+    content: Tensor | None = None
+    position: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Queries:
     """own: the queries this output came from. redecode(queries): the decoder again on the same memory, one Predictions a stage.
 
-    sample(n, generator): n queries drawn at random in the detector's own parametrisation.
+    sample(n, generator): n queries drawn at random in the detector's own parametrisation. match(stages, targets): the detector's own
+    least-cost assignment of each stage to any targets. criterion(stages, targets): its own task terms, weighted, of stages under the
+    assignment that each carries, whoever made it.
     """
 
     own: QuerySet
     redecode: Callable[[QuerySet], tuple[Predictions, ...]]
     sample: Callable[[int, torch.Generator], QuerySet]
+    match: Callable[[Sequence[Predictions], Targets], tuple[Assignment, ...]]
+    criterion: Callable[[Sequence[Predictions], Targets], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,51 +198,3 @@ class DetectorOutput:
     queries: Queries | None = None
     proposals: Proposals | None = None
     assign: Callable[[Targets], Assignment] | None = None
-
-
-@dataclass(frozen=True)
-class DetectorInfo:
-    """What is known of a detector before any image is seen.
-
-    kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a
-    cell, per level; empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R.
-    roi_strides: of the levels that RoIs are cut from; roi_code: the weights that the RoI head's box codes are multiplied by; empty without.
-    embedding_channels: width of the RoI head's embeddings, None without.
-    """
-
-    kind: str
-    classes: tuple[str, ...]
-    strides: tuple[int, ...]
-    channels: Mapping[str, int]
-    activation: Activation
-    continuations: frozenset[Continuation] = frozenset()
-    cell_anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
-    anchors_per_cell: int | None = None
-    tower_depth: int | None = None
-    tower_channels: int | None = None
-    edge_bins: int | None = None
-    quality: bool = False
-    roi_strides: tuple[int, ...] = ()
-    roi_code: tuple[float, ...] = ()
-    embedding_channels: int | None = None
-
-
-@dataclass(frozen=True)
-class Need:
-    """What is read of an output. A detector without targets stops as soon as it is met. classify: `proposals.classify` alone, on boxes of
-    another detector, for which no region is proposed; proposals: that and this detector's own, and the stage they come from."""
-
-    pyramids: frozenset[str] = frozenset()
-    towers: frozenset[int] = frozenset()  # depths of the states to keep
-    predictions: bool = False
-    queries: bool = False
-    proposals: bool = False
-    classify: bool = False
-
-    def __or__(self, other: "Need") -> "Need":
-        return Need(**{item.name: getattr(self, item.name) | getattr(other, item.name) for item in fields(self)})
-
-    @property
-    def head(self) -> bool:
-        """True where anything behind the neck is read."""
-        return bool(self.towers) or self.predictions or self.queries or self.proposals or self.classify

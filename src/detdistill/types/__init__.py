@@ -1,0 +1,46 @@
+"""The language of the house: what flows between data, detectors, methods and the engine.
+
+Every box is xyxy in pixels of the padded batch. Axes: B images, C channels, H W cells, N predictions, K classes, Q queries,
+A anchors a cell, R bins, D embedding, G ground truths, L stages. Sizes are (height, width).
+"""
+
+from detdistill.types.data import Batch, Detections, Moment, Targets
+from detdistill.types.info import Continuation, DetectorInfo, Need
+from detdistill.types.outputs import (
+    Activation,
+    Assignment,
+    DetectorOutput,
+    Layout,
+    Predictions,
+    Proposals,
+    Pyramid,
+    Queries,
+    QueryPart,
+    QuerySet,
+    Towers,
+    TowerState,
+    present,
+)
+
+__all__ = [
+    "Activation",
+    "Assignment",
+    "Batch",
+    "Continuation",
+    "Detections",
+    "DetectorInfo",
+    "DetectorOutput",
+    "Layout",
+    "Moment",
+    "Need",
+    "Predictions",
+    "Proposals",
+    "Pyramid",
+    "Queries",
+    "QueryPart",
+    "QuerySet",
+    "Targets",
+    "TowerState",
+    "Towers",
+    "present",
+]
