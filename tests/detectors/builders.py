@@ -9,7 +9,8 @@ from detdistill.types import Batch, Targets
 
 CLASSES = ("disc", "square", "cross")
 DENSE = ("retinanet", "fcos", "atss", "gfl")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}
+STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "detr": (32,), "conditional_detr": (32,), "dab_detr": (32,)}
+SETS = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "rt_detr", "rt_detr_v2", "d_fine", "adamixer")
 
 
 def tiny(
@@ -18,18 +19,23 @@ def tiny(
     """A detector of random weights on a small backbone."""
     torch.manual_seed(seed)
     values = {"name": f"{head}:{backbone}", "strides": STRIDES.get(head, (8, 16, 32)), "queries": 12, "backbone_weights": "none"}
+    if head in SETS:
+        values |= {"decoder_layers": 2} | ({} if head == "adamixer" else {"encoder_layers": 1})
     config = ModelConfig.model_validate(values | {"channels": channels, "tower_depth": tower_depth} | options)
     return build(config, CLASSES)
 
 
 def shake(detector: Detector, scale: float = 3.0) -> Detector:
     """Larger weights in the dense head and scores around a half: freshly built heads predict one and the same, 0.01, everywhere."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in detector.named_parameters():  # type: ignore[attr-defined]
             if "head" in name and parameter.ndim == 4:
                 parameter.mul_(scale)
             if name.endswith(("classifier.bias", "cls_logits.bias")):
                 parameter.zero_()
+            if any(part in name for part in ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)  # heads of queries begin as one and the same box
     return detector
 
 

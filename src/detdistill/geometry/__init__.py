@@ -1,7 +1,16 @@
 """Pure functions of boxes, anchors and matches. Boxes are xyxy in pixels of the padded batch."""
 
 from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_anchors
-from detdistill.geometry.boxes import centerness, centers, expected_distance, side_distances, to_boxes
+from detdistill.geometry.boxes import (
+    centerness,
+    centers,
+    expected_distance,
+    extents,
+    side_distances,
+    to_boxes,
+    to_pixels,
+    to_relative,
+)
 from detdistill.geometry.instances import disagreement, general_instances, strongest
 from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
 from detdistill.geometry.pairs import pair_all, pair_queries
@@ -28,6 +37,7 @@ __all__ = [
     "decoupled_regions",
     "disagreement",
     "expected_distance",
+    "extents",
     "fcos_assign",
     "focal_masks",
     "general_instances",
@@ -41,5 +51,7 @@ __all__ = [
     "strongest",
     "synthetic_anchors",
     "to_boxes",
+    "to_pixels",
+    "to_relative",
     "valuable_region",
 ]

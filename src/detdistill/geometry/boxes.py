@@ -1,7 +1,8 @@
-"""Boxes as seen from points."""
+"""Boxes as seen from points, and in 0..1 of a frame."""
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 
 def centers(boxes: Tensor) -> Tensor:
@@ -31,3 +32,18 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=1e-6)
     vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=1e-6)
     return (horizontal * vertical).sqrt()
+
+
+def extents(frame: Tensor) -> Tensor:
+    """(height, width) (B, 2) to width, height, width, height (B, 1, 4), single precision."""
+    return frame.flip(-1).repeat(1, 2)[:, None].float()
+
+
+def to_pixels(boxes: Tensor, frame: Tensor) -> Tensor:
+    """cx cy w h (..., B, Q, 4) in 0..1 of the frame (B, 2) to xyxy in pixels of the padded batch."""
+    return box_convert(boxes, "cxcywh", "xyxy") * extents(frame)
+
+
+def to_relative(boxes: Tensor, frame: Tensor) -> Tensor:
+    """The inverse of `to_pixels`."""
+    return box_convert(boxes / extents(frame), "xyxy", "cxcywh")

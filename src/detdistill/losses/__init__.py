@@ -23,6 +23,15 @@ from detdistill.losses.features import (
     standardize,
 )
 from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
+from detdistill.losses.queries import (
+    query_costs,
+    query_similarity,
+    relation_contrast,
+    soft_class_costs,
+    soft_class_distance,
+    soft_class_entropy,
+    target_aware_distance,
+)
 from detdistill.losses.reduce import mean_over_processes, weighted_mean
 from detdistill.losses.relations import attention_norm, attention_transfer, pkt, relation_distance
 
@@ -51,13 +60,20 @@ __all__ = [
     "pearson_distance",
     "pkt",
     "quality_focal",
+    "query_costs",
+    "query_similarity",
     "region_distance",
+    "relation_contrast",
     "relation_distance",
     "relation_match",
+    "soft_class_costs",
+    "soft_class_distance",
+    "soft_class_entropy",
     "soft_cross_entropy",
     "softmax_kl",
     "squared_distance",
     "standardize",
+    "target_aware_distance",
     "unit",
     "weighted_entropy",
     "weighted_mean",

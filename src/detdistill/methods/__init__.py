@@ -8,6 +8,7 @@ from detdistill.methods.crosskd import CrossKD
 from detdistill.methods.crosskd_roi import CrossKDRoI
 from detdistill.methods.cwd import CWD
 from detdistill.methods.defeat import DeFeat
+from detdistill.methods.detrdistill import DETRDistill
 from detdistill.methods.dist import DIST
 from detdistill.methods.dkd import DKD
 from detdistill.methods.fgd import FGD
@@ -15,7 +16,9 @@ from detdistill.methods.fgfi import FGFI
 from detdistill.methods.fitnets import FitNets
 from detdistill.methods.frs import FRS
 from detdistill.methods.gid import GID
+from detdistill.methods.go_lsd import GOLSD
 from detdistill.methods.kd import KD
+from detdistill.methods.kddetr import KDDETR
 from detdistill.methods.ld import LD
 from detdistill.methods.method import Method
 from detdistill.methods.mgd import MGD
@@ -31,6 +34,7 @@ FAMILIES: dict[str, tuple[type[Method], ...]] = {
     "dense predictions": (CrossKD, Mimicking, LD, BCKD),
     "what RoI heads say": (KD, DKD, DIST, ProposalKD, CrossKDRoI, Chen2017),
     "features of instances": (GID, Mimic2017, PKT, CRD),
+    "set predictions": (DETRDistill, KDDETR, GOLSD),
 }
 """What a method reads, and the methods that do; the order is that of every list and table."""
 
@@ -47,7 +51,9 @@ __all__ = [
     "FGFI",
     "FRS",
     "GID",
+    "GOLSD",
     "KD",
+    "KDDETR",
     "LD",
     "METHODS",
     "MGD",
@@ -57,6 +63,7 @@ __all__ = [
     "Chen2017",
     "CrossKD",
     "CrossKDRoI",
+    "DETRDistill",
     "DeFeat",
     "FitNets",
     "Method",

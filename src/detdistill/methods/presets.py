@@ -12,7 +12,7 @@ fgd: the released configurations (ATSS, which has none, as the other one-stage h
 four levels with a two-stage teacher, where the last is but a pooled one; the same holds for mgd.
 mgd: one row for all one-stage heads, which is the default, and one for two-stage heads.
 cwd: the weight belongs to what it was published with: 5 for the original code, 10 for mmrazor 1.x's necks, 5 for GFL's logits in mmrazor 0.3.1.
-frs: nothing was published per detector; `form: ultralytics` has its own weight.
+frs: nothing was published per detector; `form: ultralytics` has its own weight. detrdistill: `variant: released` as its code; the paper's is the default.
 mimic2017, pkt and crd: nothing was published for these heads; the weights of pkt and crd are those for classifiers, at their batch.
 at and gid have no published weights for detectors, but gid's of LD's code for GFL. defeat: its defaults are the released ones, of Faster R-CNN.
 fgfi: silent for its first 400 steps as published, here rising over them; 3 is the weight of DeFeat's code with its own reduction.
@@ -83,6 +83,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fitnets reduction=normalized": {"any": {"weight": 10.0}},
     "reviewkd": {"mask_rcnn": {"weight": 0.8}},
     "frs form=ultralytics": {"any": {"weight": 6.0}},
+    "detrdistill variant=released": {
+        "any": {
+            "weight_relation": 0.2,
+            "pairs": "joint",
+            "clip": True,
+            "mask": "aggregated",
+            "gamma": None,
+            "adapter": "when_needed",
+            "assignment": "student",
+        }
+    },
 }
 
 

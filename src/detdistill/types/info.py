@@ -15,6 +15,7 @@ class DetectorInfo:
 
     kind: the head's name in DETECTORS. channels: width of each pyramid. cell_anchors: (width, height) in pixels of each anchor of a
     cell, per level; empty where predictions are points or queries. tower_depth, tower_channels: None without towers. edge_bins: R.
+    edge_code: what decides how far a bin is where that isn't its number of strides (D-FINE: up and reg_scale).
     roi_strides: of the levels that RoIs are cut from; roi_code: the weights that the RoI head's box codes are multiplied by; empty without.
     embedding_channels: width of the RoI head's embeddings, None without. query_width: of the decoder's queries and embeddings, None without.
     query_parts: what the decoder reads of a query set. learned_queries: its own are parameters; False where it draws them from the image.
@@ -31,6 +32,7 @@ class DetectorInfo:
     tower_depth: int | None = None
     tower_channels: int | None = None
     edge_bins: int | None = None
+    edge_code: tuple[float, ...] = ()
     quality: bool = False
     roi_strides: tuple[int, ...] = ()
     roi_code: tuple[float, ...] = ()

@@ -8,24 +8,11 @@ a batch is padded, and is not followed here.)
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from detdistill.geometry import extents, to_pixels, to_relative
 from detdistill.types import Detections, Predictions
 
-
-def extents(frame: Tensor) -> Tensor:
-    """(height, width) (B, 2) to width, height, width, height (B, 1, 4), single precision."""
-    return frame.flip(-1).repeat(1, 2)[:, None].float()
-
-
-def to_pixels(boxes: Tensor, frame: Tensor) -> Tensor:
-    """cx cy w h (..., B, Q, 4) in 0..1 of the frame (B, 2) to xyxy in pixels of the padded batch."""
-    return box_convert(boxes, "cxcywh", "xyxy") * extents(frame)
-
-
-def to_relative(boxes: Tensor, frame: Tensor) -> Tensor:
-    """The inverse of `to_pixels`."""
-    return box_convert(boxes / extents(frame), "xyxy", "cxcywh")
+__all__ = ["canvas_of", "extents", "to_pixels", "to_relative", "top_detections"]
 
 
 def canvas_of(sizes: Tensor, height: int, width: int) -> Tensor:

@@ -49,6 +49,11 @@ class SharedClasses:
         where the label was negative."""
         return torch.where(labels < 0, -1, self._places.to(labels.device)[labels.clamp(min=0)])
 
+    def targets(self, targets: Targets) -> Targets:
+        """The ground truth with the teacher's labels. Every class of the student's must be shared."""
+        columns = torch.tensor(self.teacher)
+        return replace(targets, labels=tuple(columns.to(labels.device)[self.labels(labels)] for labels in targets.labels))
+
     def assigned(self, assignment: Assignment, targets: Targets) -> Tensor:
         """(B, N): place among the shared classes of the ground truth each prediction answers for; -1 for none, and for a class the teacher
         does not know."""

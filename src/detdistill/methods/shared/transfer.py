@@ -1,0 +1,29 @@
+"""One set predictor's queries in another's decoder."""
+
+from detdistill.methods.method import require
+from detdistill.types import DetectorInfo, QueryPart, QuerySet
+
+
+def require_width(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
+    """Raises UserError unless what the student's decoder reads of a query set, the teacher's has too, equally wide."""
+    missing = sorted(student.query_parts - teacher.query_parts)
+    lacking = f"a {student.kind} decoder reads the {' and '.join(missing)} of queries, which a {teacher.kind} teacher hasn't got"
+    require(not missing, method, lacking, remedy)
+    lacking = f"the student's queries are {student.query_width} wide, the teacher's {teacher.query_width}"
+    same = student.query_width == teacher.query_width or student.query_parts == {"reference"}
+    require(same, method, lacking, f"give the student the teacher's --model.channels, or {remedy}")
+
+
+def require_learned(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
+    """Raises UserError where a detector draws its queries from the image."""
+    for side, info in (("student", student), ("teacher", teacher)):
+        lacking = (
+            f"the {side} ({info.kind}) has no learned queries, it chooses them from each image, so that the teacher's can't be handed over"
+        )
+        require(info.learned_queries, method, lacking, remedy)
+
+
+def handed_over(queries: QuerySet, parts: frozenset[QueryPart]) -> QuerySet:
+    """Those parts of a teacher's queries that the student's decoder reads, without gradient; the others it makes itself."""
+    given = {part: getattr(queries, part) for part in parts}
+    return QuerySet(**{part: values.detach() for part, values in given.items()})

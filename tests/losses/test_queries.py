@@ -1,0 +1,126 @@
+"""Distances between two sets of queries: golden numbers of the published functions, values by hand, properties, gradients."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from detdistill.geometry import pair_queries
+from detdistill.losses import (
+    giou_distance,
+    query_costs,
+    query_similarity,
+    relation_contrast,
+    soft_class_costs,
+    soft_class_distance,
+    soft_class_entropy,
+    target_aware_distance,
+)
+
+
+def wave(count: int, rate: float, start: float = 0.0) -> Tensor:
+    return torch.sin(rate * (torch.arange(count, dtype=torch.double) + start))
+
+
+def published() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits, scores = 3 * wave(12, 0.7).view(4, 3), (3 * wave(12, 1.3, 2)).sigmoid().view(4, 3)
+    return logits, scores, 0.15 * wave(16, 0.9).view(4, 4) + 0.4, 0.15 * wave(16, 1.7, 1).view(4, 4) + 0.4
+
+
+def test_matching_and_losses_are_the_published_ones():
+    logits, scores, mine, theirs = published()
+    costs = query_costs(logits, scores, mine, theirs)
+    rows, columns = pair_queries(costs)
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert columns.tolist() == [1, 3, 0, 2]
+    assert costs[rows, columns].sum().item() == pytest.approx(16.746353, abs=1e-5)
+    assert soft_class_distance(logits, scores[columns]).mean().item() == pytest.approx(2.324916, abs=3e-6)
+    assert 5 * (mine - theirs[columns]).abs().sum(-1).mean().item() == pytest.approx(2.307765, abs=3e-6)
+    corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (mine, theirs[columns]))
+    assert 2 * giou_distance(*corners).mean().item() == pytest.approx(1.553907, abs=3e-6)
+
+
+def test_the_feature_mask_and_its_loss_are_the_published_ones():
+    teacher, student = 2 * wave(36, 0.33).view(1, 4, 3, 3), 2 * wave(36, 0.51).view(1, 4, 3, 3)
+    cosines = query_similarity(teacher, wave(8, 0.77, 1).view(1, 2, 4), cosine=True)
+    mask = (cosines * torch.tensor([0.6, 0.3], dtype=torch.double).view(1, 2, 1, 1)).sum(1).clamp(min=0.01)
+    mask = mask / mask.max()
+    expected = [0.199069, 0.754681, 1, 0.962869, 0.928621, 0.898872, 0.868477, 0.830678, 0.770310]
+    assert mask.flatten().tolist() == pytest.approx(expected, abs=3e-6)
+    every = torch.ones_like(mask)
+    assert target_aware_distance(student, teacher, mask.square(), every).item() == pytest.approx(2.877771, abs=3e-6)
+    half = every.clone()
+    half[:, :, 2] = 0  # mean over the six cells that are left
+    by_hand = ((student - teacher).square().mean(1) * mask.square())[:, :, :2].mean()
+    assert target_aware_distance(student, teacher, mask.square(), half).item() == pytest.approx(by_hand.item())
+
+
+def test_the_relation_is_the_published_one_and_not_symmetric():
+    student, teacher = wave(40, 0.31).view(5, 8), wave(40, 0.57, 3).view(5, 8)
+    assert relation_contrast(student, teacher).item() == pytest.approx(13.035109, abs=3e-6)
+    assert relation_contrast(teacher, student).item() == pytest.approx(12.192032, abs=3e-6)
+    assert relation_contrast(student[:0], teacher[:0]).item() == 0
+
+
+def test_class_costs_by_hand():
+    """One class: s = 0 against p = 0.25: ln 2. Softmax over (a class, background) with equal logits against (0.9, 0.1): ln 2 too."""
+    assert soft_class_costs(torch.zeros(1, 1), torch.tensor([[0.25]])).item() == pytest.approx(math.log(2))
+    assert soft_class_costs(torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]), "softmax").item() == pytest.approx(math.log(2))
+    # ln 3 against certainty: -ln 3/4
+    assert soft_class_distance(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0]), "softmax").item() == pytest.approx(
+        math.log(4 / 3)
+    )
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@given(seed=st.integers(0, 999))
+def test_costs_agree_with_the_distance_of_pairs_and_the_entropy_is_the_minimum(activation, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    logits, other = (torch.randn(2, 5, 4, generator=generator, dtype=torch.double) for _ in range(2))
+    scores = other.sigmoid() if activation == "sigmoid" else other.softmax(-1)
+    table = soft_class_costs(logits, scores, activation)
+    for row in range(5):
+        for column in range(5):
+            torch.testing.assert_close(table[:, row, column], soft_class_distance(logits[:, row], scores[:, column], activation))
+    torch.testing.assert_close(soft_class_distance(other, scores, activation), soft_class_entropy(scores, activation))
+    assert (soft_class_distance(logits, scores, activation) >= soft_class_entropy(scores, activation)).all()
+
+
+def test_a_class_that_does_not_count_costs_nothing():
+    logits, scores, mine, theirs = published()
+    counted = torch.tensor([True, False, True, True])
+    with_class, without = (
+        query_costs(logits, scores, mine, theirs, classified=counted),
+        query_costs(logits * 0 + 9, scores, mine, theirs, classified=~counted),
+    )
+    plain = query_costs(logits, scores, mine, theirs, weights=(0.0, 5.0, 2.0))
+    torch.testing.assert_close(with_class[:, 1], plain[:, 1])
+    torch.testing.assert_close(without[:, 0], plain[:, 0])
+    assert not torch.allclose(with_class[:, 0], plain[:, 0])
+
+
+def test_gradients():
+    logits, scores, _, _ = (value.clone() for value in published())
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: soft_class_distance(s, scores), logits)
+    assert torch.autograd.gradcheck(lambda s: soft_class_distance(s, scores / scores.sum(-1, keepdim=True), "softmax"), logits)
+    student, teacher = (wave(24, rate).view(6, 4).requires_grad_() for rate in (0.3, 0.8))
+    assert torch.autograd.gradcheck(relation_contrast, (student, teacher))
+    maps = wave(24, 0.4).view(1, 2, 3, 4).requires_grad_()
+    fixed = (wave(24, 0.9).view(1, 2, 3, 4).requires_grad_(), wave(12, 0.2).view(1, 3, 4), torch.ones(1, 3, 4, dtype=torch.double))
+    assert torch.autograd.gradcheck(lambda given: target_aware_distance(given, *fixed), maps)
+    target_aware_distance(maps, *fixed).backward()
+    assert fixed[0].grad is None
+
+
+def test_no_valid_cell_gives_zero():
+    maps, none = torch.randn(1, 2, 3, 4, requires_grad=True), torch.zeros(1, 3, 4)
+    distance = target_aware_distance(maps, torch.randn(1, 2, 3, 4), torch.ones(1, 3, 4), none)
+    distance.backward()
+    assert distance.item() == 0
+    assert maps.grad is not None
+    assert not maps.grad.any()
