@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from detdistill.detectors.build import DETECTORS, build
+from detdistill.detectors.build import DETECTORS, SETS, build
+from detdistill.detectors.build import STRIDES as PUBLISHED
 from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
 from detdistill.methods import FAMILIES, METHODS
@@ -27,7 +28,8 @@ from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector, check_pair, learn
 
 CLASSES = ("disc", "square", "star")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32)}  # others begin at 8
+STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}  # others begin at 8
+LAYERS = {"decoder_layers": 2}  # of set predictors, and one of the encoder
 SMALL, LARGE = "mobilenetv2_035", "resnet18"
 EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))
 HEADS = (*DETECTORS, *EDGES)
@@ -68,6 +70,7 @@ def tiny(name: str, backbone: str, seed: int) -> Detector:
         edges=name.endswith(" edges"),
         queries=20,
         backbone_weights="none",
+        **({} if head not in SETS else LAYERS if head == "adamixer" else {**LAYERS, "encoder_layers": 1}),
     )
     return build(config, CLASSES)
 

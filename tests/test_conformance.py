@@ -15,9 +15,9 @@ from detdistill.methods import METHODS
 from detdistill.pairing import build_methods, resolve
 from detdistill.testing import check_pair, learn, scene
 from detdistill.types import DetectorInfo
-from tests.detectors.builders import CLASSES, DENSE, tiny
+from tests.detectors.builders import CLASSES, DENSE, SETS, tiny
 
-SET_BASED = ("faster_rcnn", "mask_rcnn", "deformable_detr")  # no dense head for a method to compare
+WITHOUT_CELLS = ("faster_rcnn", "mask_rcnn", *SETS)  # no dense head for a method to compare
 EXAMPLE = scene(len(CLASSES), (64, 96))
 STEPS = 3
 
@@ -26,7 +26,7 @@ STEPS = 3
 def begun(head: str, seed: int = 1) -> Detector:
     """A detector that has begun to learn the batch: a teacher says something, and a student's own loss falls from here on."""
     detector = tiny(head, seed=seed)
-    learn(detector, None, [], EXAMPLE, steps=0 if head == "deformable_detr" else 15, lr=1e-3)
+    learn(detector, None, [], EXAMPLE, steps=0 if head in SETS else 15, lr=1e-3)
     return detector
 
 
@@ -64,9 +64,11 @@ def test_every_method_teaches_a_detector_of_its_own_kind(method: str, head: str)
 def test_what_reads_a_dense_head_refuses_the_others_and_what_reads_rois_refuses_dense_heads():
     refused = set(shared_out()[1])
     for method in ("crosskd", "mimicking", "ld", "bckd"):
-        assert {(method, head) for head in SET_BASED} <= refused
+        assert {(method, head) for head in WITHOUT_CELLS} <= refused
     for method in ("kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017"):
-        assert {(method, head) for head in (*DENSE, "deformable_detr")} <= refused
+        assert {(method, head) for head in (*DENSE, *SETS)} <= refused
+    for method in ("detrdistill", "kddetr", "go_lsd"):
+        assert {(method, head) for head in (*DENSE, "faster_rcnn", "mask_rcnn")} <= refused
     assert not {method for method, _ in refused} & {"pkd", "fitnets", "at", "reviewkd", "cwd", "mgd", "fgd", "fgfi", "defeat"}
 
 

@@ -51,7 +51,7 @@ class ModelConfig(Part):
     decoder_layers: PositiveInt | None = Field(None, description="depth of the decoder (DETR family); none: what it was published with")
     box_refine: bool = Field(False, description="each decoder layer corrects the boxes of the one before (deformable_detr)")
     two_stage: bool = Field(False, description="queries are the encoder's best proposals; implies box_refine (deformable_detr)")
-    backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; or a FILE")
+    backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; a FILE, or a run folder, whose backbone is taken")
     rois: int = Field(512, ge=1, description="proposals an image that the second stage learns from (two-stage)")
     score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")
     nms_threshold: float | None = Field(None, gt=0, le=1, description="IoU of suppression; none: what the head was published with")

@@ -1,8 +1,11 @@
 """Any timm backbone under any head: transformers made for one size take every size, maps come channels first, pairs may differ."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_model
 
 from detdistill.detectors import backbone as backbones
 from detdistill.detectors.backbone import build_neck
@@ -78,3 +81,16 @@ def test_pairs_of_other_backbones_take_a_step(taught: str, student: str):
     assert any(name.startswith("pkd") for name in terms)
     assert all(term.isfinite() for term in terms.values())
     assert not torch.equal(next(iter(learner.backbone_parameters())), before)
+
+
+@pytest.mark.parametrize("head", ["gfl", "faster_rcnn", "deformable_detr"])
+def test_the_backbone_of_a_run_is_taken_whatever_its_head(head: str, tmp_path: Path) -> None:
+    source = tiny(head, seed=3, backbone="resnet18")
+    save_model(source, str(tmp_path / "model.safetensors"))
+    taken = tiny("fcos", seed=4, backbone="resnet18", backbone_weights=str(tmp_path))
+    for one, other in zip(taken.backbone_parameters(), source.backbone_parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UserError, match="tensors of mobilenetv2_035 are missing"):
+        tiny("fcos", backbone_weights=str(tmp_path))
+    with pytest.raises(UserError, match="can't read the file"):
+        tiny("fcos", backbone_weights=str(tmp_path.parent))

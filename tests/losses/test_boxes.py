@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torchvision.ops import generalized_box_iou
 
-from detdistill.losses import giou_distance, log_iou_distance, mean_over_processes, paired_iou
+from detdistill.losses import giou_distance, log_iou_distance, mean_over_processes, paired_iou, pairwise_giou
 
 UNIT = torch.tensor([[0.0, 0, 2, 2]], dtype=torch.float64)
 
@@ -52,3 +52,15 @@ def test_gradcheck_and_empty():
 def test_a_normalizer_is_at_least_one():
     assert mean_over_processes(torch.tensor(0.0)).item() == 1
     assert mean_over_processes(torch.tensor(7.0)).item() == 7
+
+
+@given(seed=st.integers(0, 999), rows=st.integers(0, 4), columns=st.integers(1, 4))
+def test_every_row_with_every_row_is_torchvisions(seed: int, rows: int, columns: int):
+    generator = torch.Generator().manual_seed(seed)
+    corners, sides = (torch.rand(2, rows + columns, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    boxes = torch.cat([corners, corners + sides + 0.01], -1)
+    table = pairwise_giou(boxes[:, :rows], boxes[:, rows:])
+    assert table.shape == (2, rows, columns)
+    for image in range(2):
+        torch.testing.assert_close(table[image], generalized_box_iou(boxes[image, :rows], boxes[image, rows:]))
+        torch.testing.assert_close(table[image], 1 - giou_distance(boxes[image, :rows, None], boxes[image, None, rows:]))

@@ -155,11 +155,17 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def load_backbone(body: nn.Module, name: str, weights: str) -> None:
-    """Weights into a timm feature extractor, in place. weights: `default`, `none`, or a .safetensors or .pt file of the plain timm model."""
+    """Weights into a timm feature extractor, in place. weights: `default`, `none`, a .safetensors or .pt file of the plain timm model, or a run
+    folder, whose detector's backbone is taken."""
     if weights == "none":
         return
-    state = _pretrained(name) if weights == "default" else read_state(Path(weights), "--backbone-weights")
     own = body.state_dict()
+    if weights == "default":
+        state: Mapping[str, Tensor] = _pretrained(name)
+    elif Path(weights).is_dir():
+        state = _of_run(read_state(Path(weights) / "model.safetensors", "--backbone-weights"), own)
+    else:
+        state = read_state(Path(weights), "--backbone-weights")
     # timm's extractors of models with stage lists join the first dot: `layers.0.norm` is their `layers_0.norm`. Others hold the whole `model`.
     spelled = {key: next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), key) for key in state}
     renamed = {spelled[key]: value for key, value in state.items()}
@@ -169,6 +175,14 @@ def load_backbone(body: nn.Module, name: str, weights: str) -> None:
         lacking = f"{len(missing)} of {len(own)} tensors of {name} are missing or have another shape, the first is {missing[0]!r}"
         raise UserError(f"--backbone-weights {weights}: {lacking}; give weights of this very backbone")
     body.load_state_dict(matched, strict=False)
+
+
+def _of_run(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A detector's tensors to those of its backbone, under the names of `own`: the prefix that most of them share is left out."""
+    first = next(iter(own))
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(first)]
+    best = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in own), default="")
+    return {name: state[best + name] for name in own if best + name in state}
 
 
 def _pretrained(name: str) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ from detdistill.losses.attention import (
     weighted_entropy,
     weighted_square,
 )
-from detdistill.losses.boxes import bounded_regression, giou_distance, log_iou_distance, paired_iou
+from detdistill.losses.boxes import bounded_regression, giou_distance, log_iou_distance, paired_iou, pairwise_giou
 from detdistill.losses.contrast import contrast_scores, noise_contrast, unit
 from detdistill.losses.features import (
     decoupled_mse,
@@ -20,7 +20,9 @@ from detdistill.losses.features import (
     match_statistics,
     pearson_distance,
     region_distance,
+    region_squares,
     standardize,
+    token_cosine,
 )
 from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
 from detdistill.losses.queries import (
@@ -57,12 +59,14 @@ __all__ = [
     "mean_over_processes",
     "noise_contrast",
     "paired_iou",
+    "pairwise_giou",
     "pearson_distance",
     "pkt",
     "quality_focal",
     "query_costs",
     "query_similarity",
     "region_distance",
+    "region_squares",
     "relation_contrast",
     "relation_distance",
     "relation_match",
@@ -74,6 +78,7 @@ __all__ = [
     "squared_distance",
     "standardize",
     "target_aware_distance",
+    "token_cosine",
     "unit",
     "weighted_entropy",
     "weighted_mean",

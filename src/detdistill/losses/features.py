@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detdistill.losses.reduce import at_least_single, mean_over_processes
+from detdistill.losses.reduce import at_least_single, mean_over_processes, weighted_mean
 
 CELLS = (0, 2, 3)  # of a channel: images, rows, columns
 EPSILON = 1e-6  # added to the standard deviation, outside the root, as published
@@ -83,6 +83,21 @@ def hint_distance(student: Tensor, teacher: Tensor, reduction: Literal["mean", "
 def masked_squares(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Sum over images, channels and cells of squared differences, weighted by mask (B, H, W); maps (B, C, H, W) to (). Not normalised."""
     return (_difference(student, teacher).square().sum(1) * mask).sum()
+
+
+def region_squares(student: Tensor, teacher: Tensor, regions: Tensor) -> Tensor:
+    """Squared differences weighted by each of R regions (R, B, H, W): summed over cells and channels, mean over images; maps (B, C, H, W) to (R,)."""
+    cells = _difference(student, teacher).square().sum(1)  # (B, H, W)
+    return (cells * regions).sum((1, 2, 3)) / len(cells)
+
+
+def token_cosine(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """1 - cosine of the two sides' channel vectors in a cell, averaged over cells by weights (B, H, W), see `weighted_mean`; maps (B, C, H, W) to
+    (), in 0..2. The length of a vector counts on neither side. RT-DETRv4, arXiv:2510.25257. Shapes must be equal, nothing is broadcast."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"maps of one shape are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+    cells = 1 - F.cosine_similarity(at_least_single(student), at_least_single(teacher.detach()), dim=1)
+    return weighted_mean(cells, weights.to(cells.dtype))
 
 
 def region_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from detdistill.losses.boxes import giou_distance
+from detdistill.losses.boxes import pairwise_giou
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -37,6 +37,7 @@ def soft_class_entropy(scores: Tensor, activation: Activation = "sigmoid") -> Te
     return (entropy if activation == "softmax" else entropy + torch.special.entr(1 - scores)).sum(-1)
 
 
+@torch.no_grad()
 def query_costs(
     student_logits: Tensor,
     teacher_scores: Tensor,
@@ -48,15 +49,14 @@ def query_costs(
 ) -> Tensor:
     """What it costs to pair student and teacher queries: (..., Q, K), (..., M, K), (..., Q, 4), (..., M, 4) to (..., Q, M).
 
-    weights: of `soft_class_costs`, of the L1 distance and of -GIoU. classified (..., M): the teacher queries whose class counts; none: all.
+    No gradient. weights: of `soft_class_costs`, of the L1 distance and of -GIoU. classified (..., M): the teacher queries whose class counts; none: all.
     """
     classes = soft_class_costs(student_logits, teacher_scores, activation)
     if classified is not None:
         classes = classes * classified[..., None, :]
     apart = torch.cdist(student_boxes, teacher_boxes, p=1)
     mine, theirs = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (student_boxes, teacher_boxes))
-    overlap = 1 - giou_distance(mine[..., :, None, :], theirs[..., None, :, :])
-    return weights[0] * classes + weights[1] * apart - weights[2] * overlap
+    return (weights[0] * classes).add_(apart, alpha=weights[1]).sub_(pairwise_giou(mine, theirs), alpha=weights[2])
 
 
 def query_similarity(features: Tensor, queries: Tensor, cosine: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detdistill.detectors.queries.frames import to_pixels, to_relative
 from detdistill.geometry import pair_all
-from detdistill.losses import giou_distance, mean_over_processes
+from detdistill.losses import mean_over_processes, pairwise_giou
 from detdistill.types import Assignment, Predictions, Targets
 
 EPSILON = 1e-8  # inside the logarithms, as published
@@ -54,7 +54,7 @@ class Matcher:
         apart = torch.cdist(guess, truth.expand(len(guess), -1, -1, -1), p=1)
         unit = torch.ones_like(frame)
         corners, others = to_pixels(guess, unit), to_pixels(truth, unit)
-        overlap = 1 - giou_distance(corners[..., :, None, :], others[:, None])
+        overlap = pairwise_giou(corners, others.expand(len(corners), -1, -1, -1))
         return self.classification * self._class_cost(chosen, stages[0]) + self.box * apart - self.giou * overlap
 
     def _class_cost(self, scores: Tensor, stage: Predictions) -> Tensor:
