@@ -51,7 +51,7 @@ def test_parsing_waits_for_nothing_heavy() -> None:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "detdistill", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "train", "distill", "evaluate", "predict", "list"))
+    assert all(command in done.stdout for command in ("demo", "train", "distill", "evaluate", "predict", "export", "list"))
     wrong = subprocess.run([sys.executable, "-m", "detdistill", "train", "--epcohs", "3"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr == "detdistill: Unknown option: --epcohs. Did you mean --epochs?\n"
@@ -105,6 +105,10 @@ def test_every_common_flag_of_the_surface_is_there(capsys: pytest.CaptureFixture
         ("evaluate --model nowhere --data shapes:8", ["nowhere", "run folder"]),
         ("evaluate --model x", ["--data"]),
         ("predict --model x --out y", ["no picture"]),
+        ("train --model hf:nobody/detr --data shapes:8", ["hf:nobody/detr", "teach, be evaluated and predict", "HEAD:BACKBONE"]),
+        ("evaluate --model hf:./nowhere --data shapes:8", ["hf:./nowhere", "no such folder"]),
+        ("export --model nowhere --out y", ["nowhere", "not a run folder"]),
+        ("export --model nowhere --out y --format onnx", ["onnx", "transformers"]),
         ("predict nothing.png --model x --out y", ["nothing.png"]),
         ("list models", ["models", "methods"]),
     ],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
     from detdistill.engine.fit import fit
     from detdistill.engine.schedule import Schedule
-    from detdistill.run import build, distill, evaluate, load, predict, train
+    from detdistill.run import build, distill, evaluate, export, load, predict, train
 
 __all__ = [
     "Distillation",
@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "distill",
     "evaluate",
+    "export",
     "fit",
     "geometry",
     "load",

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from detdistill import flags
 from detdistill.errors import UserError
+from detdistill.exporting import Format
 from detdistill.recipe import Recipe, load
 from detdistill.runfolder import main_process, processes
 
@@ -35,10 +36,9 @@ Options = Annotated[
     dict[str, dict[str, str]] | None,
     Parameter(help="an option of a method, such as --methods.pkd.weight 4 (`detdistill list methods`)", group=_COMMON, negative=()),
 ]
-Model = Annotated[str, Parameter(help="a run folder, or a pretrained detector such as torchvision:fcos_resnet50_fpn")]
-Measured = Annotated[
-    str, Parameter(help="a run folder, a pretrained detector such as torchvision:fcos_resnet50_fpn, or HEAD:BACKBONE=FILE, a state dict")
-]
+PRETRAINED = "a pretrained detector such as torchvision:fcos_resnet50_fpn or hf:facebook/detr-resnet-50"
+Model = Annotated[str, Parameter(help=f"a run folder, or {PRETRAINED}")]
+Measured = Annotated[str, Parameter(help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE, a state dict")]
 Results = Annotated[
     Path | None, Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=_COMMON)
 ]
@@ -155,6 +155,20 @@ def predict(
     from detdistill import run
 
     run.predict(model, images, out, data=resolved.data, train=resolved.train, threshold=threshold, overwrite=overwrite, console=_console())
+
+
+@app.command
+def export(
+    *,
+    model: Annotated[str, Parameter(help="a run folder")],
+    out: Annotated[Path, Parameter(help="folder for what is written")],
+    format: Annotated[Format, Parameter(help="transformers: a folder that its from_pretrained loads without detdistill")] = "transformers",
+    overwrite: Annotated[bool, Parameter(help="replace the files of an earlier export in --out", negative=())] = False,
+) -> None:
+    """Hand a trained detector to another library, and compare what that one makes of it."""
+    from detdistill import run
+
+    run.export(model, out, format=format, overwrite=overwrite, console=_console())
 
 
 @app.command(name="list")

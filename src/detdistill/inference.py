@@ -1,8 +1,8 @@
-"""What a trained detector is used for: measured on a data set, shown pictures."""
+"""What a trained detector is used for: measured on a data set, shown pictures, handed to another library."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from rich.console import Console
@@ -12,8 +12,9 @@ from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Record, Split, open_data, read_images
 from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
+from detdistill.exporting import Format
 from detdistill.files import replacing, write_json
-from detdistill.models import find, place
+from detdistill.models import find, load, place
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.runfolder import RunFolder, is_run, main_process, processes, rank
 from detdistill.types import Detections
@@ -52,6 +53,7 @@ def evaluate(
             raise UserError(f"--model {model}: a run folder knows how it was built; leave out model.{min(built.model_fields_set)}")
         detector, report = find(str(model), opened.classes, built)
         say(f"model: {report}")
+        _detecting(detector, model)
     else:
         detector = model
     if set(detector.info.classes) != set(opened.classes):
@@ -106,6 +108,7 @@ def predict(
     records = read_images(tuple(images), config)
     detector, report = find(str(model), ())
     say(f"model: {report}")
+    _detecting(detector, model)
     classes = detector.info.classes
     ids = RunFolder(Path(model)).card().category_ids if is_run(model) else tuple(range(1, len(classes) + 1))
     device = place(detector, train.device)
@@ -127,6 +130,29 @@ def predict(
     drawn = sum(int((own.scores >= threshold).sum()) for own in found)
     say(f"{len(records)} pictures with {drawn} boxes above {threshold:g}, and predictions.json with {len(results)}, in {out}")
     return results
+
+
+def export(
+    model: str | Path, out: Path, *, format: Format = "transformers", overwrite: bool = False, console: Console | None = None
+) -> Path:
+    """The detector of a run folder as a folder that plain transformers loads by from_pretrained, with its image processor. Returns `out`.
+
+    What was written is loaded again and compared with the detector. Raises UserError where that library has no such detector or makes another
+    of it; then nothing is written.
+    """
+    from detdistill.exporting import transformers  # that library takes seconds to import
+
+    if format not in get_args(Format):
+        raise UserError(f"--format {format!r}: there is {', '.join(get_args(Format))}")
+    size = RunFolder(Path(model)).card().image_size
+    transformers.export(load(model), out, (size, size) if isinstance(size, int) else size, overwrite=overwrite)
+    talker(console)(f"{out}: loads by AutoModelForObjectDetection.from_pretrained, and answers as {model} does")
+    return out
+
+
+def _detecting(detector: Detector, model: str | Path) -> None:
+    if not detector.info.classes:
+        raise UserError(f"--model {model}: it gives features and detects nothing; it can only teach")
 
 
 def _drawn(records: Sequence[Record]) -> list[str]:

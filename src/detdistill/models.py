@@ -33,7 +33,7 @@ def load(folder: str | Path) -> Detector:
 def adopt(model: ModelConfig) -> ModelConfig:
     """A model named by a run folder gets that run's architecture; what else is asked of it is checked when its weights are loaded."""
     if not is_run(model.name):
-        return model
+        return builders.filled(model)
     saved = RunFolder(Path(model.name)).card().model
     asked = {field: getattr(model, field) for field in model.model_fields_set}
     return ModelConfig.model_validate({**saved.model_dump(), **asked})
@@ -46,9 +46,9 @@ def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detect
     """
     if not model.name:
         raise UserError("no model: give --model or --student HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
-    if model.name.startswith(("torchvision:", "hf:")):
+    if model.name.startswith(("torchvision:", "hf:", "timm:")):
         raise UserError(
-            f"model {model.name!r} can teach, and be evaluated; to train give HEAD:BACKBONE, such as gfl:resnet18, or a run folder"
+            f"model {model.name!r} is trained already, and can teach; to train give HEAD:BACKBONE, such as gfl:resnet18, or a run folder"
         )
     torch.manual_seed(seed)
     if not is_run(model.name):
@@ -66,11 +66,13 @@ def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detect
 def find(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, str]:
     """A trained detector and how its weights met it. path: a run folder, or a teacher as `load_teacher` knows them. Raises UserError."""
     if not path:
-        raise UserError("no teacher: give a run folder, torchvision:NAME or HEAD:BACKBONE=FILE with --teacher")
+        raise UserError("no teacher: give a run folder, torchvision:NAME, hf:NAME or HEAD:BACKBONE=FILE with --teacher")
     if is_run(path):
         detector = load(path)
         return detector, f"{path}: all {len(detector.state_dict())} tensors matched"
     if Path(path).is_dir():
+        if (Path(path) / "config.json").is_file():
+            raise UserError(f"{path}: not a run folder; if transformers wrote it, say hf:{path}")
         RunFolder(Path(path)).card()  # says what is missing there
     detector, report = load_teacher(path, tuple(classes), model)
     return detector, str(report)

@@ -51,7 +51,9 @@ class ModelConfig(Part):
     decoder_layers: PositiveInt | None = Field(None, description="depth of the decoder (DETR family); none: what it was published with")
     box_refine: bool = Field(False, description="each decoder layer corrects the boxes of the one before (deformable_detr)")
     two_stage: bool = Field(False, description="queries are the encoder's best proposals; implies box_refine (deformable_detr)")
-    backbone_weights: str = Field("default", description="default: pretrained, fetched from the network; none: random; a FILE, or a run folder, whose backbone is taken")
+    backbone_weights: str = Field(
+        "default", description="default: pretrained, from the network; none: random; a FILE; or a run folder, for its backbone"
+    )
     rois: int = Field(512, ge=1, description="proposals an image that the second stage learns from (two-stage)")
     score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")
     nms_threshold: float | None = Field(None, gt=0, le=1, description="IoU of suppression; none: what the head was published with")
@@ -87,7 +89,9 @@ class TeacherConfig(Part):
     """The frozen detector that is learned from."""
 
     path: str = Field(
-        "", description="a run folder, torchvision:NAME, torchvision:NAME=FILE, or HEAD:BACKBONE=FILE with a state dict of your own"
+        "",
+        description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), HEAD:BACKBONE=FILE with a "
+        "state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
     )
     model: ModelConfig = Field(ModelConfig(), description="how HEAD:BACKBONE=FILE was built; a run folder knows it itself")
     inherit: tuple[Literal["neck", "head"], ...] = Field(

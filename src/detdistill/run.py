@@ -16,14 +16,14 @@ from detdistill.engine.device import open_accelerator
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
 from detdistill.errors import UserError
-from detdistill.inference import Say, evaluate, measure, predict, shares, talker
+from detdistill.inference import Say, evaluate, export, measure, predict, shares, talker
 from detdistill.models import adopt, build, find, load, place, start
 from detdistill.pairing import build_methods, check_methods, resolve, schedules
 from detdistill.recipe import ModelConfig, Recipe
 from detdistill.runfolder import Card, RunFolder, choose, is_run, main_process
 from detdistill.tables import number
 
-__all__ = ["Outcome", "build", "distill", "evaluate", "load", "predict", "train"]
+__all__ = ["Outcome", "build", "distill", "evaluate", "export", "load", "predict", "train"]
 
 FREE = {
     "train": {"device", "workers", "log_every", "log_gradients", "checkpoint_every"},
@@ -138,6 +138,9 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, read: bool, 
     """
     config = recipe.teacher
     if config.sample == 0:
+        return
+    if not teacher.info.classes:
+        say("teacher: it gives features and detects nothing, so there is no AP to measure")
         return
     if teacher.info.classes != data.classes:
         say("teacher: it knows other classes than the data, so its AP here is not measured")

@@ -11,14 +11,15 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 
 from detdistill.detectors.images import normalize, valid_mask
-
 from detdistill.detectors.queries import matching
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.queries.frames import to_relative
-from detdistill.detectors.transformers import criterion, host
+from detdistill.detectors.transformers import criterion
 from detdistill.detectors.transformers.deformable_detr import DeformableDETR, deformable_detr
+from detdistill.detectors.transformers.host import thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
+from detdistill.testing import check_detector
 from detdistill.types import Batch, Need, QuerySet, Targets
 
 CLASSES = ("disc", "square", "star")
@@ -84,9 +85,9 @@ def test_losses_boxes_and_maps_equal_the_hosts(training: bool, refine: bool):
     assert len(output.losses) == 6
 
     hosts = [*expected.auxiliary_outputs, {"logits": expected.logits, "pred_boxes": expected.pred_boxes}]
-    for index, (stage, host) in enumerate(zip(output.stages, hosts, strict=True)):
-        torch.testing.assert_close(stage.logits, host["logits"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(to_relative(stage.boxes, batch.sizes), host["pred_boxes"], rtol=0, atol=1e-5)
+    for index, (stage, theirs) in enumerate(zip(output.stages, hosts, strict=True)):
+        torch.testing.assert_close(stage.logits, theirs["logits"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(to_relative(stage.boxes, batch.sizes), theirs["pred_boxes"], rtol=0, atol=1e-5)
         torch.testing.assert_close(stage.embeddings, expected.intermediate_hidden_states[:, index], rtol=0, atol=1e-5)
     tokens = torch.cat([level.flatten(2) for level in output.pyramids["memory"].levels], 2).transpose(1, 2)
     torch.testing.assert_close(tokens, expected.encoder_last_hidden_state, rtol=0, atol=1e-5)
@@ -112,11 +113,11 @@ def test_detections_equal_the_published_post_processing():
         raw = host_forward(detector, batch, make_targets())
     published = DeformableDetrImageProcessor().post_process_object_detection(raw, threshold=0.0, target_sizes=batch.sizes, top_k=100)
     detector.detections = 60  # of 20 queries x 3 classes: all
-    for mine, host, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
-        clipped = torch.stack([host["boxes"][:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
-        torch.testing.assert_close(mine.scores, host["scores"], rtol=0, atol=1e-5)
+    for mine, theirs, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
+        clipped = torch.stack([theirs["boxes"][:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
+        torch.testing.assert_close(mine.scores, theirs["scores"], rtol=0, atol=1e-5)
         torch.testing.assert_close(mine.boxes, clipped, rtol=0, atol=1e-2)
-        assert torch.equal(mine.labels, host["labels"])
+        assert torch.equal(mine.labels, theirs["labels"])
         assert (mine.scores.diff() <= 0).all()
     detector.detections, detector.score_threshold = 5, float(mine.scores[2])
     assert len(detector.detect(batch)[1].scores) == 2
@@ -274,7 +275,7 @@ def test_a_host_with_a_backbone_of_its_own_is_served_and_thawed():
     config.auxiliary_loss = True
     model = DeformableDetrForObjectDetection(config)
     assert not any(parameter.requires_grad for parameter in model.model.backbone.parameters())
-    assert host.thaw(model.model.backbone, frozen_norms=False) == ()
+    assert thaw(model.model.backbone, frozen_norms=False) == ()
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.model.backbone.modules())
     detector = QueryDetector(DeformableDETR(model, CLASSES, (16, 32)), detections=100, score_threshold=0.0).eval()
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
@@ -355,3 +356,60 @@ def test_half_precision_keeps_boxes_in_single():
         output = detector.observe(make_batch(), make_targets())
     assert output.stages[-1].boxes.dtype == torch.float32
     assert all(value.isfinite() and value.dtype == torch.float32 for value in output.losses.values())
+
+
+def two_stage() -> QueryDetector:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        strides=(8, 16, 32),
+        channels=32,
+        queries=15,
+        encoder_layers=1,
+        decoder_layers=2,
+        two_stage=True,
+        backbone_weights="none",
+        score_threshold=0.0,
+    )
+    return stir(deformable_detr(config, "resnet18", CLASSES, dropout=0.0, encoder_ffn_dim=64, decoder_ffn_dim=64))
+
+
+def test_two_stages_say_what_the_host_says_and_learn_what_it_does():
+    detector = two_stage().eval()
+    batch, targets = make_batch(128, 128), make_targets()
+    expected, output = host_forward(detector, batch, targets), detector.observe(batch, targets, EVERYTHING)
+    torch.testing.assert_close(output.stages[-1].logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(to_relative(output.stages[-1].boxes, batch.sizes), expected.pred_boxes, rtol=0, atol=1e-5)
+    own = output.queries.own.reference / (batch.sizes.flip(-1) / 128)[:, None].repeat(1, 1, 2)
+    torch.testing.assert_close(own, expected.init_reference_points, rtol=0, atol=1e-5)
+    encoder = {name for name in output.losses if name.endswith("_encoder")}
+    assert encoder == {"classification_encoder", "box_encoder", "giou_encoder"}
+    torch.testing.assert_close(
+        sum(term for name, term in output.losses.items() if name not in encoder), expected.loss, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_proposals_of_two_stages_are_trained_which_the_host_leaves_out():
+    detector = two_stage().train()
+    host_forward(detector, make_batch(), make_targets()).loss.backward()
+    assert detector.model.model.enc_output.weight.grad is None
+    detector.zero_grad()
+    sum(detector.observe(make_batch(), make_targets()).losses.values()).backward()
+    assert [name for name, value in detector.named_parameters() if value.grad is None] == []
+
+
+def test_two_stages_read_boxes_of_others_and_make_the_rest_of_them():
+    detector = two_stage().eval()
+    output = detector.observe(make_batch(96, 128), need=EVERYTHING)
+    again = output.queries.redecode(QuerySet(reference=output.queries.own.reference))
+    torch.testing.assert_close(again[-1].logits, output.stages[-1].logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again[-1].boxes, output.stages[-1].boxes, rtol=0, atol=1e-2)
+    assert not detector.info.learned_queries
+    assert detector.info.query_parts == {"reference"}
+    few = output.queries.sample(4, torch.Generator().manual_seed(0))
+    assert output.queries.redecode(few)[-1].boxes.shape == (2, 4, 4)
+
+
+def test_it_conforms_with_its_variants():
+    for options in ({}, {"with_box_refine": True}):
+        check_detector(stir(build((8, 16, 32), **options)))
+    check_detector(two_stage())

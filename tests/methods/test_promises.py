@@ -13,6 +13,7 @@ from detdistill.types import Batch, Moment, Targets
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, looks, pair
 
+SETS = {"detrdistill": "deformable_detr", "kddetr": "deformable_detr", "clockdistill": "deformable_detr", "go_lsd": "d_fine"}
 TWO_STAGE = ("kd", "dkd", "dist", "proposal_kd", "crosskd_roi", "chen2017")
 SUMS = {"ld_edges": 2.0, "ld_valuable_edges": 2.0}  # L_ld is not divided by positives in the published code
 DRAWN = ("mgd", "crd")  # what they draw is another for another batch; tested where they are
@@ -26,7 +27,7 @@ SEEN_ONCE = {"features": 2e-2}  # deviations are unbiased: m - 1 becomes 2 m - 1
 
 @cache
 def trio(name: str) -> tuple[Detector, Detector, Method]:
-    student, teacher = pair("faster_rcnn" if name in TWO_STAGE else "gfl")
+    student, teacher = pair(SETS.get(name, "faster_rcnn" if name in TWO_STAGE else "gfl"))
     if name in TWO_STAGE:
         for stage in (student.model.rpn, student.model.roi_heads):  # type: ignore[attr-defined]
             stage.fg_bg_sampler.batch_size_per_image = 10**6  # all of them, or two batches would differ by the draw

@@ -191,7 +191,7 @@ def _pretrained(name: str) -> Mapping[str, Tensor]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"{flag}: timm has no pretrained weights of {name!r}; {remedy}")
-    if not _cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
+    if not cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
         raise UserError(f"{flag}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
@@ -200,7 +200,7 @@ def _pretrained(name: str) -> Mapping[str, Tensor]:
         raise UserError(f"{flag}: can't fetch the weights of {name!r} ({reason}); {remedy}") from None
 
 
-def _cached(repository: str | None) -> bool:
+def cached(repository: str | None) -> bool:
     files = ("model.safetensors", "pytorch_model.bin")
     return repository is not None and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 

@@ -35,7 +35,9 @@ DETECTORS: dict[str, Builder] = {
     "mask_rcnn": mask_rcnn,
     "detr": _lazy("transformers.detr", "detr", "DETR of transformers, one level."),
     "conditional_detr": _lazy("transformers.conditional_detr", "conditional_detr", "Conditional DETR of transformers, one level."),
-    "deformable_detr": _lazy("transformers.deformable_detr", "deformable_detr", "Deformable DETR of transformers, plain, with box refinement or two-stage."),
+    "deformable_detr": _lazy(
+        "transformers.deformable_detr", "deformable_detr", "Deformable DETR of transformers, plain, with box refinement or two-stage."
+    ),
     "dab_detr": _lazy("transformers.dab_detr", "dab_detr", "DAB-DETR of transformers, one level."),
     "rt_detr": _lazy("transformers.rt_detr", "rt_detr", "RT-DETR of transformers."),
     "rt_detr_v2": _lazy("transformers.rt_detr", "rt_detr_v2", "RT-DETRv2 of transformers."),

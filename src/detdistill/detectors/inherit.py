@@ -23,10 +23,26 @@ Part = Literal["neck", "head"]
 State = Mapping[str, Tensor]
 
 BELOW_THE_HEAD = ("neck.", "model.backbone.", "model.model.backbone.", "model.model.input_proj.")
+ONE_LEVEL, HYBRID = ("model.model.input_projection.",), ("model.model.encoder_input_proj.", "model.model.encoder.")
+NECKS: dict[str, tuple[str, ...]] = {  # whose neck is one piece, taken at equal strides
+    **dict.fromkeys(("detr", "conditional_detr", "dab_detr"), ONE_LEVEL),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), HYBRID),
+    "adamixer": ("model.neck.",),
+}
 FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
 PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
 PUBLISHED_EXTRA = re.compile(r"extra_blocks\.p\d")  # torchvision names its two extra levels p6 and p7, we count ours from 0
-PER_CLASS = {"cls_logits", "classifier", "class_embed", "cls_score", "bbox_pred", "mask_fcn_logits"}
+PER_CLASS = {
+    "cls_logits",
+    "classifier",
+    "class_embed",
+    "class_labels_classifier",
+    "enc_score_head",
+    "denoising_class_embed",
+    "cls_score",
+    "bbox_pred",
+    "mask_fcn_logits",
+}
 PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights"}
 ALIKE = ({"atss", "gfl"}, {"faster_rcnn", "mask_rcnn"})  # kinds whose heads share layers
 
@@ -61,8 +77,11 @@ def inherited(student: State, teacher: State, part: Part, mine: DetectorInfo, th
 def _tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
     """Place to name of a part's tensors. A neck's places tell the stride in place of the level's number."""
     names = [name for name in state if not name.endswith("num_batches_tracked")]  # a counter, which frozen norms haven't got
+    whole = NECKS.get(info.kind, ())
     if part == "head":
-        return {name: name for name in names if not name.startswith(BELOW_THE_HEAD)}
+        return {name: name for name in names if not name.startswith(BELOW_THE_HEAD + whole)}
+    if whole:
+        return {f"{info.strides}.{name}": name for name in names if name.startswith(whole)}
     found = [(name, match) for name in names if (match := FPN.fullmatch(name) or PROJECTION.fullmatch(name))]
     laterals = {match[2] for _, match in found if match[1] == "inner"}
     places = {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torchvision.models.detection as host
@@ -17,6 +18,7 @@ from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
 from detdistill.detectors.torchvision.fcos import FCOS
 from detdistill.detectors.torchvision.mask_rcnn import adapt as mask_rcnn
 from detdistill.detectors.torchvision.retinanet import RetinaNet
+from detdistill.detectors.vit import STRIDE, feature_teacher, is_vit_folder
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 
@@ -99,15 +101,28 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, LoadReport]:
-    """`torchvision:NAME` (its published weights), `torchvision:NAME=FILE`, or `HEAD:BACKBONE=FILE` (built as `model` says).
+    """`torchvision:NAME` (its published weights), `torchvision:NAME=FILE`, `hf:NAME` of the hub, `hf:FOLDER` written by transformers,
+    `HEAD:BACKBONE=FILE` (built as `model` says), or a ViT that gives features only: `timm:NAME`, `timm:NAME=FILE`, an `hf:FOLDER` with one.
 
-    classes: the run's. A file with as many columns has these; torchvision's own weights have COCO's. Raises UserError where it can't be had or doesn't fit.
+    classes: the run's. A file with as many columns has these; torchvision's own weights have COCO's, those of `hf:` the labels of their config.
+    Raises UserError where it can't be had or doesn't fit.
     """
+    if path.startswith("timm:") or (path.startswith("hf:") and is_vit_folder(Path(path.removeprefix("hf:")))):
+        features = feature_teacher(path, model.strides[0] if len(model.strides) == 1 else STRIDE)
+        return cast(Detector, features), LoadReport(path, len(features.state_dict()), (), (), ())
+    if path.startswith("hf:"):
+        from detdistill.detectors.transformers.load import load  # transformers takes seconds to import
+
+        loaded, matched = load(path.removeprefix("hf:"), classes, model)
+        return loaded, LoadReport(path, matched, (), (), ())
     name, _, file = path.partition("=")
     if name.startswith("torchvision:"):
         return _load_torchvision(name.removeprefix("torchvision:"), file, classes)
     if not file:
-        raise UserError(f"{path}: not a run folder; give one, torchvision:NAME, torchvision:NAME=FILE or HEAD:BACKBONE=FILE")
+        raise UserError(
+            f"{path}: not a run folder; give one, torchvision:NAME, torchvision:NAME=FILE, hf:NAME, hf:FOLDER, timm:NAME or "
+            "HEAD:BACKBONE=FILE"
+        )
     detector = build(model.model_copy(update={"name": name, "backbone_weights": "none"}), classes)
     state = read_state(Path(file), "weights")
     own = detector.state_dict()

@@ -3,6 +3,7 @@
 from detdistill.methods.at import AttentionTransfer
 from detdistill.methods.bckd import BCKD
 from detdistill.methods.chen2017 import Chen2017
+from detdistill.methods.clockdistill import CLoCKDistill
 from detdistill.methods.crd import CRD
 from detdistill.methods.crosskd import CrossKD
 from detdistill.methods.crosskd_roi import CrossKDRoI
@@ -28,13 +29,14 @@ from detdistill.methods.pkd import PKD
 from detdistill.methods.pkt import PKT
 from detdistill.methods.proposal_kd import ProposalKD
 from detdistill.methods.reviewkd import ReviewKD
+from detdistill.methods.token_alignment import TokenAlignment
 
 FAMILIES: dict[str, tuple[type[Method], ...]] = {
-    "the neck's features": (PKD, FitNets, AttentionTransfer, ReviewKD, CWD, MGD, FGD, FGFI, DeFeat, FRS),
+    "the neck's features": (PKD, FitNets, AttentionTransfer, ReviewKD, CWD, MGD, FGD, FGFI, DeFeat, FRS, TokenAlignment),
     "dense predictions": (CrossKD, Mimicking, LD, BCKD),
     "what RoI heads say": (KD, DKD, DIST, ProposalKD, CrossKDRoI, Chen2017),
     "features of instances": (GID, Mimic2017, PKT, CRD),
-    "set predictions": (DETRDistill, KDDETR, GOLSD),
+    "set predictions": (DETRDistill, KDDETR, GOLSD, CLoCKDistill),
 }
 """What a method reads, and the methods that do; the order is that of every list and table."""
 
@@ -60,6 +62,7 @@ __all__ = [
     "PKD",
     "PKT",
     "AttentionTransfer",
+    "CLoCKDistill",
     "Chen2017",
     "CrossKD",
     "CrossKDRoI",
@@ -71,4 +74,5 @@ __all__ = [
     "Mimicking",
     "ProposalKD",
     "ReviewKD",
+    "TokenAlignment",
 ]

@@ -1,14 +1,13 @@
 """Continuations: equal to the plain look, and open to gradients while the detector is frozen."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detdistill.testing.expect import expect, look, same, same_stage
-from detdistill.types import Batch, DetectorInfo, Predictions, Pyramid, Targets, TowerState
+from detdistill.types import Batch, DetectorInfo, Predictions, Pyramid, QuerySet, Targets, TowerState
 
 
 def towers_resume(subject: Any, batch: Batch, targets: Targets) -> None:
@@ -40,22 +39,35 @@ def _open(stage: Predictions, leaves: Sequence[Tensor], what: str) -> None:
 
 
 def queries_redecode(subject: Any, batch: Batch, targets: Targets) -> None:
-    if "queries" not in subject.info.continuations:
+    """The own queries again, whole and by the parts in `info.query_parts` alone; and as many random ones as asked for."""
+    info: DetectorInfo = subject.info
+    if "queries" not in info.continuations:
         return
     output = look(subject, batch, queries=True, predictions=True)
     queries = output.queries
     expect(queries is not None, "no queries, though they are needed")
     assert queries is not None
+    leaves = _parts(queries.own, info, "queries.own")
     subject.requires_grad_(False)
-    content = queries.own.content.clone().requires_grad_()
-    again = queries.redecode(replace(queries.own, content=content))
-    for index, (one, plain) in enumerate(zip(again, output.stages, strict=True)):
-        same_stage(one, plain, f"redecode, stage {index}")
-    _open(again[-1], [content], "redecode")
+    for own in (queries.own, QuerySet(**leaves)):
+        again = queries.redecode(own)
+        for index, (one, plain) in enumerate(zip(again, output.stages, strict=True)):
+            same_stage(one, plain, f"redecode, stage {index}")
+    _open(again[-1], list(leaves.values()), "redecode")
     drawn = [queries.sample(5, torch.Generator().manual_seed(1)) for _ in range(2)]
-    same(drawn[0].content, drawn[1].content, "queries.sample with equal generators")
+    first, second = (_parts(one, info, "queries.sample") for one in drawn)
+    for name, values in first.items():
+        same(values, second[name], f"queries.sample with equal generators, {name}")
     shape = tuple(queries.redecode(drawn[0])[-1].boxes.shape)
     expect(shape == (len(batch), 5, 4), f"five sampled queries give boxes {shape}")
+
+
+def _parts(queries: QuerySet, info: DetectorInfo, what: str) -> dict[str, Tensor]:
+    """Leaves of the parts that the decoder reads."""
+    parts = {name: getattr(queries, name) for name in sorted(info.query_parts)}
+    lacking = [name for name, values in parts.items() if values is None]
+    expect(bool(parts) and not lacking, f"{what} has no {', '.join(lacking) or 'part'}, but info.query_parts is {sorted(parts)}")
+    return {name: values.detach().clone().requires_grad_() for name, values in parts.items()}
 
 
 def proposals_classify(subject: Any, batch: Batch, targets: Targets) -> None:

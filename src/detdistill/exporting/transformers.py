@@ -1,0 +1,54 @@
+"""A folder that transformers loads without this package: whole, compared with the detector, or not there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detdistill.detectors.protocol import Detector
+from detdistill.detectors.transformers.plain import host_of, verify, write
+from detdistill.errors import UserError
+from detdistill.runfolder import is_run
+
+
+def export(detector: Detector, out: Path, image_size: tuple[int, int], *, overwrite: bool = False) -> None:
+    """The detector, on the CPU, into the folder `out`; its files are replaced there under `overwrite`, others stay.
+
+    image_size: (height, width) that images were fitted into. Raises UserError where transformers can't have it, and then nothing is written.
+    """
+    host_of(detector)
+    _check(out, overwrite)
+    with _arriving(out) as folder:
+        write(detector, folder, image_size)
+        verify(detector, folder, image_size)
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: it is a file; name a folder")
+    if is_run(out) or (out / "recipe.yaml").exists():
+        raise UserError(f"--out {out}: is a run folder, whose weights have the same name; name another folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"--out {out} is not empty; replace what is written there by --overwrite, or name another folder")
+
+
+@contextmanager
+def _arriving(out: Path) -> Iterator[Path]:
+    """A folder to write to. On success its files are flushed to the disk and become those of `out`; on an exception it is removed."""
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    temporary = above / f".{out.name}.{os.getpid()}"
+    try:
+        try:
+            temporary.mkdir()
+        except OSError as error:
+            raise UserError(f"--out {out}: can't be made ({error.strerror})") from None
+        yield temporary
+        out.mkdir(parents=True, exist_ok=True)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):  # which says that all is there: last
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.chmod(0o644)  # safetensors makes files that nobody else can read
+            os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

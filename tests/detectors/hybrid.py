@@ -1,0 +1,99 @@
+"""RT-DETR, RT-DETRv2 and D-FINE at their smallest, and transformers' own forward to hold them against."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from detdistill.detectors.images import normalize
+from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.queries.frames import canvas_of
+from detdistill.detectors.transformers.d_fine import d_fine
+from detdistill.detectors.transformers.rt_detr import rt_detr, rt_detr_v2
+from detdistill.recipe import ModelConfig
+from detdistill.types import Batch, Need, Targets
+
+CLASSES = ("disc", "square", "star")
+EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, queries=True)
+BUILDERS = {"rt_detr": rt_detr, "rt_detr_v2": rt_detr_v2, "d_fine": d_fine}
+SMALL = {
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "decoder_layers": 3,
+    "num_denoising": 6,
+}
+NAMES = {"classification": "loss_vfl", "box": "loss_bbox", "giou": "loss_giou"}
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def build(
+    kind: str,
+    strides: tuple[int, ...] = (8, 16, 32),
+    backbone: str = "mobilenetv2_035",
+    weights: str = "none",
+    queries: int = 12,
+    channels: int = 32,
+    **host: object,
+) -> QueryDetector:
+    torch.manual_seed(0)
+    config = ModelConfig(strides=strides, channels=channels, queries=queries, backbone_weights=weights, score_threshold=0.0)
+    return BUILDERS[kind](config, backbone, CLASSES, **SMALL | host)
+
+
+def stir(detector: QueryDetector, scale: float = 0.2) -> QueryDetector:
+    """Heads that tell queries, classes and stages apart."""
+    host = detector.model.model
+    with torch.no_grad():
+        heads = [host.enc_score_head, host.enc_bbox_head, host.decoder.class_embed, host.decoder.bbox_embed]
+        heads += [host.decoder.pre_bbox_head, host.decoder.lqe_layers] if detector.info.kind == "d_fine" else []
+        for weight in nn.ModuleList(heads).parameters():
+            weight.add_(torch.randn_like(weight) * scale)
+    return detector
+
+
+def make_batch(height: int = 64, width: int = 96) -> Batch:
+    """Two images, 64 x 96 and 48 x 64, zero-padded to (height, width)."""
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images[0, :, :64, :96], images[1, :, :48, :64] = drawn[0], drawn[1, :, :48, :64]
+    sizes = torch.tensor([[64, 96], [48, 64]])
+    return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
+
+
+def make_targets(empty: bool = False) -> Targets:
+    if empty:
+        return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
+    return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
+
+
+def frame_of(batch: Batch) -> torch.Tensor:
+    return canvas_of(batch.sizes, *batch.images.shape[-2:])
+
+
+def host_forward(detector: QueryDetector, batch: Batch, targets: Targets | None = None, seed: int = 7) -> SimpleNamespace:
+    """transformers' own forward, its labels relative to the padded batch, its noise drawn from this seed."""
+    height, width = batch.images.shape[-2:]
+    labels = None
+    if targets is not None:
+        pairs = zip(targets.boxes, targets.labels, strict=True)
+        side = torch.tensor([width, height, width, height])
+        labels = [{"class_labels": c, "boxes": torch.cat([b[:, :2] + b[:, 2:], 2 * (b[:, 2:] - b[:, :2])], 1) / 2 / side} for b, c in pairs]
+    torch.manual_seed(seed)
+    return detector.model(normalize(batch, mean=(0, 0, 0), std=(1, 1, 1)), labels=labels)
+
+
+def observe(detector: QueryDetector, batch: Batch, targets: Targets | None = None, need: Need = EVERYTHING, seed: int = 7):
+    torch.manual_seed(seed)
+    return detector.observe(batch, targets, need)
+
+
+def same_gradients(detector: QueryDetector, batch: Batch, targets: Targets) -> None:
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
+    got = torch.autograd.grad(sum(observe(detector, batch, targets).losses.values()), parameters)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for ours, theirs in zip(got, expected, strict=True):  # a bias ahead of a batch norm is indifferent: its gradient is rounding
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()) + 1e-6 * largest)

@@ -1,0 +1,183 @@
+"""D-FINE's distances, its stages in evaluation mode and its losses, against transformers' own; what it shares with RT-DETR is in test_hybrid."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.loss.loss_d_fine import DFineLoss
+
+from detdistill.detectors.queries.frames import to_relative
+from detdistill.detectors.transformers.criterion import host_labels
+from detdistill.detectors.transformers.d_fine import DFINE, Refined
+from detdistill.errors import UserError
+from detdistill.types import Need, Predictions, QuerySet
+from tests.detectors.hybrid import (
+    CLASSES,
+    CLOSE,
+    build,
+    frame_of,
+    host_forward,
+    make_batch,
+    make_targets,
+    observe,
+    same_gradients,
+    stir,
+)
+
+TERMS = {"classification": "loss_vfl", "box": "loss_bbox", "giou": "loss_giou", "fgl": "loss_fgl", "ddf": "loss_ddf"}
+
+
+def plain(stage: Refined) -> Predictions:
+    return Predictions(**{item.name: getattr(stage, item.name) for item in fields(Predictions)})
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("denoising", [0, 6])
+def test_training_losses_equal_the_hosts(layers: int, denoising: int):
+    detector, batch, targets = stir(build("d_fine", decoder_layers=layers, num_denoising=denoising)).train(), make_batch(), make_targets()
+    expected, output = host_forward(detector, batch, targets), observe(detector, batch, targets)
+    torch.testing.assert_close(sum(output.losses.values()), expected.loss, **CLOSE)
+    parts = {"": "", "_encoder": f"_aux_{layers - 1}", "_pre": "_aux_0", "_denoising_pre": "_dn_0"}
+    parts |= {f"_{i}": f"_aux_{i + 1}" for i in range(layers - 2)} | {f"_denoising_{i}": f"_dn_{i + 1}" for i in range(layers - 1)}
+    theirs = {
+        mine + part: expected.loss_dict[host + parts[part]]
+        for mine, host in TERMS.items()
+        for part in parts
+        if host + parts[part] in expected.loss_dict
+    }
+    assert output.losses.keys() == theirs.keys() and len(theirs) == len(expected.loss_dict)
+    for name, value in output.losses.items():
+        torch.testing.assert_close(value, theirs[name], **CLOSE)
+
+
+def test_training_gradients_equal_the_hosts():
+    same_gradients(stir(build("d_fine")).train(), make_batch(), make_targets())
+
+
+def test_training_stages_equal_the_hosts():
+    """One a layer; the host's boxes and logits begin with those of its initial box head."""
+    detector, batch, targets = stir(build("d_fine")).train(), make_batch(), make_targets()
+    expected, output = host_forward(detector, batch, targets), observe(detector, batch, targets)
+    noisy = expected.logits.shape[1] - 12
+    assert noisy == 12 and expected.intermediate_logits.shape[1] == 4 and len(output.stages) == 3
+    for index, stage in enumerate(output.stages):
+        torch.testing.assert_close(stage.logits, expected.intermediate_logits[:, index + 1, noisy:], **CLOSE)
+        boxes = to_relative(stage.boxes, frame_of(batch))
+        torch.testing.assert_close(boxes, expected.intermediate_reference_points[:, index + 1, noisy:], **CLOSE)
+        torch.testing.assert_close(stage.edges.flatten(2), expected.intermediate_predicted_corners[:, index, noisy:], **CLOSE)
+        torch.testing.assert_close(stage.initial, expected.initial_reference_points[:, index, noisy:], **CLOSE)
+        torch.testing.assert_close(stage.embeddings, expected.intermediate_hidden_states[index][:, noisy:], **CLOSE)
+
+
+def test_every_layer_answers_in_evaluation_mode():
+    """The host's decoder does so in training mode alone, which changes nothing else in it."""
+    detector, batch = stir(build("d_fine")).eval(), make_batch(96, 128)
+    with torch.no_grad():
+        output, last = observe(detector, batch), host_forward(detector, batch)
+        detector.model.model.decoder.training = True
+        expected = host_forward(detector, batch)
+    assert last.intermediate_logits.shape[1] == 1
+    for index, stage in enumerate(output.stages):
+        torch.testing.assert_close(stage.logits, expected.intermediate_logits[:, index + 1], **CLOSE)
+        boxes = to_relative(stage.boxes, frame_of(batch))
+        torch.testing.assert_close(boxes, expected.intermediate_reference_points[:, index + 1], **CLOSE)
+
+
+def test_edges_are_left_top_right_bottom_from_the_initial_box():
+    detector, batch = stir(build("d_fine")).eval(), make_batch()
+    assert (detector.info.edge_bins, detector.info.edge_code) == (33, (0.5, 4.0))
+    stage = observe(detector, batch).stages[1]
+    assert stage.edges.shape == (2, 12, 4, 33)
+    step = 3 ** (2 / 30)  # bins of arXiv:2410.13842, equation 3, with up 0.5 and reg_scale 4
+    inner = [step**i - 1 for i in range(1, 16)]
+    bins = torch.tensor([-4.0, *(-value for value in reversed(inner)), 0.0, *inner, 4.0])
+    assert len(bins) == 33
+    left, top, right, bottom = (stage.edges.softmax(-1) @ bins).unbind(-1)
+    x, y, width, height = stage.initial.unbind(-1)
+    sides = [x - (2 + left) * width / 4, y - (2 + top) * height / 4, x + (2 + right) * width / 4, y + (2 + bottom) * height / 4]
+    boxes = torch.stack(sides, -1) * torch.tensor([96.0, 64, 96, 64])
+    torch.testing.assert_close(stage.boxes, boxes, rtol=0, atol=1e-3)
+
+
+def paper_terms(detector, batch, targets) -> dict[str, Tensor]:
+    """The host's own losses of its own training outputs, each layer's distances with its own scores and boxes, and the last layer's too."""
+    output = host_forward(detector, batch, targets)
+    split = output.denoising_meta_values["dn_num_split"][0]
+    labels, groups = host_labels(targets, frame_of(batch)), output.denoising_meta_values["dn_num_group"]
+    loss, terms = DFineLoss(detector.model.config), {}
+    noisy = loss.get_cdn_matched_indices(output.denoising_meta_values, labels)
+    for part, rows in (("", slice(split, None)), ("_denoising", slice(0, split))):
+        logits, boxes = output.intermediate_logits[:, :, rows], output.intermediate_reference_points[:, :, rows].clamp(0, 1)
+        corners, initial = output.intermediate_predicted_corners[:, :, rows], output.initial_reference_points[:, :, rows]
+        for index in range(4):
+            views = {"logits": logits[:, index], "pred_boxes": boxes[:, index]}
+            if index:
+                views |= {"pred_corners": corners[:, index - 1], "ref_points": initial[:, index - 1]}
+                views |= {"teacher_corners": corners[:, -1], "teacher_logits": logits[:, -1]}
+            pairs, count = (noisy, 3 * groups) if part else (loss.matcher(views, labels), 3)
+            name = "_pre" if index == 0 else "" if index == 3 and not part else f"_{index - 1}"
+            for kind in loss.losses:
+                found = loss.get_loss(kind, views, labels, pairs, count)
+                terms |= {key + part + name: loss.weight_dict[key] * value for key, value in found.items()}
+    return terms
+
+
+def test_the_papers_pairing_trains_each_layer_by_its_own_distances():
+    detector, batch, targets = stir(build("d_fine")).train(), make_batch(), make_targets()
+    detector.family = DFINE(detector.model, CLASSES, (8, 16, 32), pairing="paper")
+    expected, output = paper_terms(detector, batch, targets), observe(detector, batch, targets)
+    for term, host in TERMS.items():
+        for part in ("", "_pre", "_0", "_1", "_denoising_pre", "_denoising_0", "_denoising_1", "_denoising_2"):
+            assert (term + part in output.losses) == (host + part in expected), term + part
+            if host + part in expected:
+                torch.testing.assert_close(output.losses[term + part], expected[host + part], **CLOSE)
+    assert len(output.losses) == len(expected) + 3  # and the encoder's
+    own = output.queries.criterion(output.stages, targets)
+    for name, value in own.items():  # the criterion is the same thing
+        torch.testing.assert_close(output.losses[name], value, **CLOSE)
+    assert len(own) == 5 * 3
+
+
+@pytest.mark.parametrize("pairing", ["host", "paper"])
+def test_what_each_pairing_leaves_out(pairing: str):
+    """Without noise the host trains the scores of the last layer but one not at all."""
+    detector = stir(build("d_fine", num_denoising=0)).train()
+    detector.family = DFINE(detector.model, CLASSES, (8, 16, 32), pairing=pairing)
+    sum(observe(detector, make_batch(), make_targets()).losses.values()).backward()
+    idle = [name for name, value in detector.named_parameters() if value.requires_grad and value.grad is None]
+    heads = ("model.model.decoder.class_embed.1.", "model.model.decoder.lqe_layers.1.")
+    assert bool(idle) == (pairing == "host")
+    assert all(name.startswith(heads) for name in idle)
+
+
+def test_the_criterion_reads_redecoded_stages():
+    detector, batch, targets = stir(build("d_fine")).train(), make_batch(), make_targets()
+    queries = observe(detector, batch, need=Need(queries=True)).queries
+    given = QuerySet(torch.randn(2, 20, 32), reference=torch.rand(2, 20, 4) * 0.4 + 0.3)
+    stages = queries.redecode(given)
+    stages = [replace(stage, assignment=own) for stage, own in zip(stages, queries.match(stages, targets), strict=True)]
+    terms = queries.criterion(stages, targets)
+    assert terms.keys() == {name + part for name in TERMS for part in ("_0", "_1", "")}
+    assert terms["ddf"].item() == 0 < terms["ddf_0"].item()  # the last layer teaches
+    (terms["fgl"] + terms["ddf_0"]).backward()
+    assert detector.model.model.decoder.bbox_embed[0].layers[-1].weight.grad.abs().sum() > 0
+    less = queries.criterion([plain(stage) for stage in stages], targets)  # that don't know their initial boxes
+    assert less.keys() == {name + part for name in ("classification", "box", "giou") for part in ("_0", "_1", "")}
+    for name, value in less.items():
+        torch.testing.assert_close(value, terms[name])
+
+
+def test_boxes_turned_inside_out_are_trained_as_the_host_does():
+    detector, batch, targets = stir(build("d_fine"), scale=1.5).train(), make_batch(), make_targets()
+    output = observe(detector, batch, targets)
+    sides = torch.stack([stage.boxes[..., 2:] - stage.boxes[..., :2] for stage in output.stages])
+    assert (sides < 0).any()
+    torch.testing.assert_close(sum(output.losses.values()), host_forward(detector, batch, targets).loss, **CLOSE)
+
+
+def test_a_model_that_answers_before_its_last_layer_is_refused():
+    model = build("d_fine").model
+    model.config.eval_idx = 1
+    with pytest.raises(UserError, match="eval_idx 1 is not served"):
+        DFINE(model, CLASSES, (8, 16, 32))

@@ -1,0 +1,61 @@
+"""The bench of matching measures two ways to the same pairs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detdistill.losses import query_costs
+
+FOLDER = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def matching(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import matching  # type: ignore[import-not-found]
+
+    return matching
+
+
+def test_both_sides_find_the_same_and_are_timed(
+    matching: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    file = tmp_path / "matching.json"
+    monkeypatch.setattr("sys.argv", ["matching.py", "--quick", "--device", "cpu", "--json", str(file)])
+    assert matching.main() == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads(file.read_text())
+    for name, parts in (("queries", {"cost", "solve", "total"}), ("targets", {"total"})):
+        piece = result[name]
+        assert piece["same_pairs"] == 1
+        for side in ("batched", "one_by_one"):
+            assert set(piece[side]) == {f"{part}_ms" for part in parts} and all(value > 0 for value in piece[side].values())
+        assert set(piece["ratio"]) == parts and all(value > 0 for value in piece["ratio"].values())
+    assert (result["environment"]["queries"], result["environment"]["repeats"]) == (40, 2)
+
+
+def test_the_pairs_are_one_to_one_and_mostly_the_drawn_ones(matching: Any):
+    scenery = matching.Scenery(matching.QUICK)
+    _, pairs = matching.batched_queries(scenery, torch.device("cpu"))
+    assert torch.equal(pairs.sort(-1).values, torch.arange(40).expand(2, 2, 40))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))  # the first that the scenery draws
+    assert (pairs == order).double().mean() > 0.5  # noise moves some
+    _, matched = matching.batched_targets(scenery, torch.device("cpu"))
+    assert ((matched >= 0).sum(-1) == 5).all()
+
+
+def test_a_cost_by_itself_is_its_place_in_all(matching: Any):
+    scenery = matching.Scenery(matching.QUICK)
+    every = scenery.costs()
+    assert every.shape == (2, 2, 40, 40)
+    torch.testing.assert_close(scenery.costs(1, 0), every[1, 0])
+    expected = query_costs(scenery.logits, scenery.teacher_logits.sigmoid(), scenery.boxes, scenery.teacher_boxes)
+    assert torch.equal(every, expected)
+
+
+def test_a_summary_by_hand(matching: Any):
+    rounds = [({"total": 2.0}, {"total": 6.0}), ({"total": 4.0}, {"total": 4.0}), ({"total": 1.0}, {"total": 9.0})]
+    assert matching.summary(rounds) == {"batched": {"total_ms": 2.0}, "one_by_one": {"total_ms": 6.0}, "ratio": {"total": 3.0}}
