@@ -39,6 +39,13 @@ UNLIKE = {  # student, teacher: methods
     ("retinanet:mobilenetv2_100", "retinanet:resnet50"): ("pkd", "crosskd", "cwd"),
     ("fcos:mobilenetv2_100", "gfl:convnext_atto"): ("pkd", "crosskd", "mimicking"),
     ("retinanet:resnet18", "fcos:regnety_002"): ("pkd", "crosskd", "fgfi"),
+    ("deformable_detr:mobilenetv2_100", "gfl:resnet18"): ("pkd", "reviewkd", "mgd", "fgd", "cwd", "fgfi", "token_alignment"),
+    ("gfl:mobilenetv2_100", "rt_detr:resnet18"): ("pkd", "reviewkd", "mgd", "fgd", "cwd", "fgfi"),
+    ("rt_detr:mobilenetv2_100", "faster_rcnn:resnet18"): ("pkd", "fgfi", "token_alignment"),
+    ("detr:mobilenetv2_100", "fcos:resnet18"): ("pkd", "fgd"),
+    ("conditional_detr:mobilenetv2_100", "deformable_detr:resnet18"): ("detrdistill", "kddetr"),
+    ("deformable_detr:mobilenetv2_100", "detr:resnet18"): ("detrdistill", "kddetr", "clockdistill"),
+    ("rt_detr:mobilenetv2_100", "d_fine:resnet18"): ("kddetr", "clockdistill"),
 }
 LESSONS, LESSON_LR = 20, 1e-3  # steps and rate of what both learn of the batch before
 

@@ -25,7 +25,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detdistill.detectors.build import DETECTORS, build
+from detdistill.detectors.build import DETECTORS, SETS, build
+from detdistill.detectors.build import STRIDES as PUBLISHED
 from detdistill.detectors.protocol import Detector
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.optim import build_optimizer, set_learning_rate
@@ -36,8 +37,9 @@ from detdistill.testing import scene
 from detdistill.types import DetectorOutput, Need, TowerState
 
 CLASSES = tuple("abcdef")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64), "deformable_detr": (8, 16, 32, 64)}
+STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
 DENSE = ("gfl", "retinanet", "fcos", "atss")
+LEARNED = tuple(head for head in SETS if head not in ("rt_detr", "rt_detr_v2", "d_fine"))  # queries that can be handed over
 TARGETS = {"pkd": 1.05}  # of the ratio
 
 
@@ -68,9 +70,10 @@ FULL = Setting(image_size=320, batch_size=8, channels=128, tower_depth=4, levels
 
 
 def cases(heads: Sequence[str], methods: Sequence[str], student: str, teacher: str) -> list[Case]:
-    """Every head with every method that takes it; the set-based ones take feature methods alone."""
+    """Every head with every method that takes it; DETRDistill those with learned queries."""
     listed = [(head, tuple(method.split(","))) for head in heads for method in methods]
-    return [Case(f"{head}:{student}", f"{head}:{teacher}", names) for head, names in listed if head in DENSE or names == ("pkd",)]
+    serves = {("pkd",): tuple(DETECTORS), ("detrdistill",): LEARNED}
+    return [Case(f"{head}:{student}", f"{head}:{teacher}", names) for head, names in listed if head in serves.get(names, DENSE)]
 
 
 class Bench:

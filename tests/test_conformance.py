@@ -79,6 +79,24 @@ def test_other_families_teach_by_features_and_by_their_own_head_together(head: s
     check_pair(student, teacher, methods, EXAMPLE, steps=STEPS)
 
 
+@pytest.mark.parametrize(
+    ("head", "teacher_head"),
+    [("deformable_detr", "gfl"), ("gfl", "rt_detr"), ("detr", "fcos"), ("adamixer", "faster_rcnn"), ("mask_rcnn", "d_fine")],
+)
+def test_set_predictors_and_the_others_teach_each_other_by_features(head: str, teacher_head: str):
+    student, teacher = tiny(head, channels=64), begun(teacher_head)  # other widths: connectors
+    methods = built({"pkd": {"least_positions": 4}, "mgd": {}, "token_alignment": {}}, student.info, teacher.info)
+    check_pair(student, teacher, methods[1:], EXAMPLE, steps=STEPS)
+    check_pair(student, teacher, methods[:1], EXAMPLE, steps=STEPS)
+
+
+def test_queries_of_other_families_teach_where_their_parts_fit():
+    student, teacher = tiny("conditional_detr"), begun("deformable_detr")
+    check_pair(student, teacher, built({"detrdistill": {}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
+    with pytest.raises(UserError, match="reads the content of queries, which a conditional_detr teacher hasn't got"):
+        built({"detrdistill": {}}, teacher.info, student.info)
+
+
 def test_a_method_that_can_not_fall_is_told():
     student, teacher = tiny("gfl"), begun("gfl")
     with pytest.raises(AssertionError, match="total did not fall in 0 steps"):

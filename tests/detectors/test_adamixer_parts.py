@@ -247,7 +247,7 @@ def test_terms_by_hand(monkeypatch: pytest.MonkeyPatch):
     logits = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [2.0, 2.0]])
     targets = Targets((torch.tensor([[0.0, 0, 10, 10], [20, 10, 60, 30]]),), (torch.tensor([0, 1]),))
     frame = torch.tensor([[50, 100]])
-    stage = stage_of(boxes, logits, [1, -1, -1], [True, True, False])  # the third is left out
+    stage = stage_of(boxes, logits, [1, -1, 0], [True, True, False])  # the third is left out, matched as it is
 
     def focal(logit: float, wanted: bool) -> float:
         p = 1 / (1 + math.exp(-logit))

@@ -30,7 +30,13 @@ def config_of(kind: str, **more: Any) -> Any:
     """A tiny host of that model type."""
     one = {"backbone_config": RESNET | {"out_features": ["stage4"]}, "use_timm_backbone": False, **LAYERS, **HEADS}
     several = {"backbone_config": RESNET | {"out_features": ["stage2", "stage3", "stage4"]}, **LAYERS}
-    real = {"encoder_in_channels": [8, 16, 16], "feat_strides": [8, 16, 32], "encoder_hidden_dim": 16, "num_denoising": 4}
+    real = {
+        "encoder_in_channels": [8, 16, 16],
+        "decoder_in_channels": [16, 16, 16],
+        "feat_strides": [8, 16, 32],
+        "encoder_hidden_dim": 16,
+        "num_denoising": 4,
+    }
     real |= {"hidden_expansion": 0.5, "d_model": 16, **several, **HEADS}
     if kind in ("detr", "conditional_detr"):
         return getattr(transformers, {"detr": "DetrConfig"}.get(kind, "ConditionalDetrConfig"))(**{"d_model": 16, **one, **more})
@@ -250,7 +256,7 @@ def test_it_teaches_is_measured_and_predicts(tmp_path: Path, capsys: pytest.Capt
         "--model",
         model,
         "--image-size",
-        "64",
+        "128",
         "--device",
         "cpu",
         "--out",
@@ -259,4 +265,4 @@ def test_it_teaches_is_measured_and_predicts(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(typed) == 0
     assert json.loads((tmp_path / "drawn/predictions.json").read_text())
     assert cli.main(["train", "--model", model, *common]) == 2
-    assert "can teach, be evaluated and predict" in capsys.readouterr().err
+    assert "is trained already, and can teach" in capsys.readouterr().err
