@@ -25,7 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detdistill.detectors.build import DETECTORS, SETS, build
+from detdistill.detectors.build import DETECTORS, LEARNED, build
 from detdistill.detectors.build import STRIDES as PUBLISHED
 from detdistill.detectors.protocol import Detector
 from detdistill.engine.distillation import Distillation
@@ -39,7 +39,6 @@ from detdistill.types import DetectorOutput, Need, TowerState
 CLASSES = tuple("abcdef")
 STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
 DENSE = ("gfl", "retinanet", "fcos", "atss")
-LEARNED = tuple(head for head in SETS if head not in ("rt_detr", "rt_detr_v2", "d_fine"))  # queries that can be handed over
 TARGETS = {"pkd": 1.05}  # of the ratio
 
 

@@ -105,7 +105,7 @@ def test_every_common_flag_of_the_surface_is_there(capsys: pytest.CaptureFixture
         ("evaluate --model nowhere --data shapes:8", ["nowhere", "run folder"]),
         ("evaluate --model x", ["--data"]),
         ("predict --model x --out y", ["no picture"]),
-        ("train --model hf:nobody/detr --data shapes:8", ["hf:nobody/detr", "teach, be evaluated and predict", "HEAD:BACKBONE"]),
+        ("train --model hf:nobody/detr --data shapes:8", ["hf:nobody/detr", "is trained already, and can teach", "HEAD:BACKBONE"]),
         ("evaluate --model hf:./nowhere --data shapes:8", ["hf:./nowhere", "no such folder"]),
         ("export --model nowhere --out y", ["nowhere", "not a run folder"]),
         ("export --model nowhere --out y --format onnx", ["onnx", "transformers"]),
@@ -315,7 +315,8 @@ def test_a_list_in_a_pipe_is_a_row_a_line(capsys: pytest.CaptureFixture) -> None
     assert cli.main(["list", "methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(METHODS)]] == list(METHODS)
-    assert {heads_in_words(heads) for heads in served().values()} == {"all", "dense", "RoI", "dense, RoI", "gfl"}
+    expected = {"all", "dense", "RoI", "dense, RoI", "gfl", "d_fine", "queries", "learned queries", "queries but adamixer"}
+    assert {heads_in_words(heads) for heads in served().values()} == expected
 
 
 def test_one_method_is_told_whole(capsys: pytest.CaptureFixture) -> None:

@@ -23,17 +23,25 @@ def listing(what: str, name: str | None, console: Console) -> None:
 
 def groups() -> dict[str, tuple[str, ...]]:
     """Heads in a word."""
-    from detdistill.detectors.build import DENSE, DETECTORS
+    from detdistill.detectors.build import DENSE, DETECTORS, SETS
 
-    stages = ("faster_rcnn", "mask_rcnn")
-    return {"dense": DENSE, "RoI": stages, "query": tuple(head for head in DETECTORS if head not in (*DENSE, *stages))}
+    return {"dense": DENSE, "RoI": tuple(head for head in DETECTORS if head not in (*DENSE, *SETS)), "queries": SETS}
 
 
 def heads_in_words(heads: Collection[str]) -> str:
-    """`all`, `dense, RoI`, or the names of those that aren't a whole group."""
-    words = [word for word, group in groups().items() if set(group) <= set(heads)]
-    left = [head for head in heads if not any(head in groups()[word] for word in words)]
-    return "all" if len(words) == len(groups()) else ", ".join([*words, *left])
+    """`all`, `dense, RoI`, `learned queries`, `queries but adamixer` where most of a group are meant, and the names of those of whom few are."""
+    from detdistill.detectors.build import LEARNED
+
+    parts = []
+    for word, group in groups().items():
+        meant, others = [head for head in group if head in heads], [head for head in group if head not in heads]
+        if set(meant) == set(LEARNED):
+            parts.append("learned queries")
+        elif 2 * len(meant) > len(group):
+            parts.append(word + (f" but {', '.join(others)}" if others else ""))
+        else:
+            parts += meant
+    return "all" if parts == list(groups()) else ", ".join(parts)
 
 
 def _detectors(console: Console) -> None:

@@ -47,6 +47,7 @@ DETECTORS: dict[str, Builder] = {
 
 DENSE = ("retinanet", "fcos", "atss", "gfl")  # heads with towers
 SETS = tuple(DETECTORS)[6:]  # heads with queries
+LEARNED = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "adamixer")  # those that are parameters, not drawn from the image
 STRIDES: dict[str, tuple[int, ...]] = {
     "detr": (32,),
     "conditional_detr": (32,),

@@ -42,7 +42,7 @@ class TokenAlignment(Method):
 
     name = "token_alignment"
     paper = "arXiv:2510.25257"
-    reads = "one level of the student's neck or memory; of the teacher, a detector or a ViT, the same"
+    reads = "one level of neck features or memory"
     learns = "a 1x1 convolution"
     Config = TokenAlignmentConfig
 
