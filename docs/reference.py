@@ -58,7 +58,15 @@ def write() -> str:
     heads = ((f"`{head}:BACKBONE`", _first(build)) for head, build in DETECTORS.items())
     lines += [DETECTORS_HEAD, *_table(("to train", "what it is"), heads)]
     names = ", ".join(f"`torchvision:{name}`" for name in TORCHVISION)
-    return "\n".join([*lines, "", f"To teach, to be evaluated and to predict, with COCO weights of torchvision or a file: {names}.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"To teach, to be evaluated and to predict, with COCO weights of torchvision or a file: {names}; and detectors of transformers, `hf:NAME` from the "
+            "hub or `hf:FOLDER`. To teach by features alone: `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER` of a ViT.",
+            "",
+        ]
+    )
 
 
 def _fields(part: str) -> Iterator[str]:

@@ -41,7 +41,8 @@ def shared_out() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     share, refused = [], []
     for number, method in enumerate(METHODS):
         heads = [head for head, info in infos.items() if serves(method, info)]
-        share.append((method, heads[number % len(heads)]))
+        turns = [head for head in heads if head not in SETS] or [head for head in heads if head in ("deformable_detr", "d_fine")]
+        share.append((method, turns[number % len(turns)]))
         refused += [(method, head) for head in DETECTORS if head not in heads]
     return share, refused
 

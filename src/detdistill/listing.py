@@ -50,7 +50,9 @@ def _detectors(console: Console) -> None:
 
     blocks = {
         "to train": [[f"{name}:BACKBONE", _first_line(builder)] for name, builder in DETECTORS.items()],
-        "to teach, evaluate and predict": [[f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION],
+        "to teach, evaluate and predict": [[f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION]
+        + [["hf:NAME, hf:FOLDER", "a DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2 or D-FINE of transformers"]],
+        "to teach by features": [["timm:NAME, timm:NAME=FILE, hf:FOLDER", "a frozen ViT"]],
     }
     families(console, ["detector", "what it is"], blocks)
     console.print(

@@ -26,7 +26,7 @@ def cost(
     """
     batch = _noise(image_size).to(device)
     with evaluating(detector), torch.no_grad():
-        with _whole_attention(), _frozen(cast(nn.Module, detector)), FlopCounterMode(display=False) as counter:
+        with _whole_attention(), FlopCounterMode(display=False) as counter:
             detector.detect(batch)
         latency = _latency(detector, batch, runs, seconds)
     params = sum(parameter.numel() for parameter in cast(nn.Module, detector).parameters())
@@ -52,19 +52,6 @@ def _whole_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: a view of one, such as queries spread over a batch, does so under no_grad too, without a graph, at which
-    the counter of operations stops."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 def _latency(detector: Detector, batch: Batch, runs: int, seconds: float) -> float:

@@ -12,12 +12,19 @@ from torch import Tensor
 from detdistill.geometry import extents, to_pixels, to_relative
 from detdistill.types import Detections, Predictions
 
-__all__ = ["canvas_of", "extents", "to_pixels", "to_relative", "top_detections"]
+__all__ = ["canvas_of", "extents", "spread", "to_pixels", "to_relative", "top_detections"]
 
 
 def canvas_of(sizes: Tensor, height: int, width: int) -> Tensor:
     """(B, 2): the padded batch as the frame of every image."""
     return sizes.new_tensor([height, width]).expand(len(sizes), 2)
+
+
+def spread(embeddings: Tensor, count: int) -> Tensor:
+    """Learned queries (Q, D) for each of `count` images (count, Q, D). Where no graph is recorded, without the wish for a gradient: a view of a
+    parameter keeps it under no_grad too, and torch's counter of operations stops at a tensor that has the wish and no graph."""
+    learned = embeddings if torch.is_grad_enabled() else embeddings.detach()
+    return learned.expand(count, -1, -1)
 
 
 def top_detections(stage: Predictions, sizes: Tensor, count: int, threshold: float) -> tuple[Detections, ...]:

@@ -16,7 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.conditional_detr.modeling_conditional_detr import encode_sinusoidal_position_embedding, inverse_sigmoid
 
 from detdistill.detectors.queries.detector import Features, QueryDetector
-from detdistill.detectors.queries.frames import to_pixels
+from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion
@@ -59,7 +59,7 @@ class ConditionalDETR:
 
     def queries(self, memory: Memory) -> QuerySet:
         """The embeddings, the same for every image."""
-        return QuerySet(position=self.model.model.query_position_embeddings.weight.expand(len(memory.tokens), -1, -1))
+        return QuerySet(position=spread(self.model.model.query_position_embeddings.weight, len(memory.tokens)))
 
     def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
         """Standard normal, as the published embeddings are at first."""

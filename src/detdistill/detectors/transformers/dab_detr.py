@@ -14,7 +14,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.models.dab_detr.modeling_dab_detr import inverse_sigmoid
 
 from detdistill.detectors.queries.detector import Features, QueryDetector
-from detdistill.detectors.queries.frames import to_pixels
+from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion
@@ -59,7 +59,7 @@ class DABDETR:
 
     def queries(self, memory: Memory) -> QuerySet:
         """The reference boxes, the same shares of every image's valid area."""
-        return self._placed(self.model.model.query_refpoint_embeddings.weight.expand(len(memory.tokens), -1, -1), memory)
+        return self._placed(spread(self.model.model.query_refpoint_embeddings.weight, len(memory.tokens)), memory)
 
     def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
         """Boxes about the middle of the image and half its sides, as the published ones are at first: sigmoids of standard normals."""

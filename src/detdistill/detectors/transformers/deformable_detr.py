@@ -22,7 +22,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import inverse
 from detdistill.detectors.backbone import check_strides
 from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.queries.detector import Features, QueryDetector
-from detdistill.detectors.queries.frames import to_pixels
+from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.criterion import StageCriterion
 from detdistill.detectors.transformers.host import NATIVE, native_config, thaw, timm_config
@@ -172,7 +172,7 @@ class DeformableDETR:
 
     def _embedded(self, embeddings: Tensor, memory: Memory) -> QuerySet:
         """Embeddings (Q, 2 D), position then content, for every image."""
-        position, content = embeddings.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)
+        position, content = spread(embeddings, len(memory.tokens)).chunk(2, dim=-1)
         return self._filled(QuerySet(content, position), memory)
 
     def _filled(self, queries: QuerySet, memory: Memory) -> QuerySet:
