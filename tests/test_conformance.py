@@ -20,13 +20,15 @@ from tests.detectors.builders import CLASSES, DENSE, SETS, tiny
 WITHOUT_CELLS = ("faster_rcnn", "mask_rcnn", *SETS)  # no dense head for a method to compare
 EXAMPLE = scene(len(CLASSES), (64, 96))
 STEPS = 3
+PINNED = {"mimicking": "gfl"}  # a RetinaNet takes more than three steps for it
+LOUD = {"clockdistill": {"weight_foreground": 0.1}, "go_lsd": {"weight": 300.0}}  # so small here that the labels outweigh it
 
 
 @cache
 def begun(head: str, seed: int = 1) -> Detector:
     """A detector that has begun to learn the batch: a teacher says something, and a student's own loss falls from here on."""
     detector = tiny(head, seed=seed)
-    learn(detector, None, [], EXAMPLE, steps=0 if head in SETS else 15, lr=1e-3)
+    learn(detector, None, [], EXAMPLE, steps=0 if head in SETS and head != "d_fine" else 15, lr=1e-3)
     return detector
 
 
@@ -42,7 +44,7 @@ def shared_out() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     for number, method in enumerate(METHODS):
         heads = [head for head, info in infos.items() if serves(method, info)]
         turns = [head for head in heads if head not in SETS] or [head for head in heads if head in ("deformable_detr", "d_fine")]
-        share.append((method, turns[number % len(turns)]))
+        share.append((method, PINNED.get(method, turns[number % len(turns)])))
         refused += [(method, head) for head in DETECTORS if head not in heads]
     return share, refused
 
@@ -58,7 +60,9 @@ def serves(method: str, info: DetectorInfo) -> bool:
 @pytest.mark.parametrize(("method", "head"), shared_out()[0])
 def test_every_method_teaches_a_detector_of_its_own_kind(method: str, head: str):
     student, teacher = begun(head, seed=0), begun(head)
-    moved = check_pair(student, teacher, built({method: {"warmup_steps": 0}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
+    moved = check_pair(
+        student, teacher, built({method: {"warmup_steps": 0, **LOUD.get(method, {})}}, student.info, teacher.info), EXAMPLE, steps=STEPS
+    )
     assert moved["total"][0] > moved[method][0] > 0
 
 

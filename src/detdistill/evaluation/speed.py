@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from detdistill.detectors.protocol import Detector
@@ -45,11 +46,12 @@ def _noise(image_size: tuple[int, int]) -> Batch:
 
 @contextmanager
 def _whole_attention() -> Iterator[None]:
-    """torch's transformer layers as separate operations: their fused inference path counts as 0 operations."""
+    """torch's transformer layers and attention as separate operations: their fused paths count as 0 operations (the latter before torch 2.15)."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
