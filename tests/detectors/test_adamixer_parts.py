@@ -243,7 +243,7 @@ def stage_of(boxes: list[list[float]], logits: torch.Tensor, matched: list[int],
 
 
 def test_terms_by_hand(monkeypatch: pytest.MonkeyPatch):
-    boxes = [[10.0, 10, 50, 30], [0, 0, 100, 50], [0, 0, 10, 10]]
+    boxes = [[10.0, 10, 50, 30], [0, 0, 100, 50], [0, 0, 12, 10]]
     logits = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [2.0, 2.0]])
     targets = Targets((torch.tensor([[0.0, 0, 10, 10], [20, 10, 60, 30]]),), (torch.tensor([0, 1]),))
     frame = torch.tensor([[50, 100]])
