@@ -5,7 +5,7 @@ relative to that. One thing differs from the published code: its L1, of costs an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from detdistill.detectors.adamixer.criterion import WEIGHTS, set_terms
 from detdistill.detectors.adamixer.decoder import Decoder, Sizes
 from detdistill.detectors.adamixer.neck import ChannelMapping, build_body_and_neck
 from detdistill.detectors.images import normalize
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages
 from detdistill.detectors.queries.frames import canvas_of, to_pixels
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.transformers.host import thaw
+from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet, Targets
@@ -100,10 +100,7 @@ class AdaMixer:
         return set_terms(stages, memory.sizes, targets)
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        stages = self.decode(queries, memory)
-        found = self.match(stages, memory, targets)
-        stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
-        return stages, self.criterion(stages, memory, targets)
+        return learn_stages(self, queries, memory, targets)
 
     def _spread(self, embeddings: Tensor, memory: Memory) -> QuerySet:
         """Embeddings (Q, D), standardised, for every image."""
@@ -125,7 +122,6 @@ def adamixer(config: ModelConfig, backbone: str, classes: Sequence[str], **sizes
     if config.channels % shape.multiple:
         raise UserError(f"model.channels {config.channels}: adamixer needs a multiple of {shape.multiple}, such as 256")
     body, neck = build_body_and_neck(config, backbone)
-    norms = thaw(body, frozen_norms=config.backbone_weights != "none")
+    norms = thaw(body, frozen_norms=keeps_norms(config, backbone))
     decoder = Decoder(config.channels, config.queries, config.decoder_layers or DEPTH, len(classes), shape)
-    family = AdaMixer(Model(body, neck, decoder), classes, config.strides, config.channels)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(AdaMixer(Model(body, neck, decoder), classes, config.strides, config.channels), config, norms)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from detdistill.detectors.queries.detector import by_stage
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.losses import giou_distance, mean_over_processes
 from detdistill.types import Predictions, Targets, present
@@ -22,11 +23,7 @@ def set_terms(stages: Sequence[Predictions], frame: Tensor, targets: Targets) ->
     """
     total = sum(len(labels) for labels in targets.labels)
     count = mean_over_processes(torch.tensor(float(total), device=frame.device))
-    terms: dict[str, Tensor] = {}
-    for index, stage in enumerate(stages):
-        suffix = "" if index == len(stages) - 1 else f"_{index}"
-        terms |= {name + suffix: WEIGHTS[name] * term / count for name, term in _sums(stage, frame, targets).items()}
-    return terms
+    return by_stage([{name: WEIGHTS[name] * term / count for name, term in _sums(stage, frame, targets).items()} for stage in stages])
 
 
 def _sums(stage: Predictions, frame: Tensor, targets: Targets) -> dict[str, Tensor]:

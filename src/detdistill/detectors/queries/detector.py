@@ -1,13 +1,14 @@
 """The one look of every detector with queries: neck, memory, decoder, and where targets are given assignment and losses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.queries.frames import top_detections
+from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
     Batch,
@@ -146,6 +147,31 @@ class QueryDetector(nn.Module):
         """The published post-processing: the best of queries x classes of the last stage, no suppression."""
         last = self.observe(batch, need=Need(predictions=True)).stages[-1]
         return top_detections(last, batch.sizes, self.detections, self.score_threshold)
+
+
+def assemble(family: Family[Any], config: ModelConfig, frozen_norms: Sequence[nn.Module] = ()) -> QueryDetector:
+    """The detector over a family, with what the recipe says of its detections."""
+    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms)
+
+
+def learn_stages(family: Family[M], queries: QuerySet, memory: M, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    """`Family.learn` where nothing is trained but the stages."""
+    stages = family.decode(queries, memory)
+    found = family.match(stages, memory, targets)
+    stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
+    return stages, family.criterion(stages, memory, targets)
+
+
+def by_stage(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of all stages under one roof, named as `Family.criterion` says."""
+    suffixes = [*(f"_{index}" for index in range(len(found) - 1)), ""]
+    return {name + suffix: term for suffix, terms in zip(suffixes, found, strict=True) for name, term in terms.items()}
+
+
+def token_maps(tokens: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Tokens (B, S, D) of levels one after another to maps (B, D, H, W). shapes: rows and columns of each level."""
+    parts = tokens.transpose(1, 2).split([rows * columns for rows, columns in shapes], dim=2)
+    return tuple(part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 def _check_need(need: Need, info: DetectorInfo) -> None:

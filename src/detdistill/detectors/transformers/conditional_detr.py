@@ -15,12 +15,12 @@ from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.conditional_detr.modeling_conditional_detr import encode_sinusoidal_position_embedding, inverse_sigmoid
 
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages
 from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion
-from detdistill.detectors.transformers.host import thaw
+from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.transformers.single_level import Memory
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -86,7 +86,7 @@ class ConditionalDETR:
         return self.losses(stages, memory.sizes, targets)
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        return single_level.learn(self, queries, memory, targets)
+        return learn_stages(self, queries, memory, targets)
 
     def _predict(self, state: Tensor, reference: Tensor, memory: Memory) -> Predictions:
         relative = (self.model.bbox_predictor(state).float() + F.pad(inverse_sigmoid(reference), (0, 2))).sigmoid()
@@ -104,10 +104,9 @@ def conditional_detr(config: ModelConfig, backbone: str, classes: Sequence[str],
     model = ConditionalDetrForObjectDetection(ConditionalDetrConfig(**fields))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=body is not None and config.backbone_weights != "none")
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
     initialize(model)
-    family = ConditionalDETR(model, classes, config.strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(ConditionalDETR(model, classes, config.strides), config, norms)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from detdistill.detectors.queries.detector import by_stage
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.losses import mean_over_processes
 from detdistill.types import Predictions, Targets, present
@@ -35,12 +36,8 @@ class StageCriterion:
         where predictions aren't finite.
         """
         count, labels = object_count(targets, frame), host_labels(targets, frame)
-        terms: dict[str, Tensor] = {}
-        for index, stage in enumerate(stages):
-            suffix = "" if index == len(stages) - 1 else f"_{index}"
-            outputs = {"logits": stage.logits, "pred_boxes": to_relative(stage.boxes, frame)}
-            terms |= {name + suffix: term for name, term in self.stage(outputs, stage, labels, count).items()}
-        return terms
+        outputs = ({"logits": stage.logits, "pred_boxes": to_relative(stage.boxes, frame)} for stage in stages)
+        return by_stage([self.stage(said, stage, labels, count) for said, stage in zip(outputs, stages, strict=True)])
 
     def stage(self, outputs: dict[str, Tensor], stage: Predictions, labels: list[dict[str, Any]], count: Tensor) -> dict[str, Tensor]:
         """Weighted terms of one stage. outputs: as the host's losses read them; count: what they are divided by."""

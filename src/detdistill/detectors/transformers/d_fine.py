@@ -18,7 +18,7 @@ from transformers import DFineConfig, DFineForObjectDetection
 from transformers.loss.loss_d_fine import DFineLoss
 from transformers.models.d_fine.modeling_d_fine import distance2bbox, inverse_sigmoid, weighting_function
 
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, by_stage
 from detdistill.detectors.queries.frames import to_pixels, to_relative
 from detdistill.detectors.transformers import hybrid
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
@@ -84,11 +84,7 @@ class DFINE:
         """The classification term is the varifocal loss. `fgl` and `ddf`, which the last of these stages teaches, come with stages that know
         their initial boxes, as all of this decoder's do; each stage's with its own distances, as published."""
         labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
-        terms: dict[str, Tensor] = {}
-        for index, stage in enumerate(stages):
-            suffix = "" if index == len(stages) - 1 else f"_{index}"
-            terms |= hybrid.suffixed(self._terms(stage, stages[-1], memory, labels, count), suffix)
-        return terms
+        return by_stage([self._terms(stage, stages[-1], memory, labels, count) for stage in stages])
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         """Terms of the initial boxes end in `_pre`, those of the encoder's choice in `_encoder`, those of the noise in layer i in
@@ -96,8 +92,9 @@ class DFINE:
         labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
         noise = hybrid.denoise(self.model, labels, memory)
         noisy, own = hybrid.parted(noise, self._decode(*hybrid.joined(noise, queries, memory), memory))
-        *found, chosen = self.match([*own, memory.encoder_stage()], memory, targets)
-        own, encoder = hybrid.matched(own, found), replace(memory.encoder_stage(), assignment=chosen)
+        chosen = memory.encoder_stage()
+        *found, answers = self.match([*own, chosen], memory, targets)
+        own, encoder = hybrid.matched(own, found), replace(chosen, assignment=answers)
         terms: dict[str, Tensor] = {}
         for index, stage in enumerate(self._own_views(own)):
             suffix = f"_{index - 1}" if index else "_pre"
@@ -170,5 +167,4 @@ def d_fine(config: ModelConfig, backbone: str, classes: Sequence[str], **host: A
     Raises UserError where strides, width or backbone don't fit.
     """
     model, norms = hybrid.construct((DFineConfig, DFineForObjectDetection), config, backbone, classes, host)
-    family = DFINE(model, classes, config.strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(DFINE(model, classes, config.strides), config, norms)

@@ -13,12 +13,12 @@ from transformers import DabDetrConfig, DabDetrForObjectDetection
 from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.models.dab_detr.modeling_dab_detr import inverse_sigmoid
 
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages
 from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion
-from detdistill.detectors.transformers.host import thaw
+from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.transformers.single_level import Memory, flat
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -87,7 +87,7 @@ class DABDETR:
         return self.losses(stages, memory.sizes, targets)
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        return single_level.learn(self, queries, memory, targets)
+        return learn_stages(self, queries, memory, targets)
 
     def _placed(self, embeddings: Tensor, memory: Memory) -> QuerySet:
         """Reference boxes in 0..1 of the padded batch from embeddings (B, Q, 4), which are boxes of the valid area before the sigmoid."""
@@ -110,10 +110,9 @@ def dab_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host:
     encoder: Any = model.model.backbone.conv_encoder
     if body is not None:
         encoder.model._backbone = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(encoder, frozen_norms=body is not None and config.backbone_weights != "none")
+    norms = thaw(encoder, frozen_norms=keeps_norms(config, backbone))
     initialize(model)
-    family = DABDETR(model, classes, config.strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(DABDETR(model, classes, config.strides), config, norms)
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from transformers.models.deformable_detr.modeling_deformable_detr import inverse
 
 from detdistill.detectors.backbone import check_strides
 from detdistill.detectors.images import normalize, valid_mask
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages, token_maps
 from detdistill.detectors.queries.frames import spread, to_pixels
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.criterion import StageCriterion
-from detdistill.detectors.transformers.host import NATIVE, native_config, thaw, timm_config
+from detdistill.detectors.transformers.host import NATIVE, depths, keeps_norms, native_config, thaw, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet, Targets, present
@@ -49,8 +49,7 @@ class Memory:
     @property
     def maps(self) -> tuple[Tensor, ...]:
         """The tokens of each level, (B, D, H, W)."""
-        parts = self.tokens.transpose(1, 2).split([rows * columns for rows, columns in self.shapes], dim=2)
-        return tuple(part.unflatten(2, shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return token_maps(self.tokens, self.shapes)
 
 
 def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, Any]:
@@ -164,10 +163,7 @@ class DeformableDETR:
         return self.losses(stages, memory.sizes, targets)
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        stages = self.decode(queries, memory)
-        found = self.match(stages, memory, targets)
-        stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
-        terms = self.criterion(stages, memory, targets)
+        stages, terms = learn_stages(self, queries, memory, targets)
         return stages, terms | (self._proposal_terms(memory, targets) if self.two_stage else {})
 
     def _embedded(self, embeddings: Tensor, memory: Memory) -> QuerySet:
@@ -244,7 +240,7 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
         "with_box_refine": config.box_refine or config.two_stage,
         "two_stage": config.two_stage,
     }
-    fields |= {name: value for name in ("encoder_layers", "decoder_layers") if (value := getattr(config, name)) is not None}
+    fields |= depths(config)
     body = None
     if backbone == NATIVE:
         fields["backbone_config"] = native_config(DeformableDetrConfig().backbone_config, tuple(s for s in strides if s <= 32))
@@ -253,10 +249,9 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | host))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=body is not None and config.backbone_weights != "none")
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
     initialize(model)
-    family = DeformableDETR(model, classes, strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(DeformableDETR(model, classes, strides), config, norms)
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from transformers import DetrConfig, DetrForObjectDetection
 from transformers.loss.loss_for_object_detection import ImageLoss
 from transformers.masking_utils import create_bidirectional_mask
 
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, by_stage, learn_stages
 from detdistill.detectors.queries.frames import spread, to_pixels, to_relative
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
-from detdistill.detectors.transformers.host import thaw
+from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.transformers.single_level import Memory
 from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
@@ -82,18 +82,16 @@ class DETR:
         positive = torch.stack([present(stage.assignment).positive for stage in stages]).flatten(1)  # (L, B Q)
         mass = torch.where(positive, 1.0, self.model.config.eos_coefficient).sum(1)
         shares = mass / mean_over_processes(mass, floor=1e-9)
-        terms: dict[str, Tensor] = {}
-        for index, (stage, share) in enumerate(zip(stages, shares, strict=True)):
+        found = []
+        for stage, share in zip(stages, shares, strict=True):
             logits = torch.cat([stage.logits, present(stage.background)[..., None]], dim=-1)
             outputs = {"logits": logits, "pred_boxes": to_relative(stage.boxes, memory.sizes)}
-            found = self.losses.stage(outputs, stage, labels, count)
-            found["classification"] = found["classification"] * share
-            suffix = "" if index == len(stages) - 1 else f"_{index}"
-            terms |= {name + suffix: term for name, term in found.items()}
-        return terms
+            terms = self.losses.stage(outputs, stage, labels, count)
+            found.append(terms | {"classification": terms["classification"] * share})
+        return by_stage(found)
 
     def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        return single_level.learn(self, queries, memory, targets)
+        return learn_stages(self, queries, memory, targets)
 
     def _predict(self, state: Tensor, memory: Memory) -> Predictions:
         boxes = to_pixels(self.model.bbox_predictor(state).float().sigmoid(), memory.sizes)
@@ -111,10 +109,9 @@ def detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any
     model = DetrForObjectDetection(DetrConfig(**fields))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=body is not None and config.backbone_weights != "none")
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
     initialize(model)
-    family = DETR(model, classes, config.strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(DETR(model, classes, config.strides), config, norms)
 
 
 @torch.no_grad()

@@ -41,6 +41,17 @@ def timm_config(config: ModelConfig, backbone: str, strides: tuple[int, ...]) ->
     return body, {"model_type": "timm_backbone", "backbone": backbone, "out_indices": indices, "use_pretrained_backbone": False}
 
 
+def depths(config: ModelConfig) -> dict[str, int]:
+    """Layers of encoder and decoder, as a host's config calls them, where the recipe says how many."""
+    given = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
+    return {name: layers for name, layers in given.items() if layers is not None}
+
+
+def keeps_norms(config: ModelConfig, backbone: str) -> bool:
+    """Whether the backbone's weights are loaded, so that its norms keep their statistics. The native one is always random here."""
+    return backbone != NATIVE and config.backbone_weights != "none"
+
+
 @torch.no_grad()
 def thaw(body: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
     """Every parameter of the backbone trains; its norms too, unless `frozen_norms`: then these are returned, for the owner to keep in eval mode.

@@ -15,10 +15,10 @@ from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoisi
 
 from detdistill.detectors.backbone import check_strides
 from detdistill.detectors.images import normalize
-from detdistill.detectors.queries.detector import Features
+from detdistill.detectors.queries.detector import Features, token_maps
 from detdistill.detectors.queries.frames import canvas_of, to_pixels
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.transformers.host import NATIVE, native_config, thaw, timm_config
+from detdistill.detectors.transformers.host import NATIVE, depths, keeps_norms, native_config, thaw, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet
@@ -50,8 +50,7 @@ class Memory:
     @property
     def maps(self) -> tuple[Tensor, ...]:
         """The tokens of each level, (B, D, H, W)."""
-        parts = self.tokens.transpose(1, 2).split([rows * columns for rows, columns in self.shapes], dim=2)
-        return tuple(part.unflatten(2, shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return token_maps(self.tokens, self.shapes)
 
     def layout(self) -> dict[str, Any]:
         """The arguments by which a decoder layer finds its way in the tokens."""
@@ -231,7 +230,7 @@ def construct(
     given |= {"encoder_in_channels": [width] * len(strides), "decoder_in_channels": [width] * len(strides), "feat_strides": list(strides)}
     given |= {"num_feature_levels": len(strides), "encode_proj_layers": [len(strides) - 1], "freeze_backbone_batch_norms": False}
     given |= {"decoder_n_levels": len(strides)} if kind == "rt_detr_v2" else {}
-    given |= {name: value for name in ("encoder_layers", "decoder_layers") if (value := getattr(config, name)) is not None}
+    given |= depths(config)
     body = None
     if backbone == NATIVE:
         given["backbone_config"] = native_config(kinds[0]().backbone_config, strides)
@@ -243,7 +242,7 @@ def construct(
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if body is not None:
         model.model.backbone.model._backbone = body  # in place of the host's: its weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=body is not None and config.backbone_weights != "none")
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
     initialize(model)
     return model, norms
 

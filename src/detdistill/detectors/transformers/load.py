@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from detdistill.detectors.backbone import reachable
-from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.transformers.host import thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -129,7 +129,7 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     names = _select(detector, host, labels, source)
     family = getattr(import_module(f"detdistill.detectors.transformers.{host.module}"), host.family)(detector, names, strides)
     norms = thaw(family.body(), frozen_norms=True)
-    served = QueryDetector(family, detections=model.detections, score_threshold=model.score_threshold, frozen_norms=norms)
+    served = assemble(family, model, norms)
     served.eval()
     return served, matched
 

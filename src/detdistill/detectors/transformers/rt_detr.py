@@ -14,7 +14,7 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config,
 from transformers.loss.loss_rt_detr import RTDetrLoss
 from transformers.models.rt_detr.modeling_rt_detr import inverse_sigmoid
 
-from detdistill.detectors.queries.detector import Features, QueryDetector
+from detdistill.detectors.queries.detector import Features, QueryDetector, assemble
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.transformers import hybrid
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
@@ -108,5 +108,4 @@ def _build(
     kinds: tuple[type[Any], type[Any]], config: ModelConfig, backbone: str, classes: Sequence[str], host: dict[str, Any]
 ) -> QueryDetector:
     model, norms = hybrid.construct(kinds, config, backbone, classes, host)
-    family = RTDETR(model, classes, config.strides)
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=norms)
+    return assemble(RTDETR(model, classes, config.strides), config, norms)

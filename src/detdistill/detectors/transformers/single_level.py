@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.images import normalize, valid_mask
-from detdistill.detectors.queries.detector import Family, Features
-from detdistill.detectors.transformers.host import NATIVE, native_config, timm_config
+from detdistill.detectors.queries.detector import Features, token_maps
+from detdistill.detectors.transformers.host import NATIVE, depths, native_config, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Activation, Batch, DetectorInfo, Predictions, QueryPart, QuerySet, Targets
+from detdistill.types import Activation, Batch, DetectorInfo, QueryPart, QuerySet
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Memory:
     @property
     def maps(self) -> tuple[Tensor, ...]:
         """The tokens as one map, (B, D, H, W)."""
-        return (self.tokens.transpose(1, 2).unflatten(2, self.shape),)
+        return token_maps(self.tokens, [self.shape])
 
 
 def describe(
@@ -99,14 +99,6 @@ def read(queries: QuerySet, part: QueryPart, part_width: int, width: int) -> tup
     return values, queries.content
 
 
-def learn(family: Family[Memory], queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-    """`Family.learn` where nothing is trained but the stages."""
-    stages = family.decode(queries, memory)
-    found = family.match(stages, memory, targets)
-    stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
-    return stages, family.criterion(stages, memory, targets)
-
-
 def host_fields(
     kind: str, config: ModelConfig, backbone: str, classes: Sequence[str], blank: Any, host: dict[str, Any]
 ) -> tuple[nn.Module | None, dict[str, Any]]:
@@ -122,7 +114,7 @@ def host_fields(
     if width % divisor:
         raise UserError(f"model.channels {width}: {kind} needs a multiple of {divisor}, such as 256")
     fields: dict[str, Any] = {"num_labels": len(classes), "hidden_size": width, "num_queries": config.queries}
-    fields |= {name: value for name in ("encoder_layers", "decoder_layers") if (value := getattr(config, name)) is not None}
+    fields |= depths(config)
     body = None
     if backbone == NATIVE:
         fields["backbone_config"] = native_config(blank(use_timm_backbone=False).backbone_config, strides)  # a ResNet-50
