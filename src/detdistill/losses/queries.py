@@ -3,16 +3,14 @@
 Boxes here are cx cy w h in 0..1 of the image. Nothing is reduced but where a docstring says so.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from detdistill.losses.boxes import pairwise_giou
-
-Activation = Literal["sigmoid", "softmax"]
+from detdistill.losses.features import masked_squares
+from detdistill.types import Activation
 
 
 def soft_class_costs(student: Tensor, teacher: Tensor, activation: Activation = "sigmoid") -> Tensor:
@@ -68,8 +66,7 @@ def query_similarity(features: Tensor, queries: Tensor, cosine: bool = False) ->
 
 def target_aware_distance(student: Tensor, teacher: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
     """Mean over valid cells and channels of mask (F_T - F_S)^2: maps (B, D, H, W), mask and valid (B, H, W), to (). No gradient to the teacher."""
-    squares = (student - teacher.detach()).square().mean(1)  # (B, H, W)
-    return (squares * mask * valid).sum() / valid.sum().clamp(min=1)
+    return masked_squares(student, teacher, mask * valid) / (student.shape[1] * valid.sum().clamp(min=1))
 
 
 def relation_contrast(student: Tensor, teacher: Tensor, temperature: float = 0.07) -> Tensor:

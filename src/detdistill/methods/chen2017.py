@@ -19,12 +19,12 @@ from typing import Annotated, Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from detdistill.losses import bounded_regression, soft_cross_entropy
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
 from detdistill.methods.shared.rois import Rows, require_one_code, require_roi_heads, roi_rows
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, Targets, present
 
@@ -77,7 +77,7 @@ class Chen2017(Method):
             require(same, cls.name, lacking, "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0")
         if config.weight_roi and config.nu:
             require_one_code(cls.name, student, teacher)
-        levels = PairedLevels.build(cls.name, config, student, teacher, _always) if config.weight_hint else None
+        levels = PairedLevels.build(cls.name, config, student, teacher, always) if config.weight_hint else None
         return cls(config, SharedClasses.between(cls.name, student, teacher), levels)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
@@ -121,7 +121,3 @@ def rpn_rows(student: Predictions, teacher: Predictions) -> Rows:
         labels=(~assignment.positive[kept]).long(),
         aims=present(assignment.deltas)[kept],
     )
-
-
-def _always(student: int, teacher: int) -> nn.Module:
-    return nn.Conv2d(student, teacher, 1)

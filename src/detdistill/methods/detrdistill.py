@@ -35,7 +35,7 @@ from detdistill.geometry import focal_masks
 from detdistill.losses import relation_contrast, target_aware_distance
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, when_widths_differ
+from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, always, when_widths_differ
 from detdistill.methods.shared.queries import Depth, StagePair, instance_terms, pair_stages, require_queries, stage_places
 from detdistill.methods.shared.query_masks import aggregated_mask, query_mask
 from detdistill.methods.shared.transfer import handed_over, require_learned, require_width
@@ -198,7 +198,7 @@ def _levels(config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorI
         config,
         student,
         teacher,
-        when_widths_differ if config.adapter == "when_needed" else lambda mine, theirs: nn.Conv2d(mine, theirs, 1),
+        when_widths_differ if config.adapter == "when_needed" else always,
     )
     width = teacher.channels[config.pyramid]
     lacking = f"the teacher's {config.pyramid} is {width} wide, its queries {teacher.query_width}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from detdistill.losses import hint_distance
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_cells
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always, level_at, require_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
 
 
@@ -53,7 +53,7 @@ class FitNets(Method):
     @classmethod
     def build(cls, config: FitNetsConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired."""
-        connect = plain if config.connector == "plain" else published
+        connect = always if config.connector == "plain" else published
         return cls(config, PairedLevels.build(cls.name, config, student, teacher, connect))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
@@ -64,11 +64,6 @@ class FitNets(Method):
         levels = self.levels(student, teacher)
         terms = [hint_distance(level.student, level.teacher, self.config.reduction) for level in levels]
         return {"features": self.config.weight * torch.stack(terms).sum()}
-
-
-def plain(student: int, teacher: int) -> nn.Module:
-    """Widths to a 1x1 convolution with a bias."""
-    return nn.Conv2d(student, teacher, 1)
 
 
 def published(student: int, teacher: int) -> nn.Module:

@@ -18,13 +18,12 @@ from typing import Annotated, Self
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from detdistill.geometry import to_relative
-from detdistill.losses import giou_distance, mean_over_processes, soft_class_distance, soft_class_entropy
+from detdistill.losses import mean_over_processes, soft_class_entropy
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.queries import Depth, class_logits, class_scores, require_queries, stage_places
+from detdistill.methods.shared.queries import Depth, answer_terms, class_scores, require_queries, stage_places
 from detdistill.methods.shared.transfer import handed_over, require_width
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, QueryPart, Targets, present
 
@@ -92,16 +91,11 @@ class KDDETR(Method):
         trust = teacher.scores().detach().amax(-1) if config.foreground else torch.ones_like(teacher.boxes[..., 0])  # (B, P)
         shares = trust / mean_over_processes(trust.sum(), floor=1e-6)
         mine, theirs = (to_relative(boxes.float(), sizes) for boxes in (student.boxes, teacher.boxes.detach()))
-        terms = {}
-        if config.weight_class:
-            scores = class_scores(teacher, student)
-            rows = soft_class_distance(class_logits(student), scores, student.activation) - soft_class_entropy(scores, student.activation)
-            terms["class"] = config.weight_class * (rows * shares).sum()
-        if config.weight_box:
-            terms["box"] = config.weight_box * ((mine - theirs).abs().sum(-1) * shares).sum()
-        if config.weight_giou:
-            rows = giou_distance(box_convert(mine, "cxcywh", "xyxy"), box_convert(theirs, "cxcywh", "xyxy"))
-            terms["giou"] = config.weight_giou * (rows * shares).sum()
+        weights, scores = (config.weight_class, config.weight_box, config.weight_giou), class_scores(teacher, student)
+        terms = answer_terms(student, mine, scores, theirs, weights, shares, shares)
+        if config.weight_class:  # the cross-entropy less its minimum is the divergence
+            entropy = (soft_class_entropy(scores, student.activation) * shares).sum()
+            terms["class"] = terms["class"] - config.weight_class * entropy
         return terms
 
 

@@ -19,12 +19,12 @@ from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from detdistill.geometry import general_instances, pool_rois
 from detdistill.losses import mean_over_processes, region_distance
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
 from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
 
 
@@ -60,7 +60,7 @@ class Mimic2017(Method):
     @classmethod
     def build(cls, config: Mimic2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired."""
-        levels = PairedLevels.build(cls.name, config, student, teacher, connector)
+        levels = PairedLevels.build(cls.name, config, student, teacher, always)
         return cls(config, levels, student if config.proposals == "student" else teacher)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
@@ -82,8 +82,3 @@ class Mimic2017(Method):
         stage, sizes = output.stages[-1], output.pyramids["neck"].sizes
         boxes, chosen = general_instances(stage.scores().amax(-1), stage.boxes, stage.valid, sizes, self.config.most, self.config.overlap)
         return [own[rows] for own, rows in zip(boxes, chosen, strict=True)]
-
-
-def connector(student: int, teacher: int) -> nn.Module:
-    """r: there also where the widths agree."""
-    return nn.Conv2d(student, teacher, 1)

@@ -46,6 +46,11 @@ def when_widths_differ(student: int, teacher: int) -> nn.Module:
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
 
 
+def always(student: int, teacher: int) -> nn.Module:
+    """A 1x1 convolution with a bias, also where the widths agree."""
+    return nn.Conv2d(student, teacher, 1)
+
+
 def pair_levels(method: str, config: LevelConfig, student: DetectorInfo, teacher: DetectorInfo) -> list[Strides]:
     """The strides of each pair, fine to coarse. Raises UserError where a side has no such pyramid or no level can be paired."""
     for side, info in (("student", student), ("teacher", teacher)):

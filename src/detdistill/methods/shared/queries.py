@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from detdistill.geometry import pair_all, to_relative
+from detdistill.geometry import extents, pair_all, to_relative
 from detdistill.losses import giou_distance, mean_over_processes, query_costs, soft_class_distance
 from detdistill.methods.method import require
 from detdistill.types import DetectorInfo, Predictions
@@ -32,9 +32,9 @@ class StagePair:
     classified (B, M): the teacher queries whose class counts. Nothing of the teacher's carries gradient.
     """
 
+    partner: Tensor
     student: Predictions
     teacher: Predictions
-    partner: Tensor
     student_boxes: Tensor
     teacher_boxes: Tensor
     scores: Tensor
@@ -74,22 +74,17 @@ def pair_stages(
 
     classified: (B, M) bool of each teacher stage, the queries whose class counts, in the cost too; none: all. clip: teacher boxes to the image.
     """
-    pairs = []
+    rows, costs = [], []
     for mine, theirs in places:
-        taught = teacher[theirs]
-        boxes = to_relative(taught.boxes.detach().float(), sizes)
-        if clip:
-            boxes = to_relative(_clipped(taught.boxes.detach().float(), sizes), sizes)
+        guess, taught = student[mine], teacher[theirs]
+        boxes = taught.boxes.detach().float()
+        boxes = to_relative(boxes.clamp(min=0).minimum(extents(sizes)) if clip else boxes, sizes)
+        own, scores = to_relative(guess.boxes.float(), sizes), class_scores(taught, guess)
         counted = taught.valid if classified is None else classified[theirs]
-        own = to_relative(student[mine].boxes.float(), sizes)
-        partner = torch.full(own.shape[:2], -1, dtype=torch.long, device=own.device)
-        pairs.append(StagePair(student[mine], taught, partner, own, boxes, class_scores(taught, student[mine]), counted))
-    with torch.no_grad():
-        costs = torch.stack([_costs(pair, weights) for pair in pairs])  # (pairs, B, Q, M)
-        partners = pair_all(costs.flatten(0, 1)).view(costs.shape[:3])
-    for pair, partner in zip(pairs, partners, strict=True):
-        pair.partner.copy_(partner)
-    return pairs
+        costs.append(query_costs(class_logits(guess).float(), scores, own, boxes, guess.activation, weights, counted))  # (B, Q, M)
+        rows.append((guess, taught, own, boxes, scores, counted))
+    partners = pair_all(torch.cat(costs)).split(len(sizes))
+    return [StagePair(partner, *parts) for partner, parts in zip(partners, rows, strict=True)]
 
 
 def instance_terms(pair: StagePair, weights: tuple[float, float, float], split: bool, negatives: bool) -> dict[str, Tensor]:
@@ -102,16 +97,27 @@ def instance_terms(pair: StagePair, weights: tuple[float, float, float], split: 
     groups = [known] if split or not negatives else [pair.paired]
     groups += [pair.paired & ~known] if split and negatives else []
     shares = torch.stack([group / mean_over_processes(group.sum().float()) for group in groups]).sum(0)  # (B, Q)
-    taught = pair.of_partner(pair.teacher_boxes)
+    counted = known / mean_over_processes(known.sum().float())
+    taught = pair.of_partner(pair.scores), pair.of_partner(pair.teacher_boxes)
+    return answer_terms(pair.student, pair.student_boxes, *taught, weights, counted, shares)
+
+
+def answer_terms(
+    student: Predictions, boxes: Tensor, scores: Tensor, aims: Tensor, weights: tuple[float, float, float], counted: Tensor, shares: Tensor
+) -> dict[str, Tensor]:
+    """`class`, `box` and `giou` of student rows against what each is to say, weighted, (); one of weight 0 is left out.
+
+    boxes, aims (B, Q, 4): cx cy w h in 0..1 of each image; scores: as of `class_scores`. counted, shares (B, Q): what a row weighs in the
+    class term and in those of boxes.
+    """
     terms = {}
     if weights[0]:
-        rows = soft_class_distance(class_logits(pair.student), pair.of_partner(pair.scores), pair.student.activation)
-        terms["class"] = weights[0] * (rows * known).sum() / mean_over_processes(known.sum().float())
+        terms["class"] = weights[0] * (soft_class_distance(class_logits(student), scores, student.activation) * counted).sum()
     if weights[1]:
-        terms["box"] = weights[1] * ((pair.student_boxes - taught).abs().sum(-1) * shares).sum()
+        terms["box"] = weights[1] * ((boxes - aims).abs().sum(-1) * shares).sum()
     if weights[2]:
-        mine, theirs = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (pair.student_boxes, taught))
-        terms["giou"] = weights[2] * (giou_distance(mine, theirs) * shares).sum()
+        corners = (box_convert(side, "cxcywh", "xyxy") for side in (boxes, aims))
+        terms["giou"] = weights[2] * (giou_distance(*corners) * shares).sum()
     return terms
 
 
@@ -136,14 +142,3 @@ def require_queries(method: str, student: DetectorInfo, teacher: DetectorInfo) -
     for side, info in (("student", student), ("teacher", teacher)):
         lacking = f"the {side} ({info.kind}) has no queries"
         require("queries" in info.continuations, method, lacking, "take a detector of the DETR family, such as deformable_detr or rt_detr")
-
-
-def _costs(pair: StagePair, weights: tuple[float, float, float]) -> Tensor:
-    logits = class_logits(pair.student).detach().float()
-    activation = pair.student.activation
-    return query_costs(logits, pair.scores, pair.student_boxes.detach(), pair.teacher_boxes, activation, weights, pair.classified)
-
-
-def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
-    return boxes.clamp(min=0).minimum(limit)
