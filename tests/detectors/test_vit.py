@@ -21,7 +21,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from detdistill.detectors import vit
+from detdistill.detectors import backbone, vit
 from detdistill.detectors.images import normalize
 from detdistill.detectors.vit import FeatureTeacher, feature_teacher, is_vit_folder
 from detdistill.errors import UserError
@@ -198,8 +198,8 @@ def test_what_cannot_be_had_is_refused(file: str, tmp_path: Path, monkeypatch: p
     for name in ("resnet18", "swin_tiny_patch4_window7_224", "beit_base_patch16_224"):
         with pytest.raises(UserError, match=f"timm:{name}: no plain ViT"):
             feature_teacher(f"timm:{name}")
-    monkeypatch.setattr(vit, "reachable", lambda host: False)
-    monkeypatch.setattr(vit, "cached", lambda repository: False)
+    monkeypatch.setattr(backbone, "reachable", lambda host: False)
+    monkeypatch.setattr(backbone, "_cached", lambda repository: False)
     with pytest.raises(UserError, match=r"huggingface.co can't be reached; give timm:test_vit=FILE"):
         feature_teacher("timm:test_vit")
     with pytest.raises(UserError, match=r"no config.json of a ViT there \(model_type None\)"):

@@ -88,7 +88,7 @@ def test_backbone_weights_from_a_file_are_whole_or_refused(tmp_path: Path):
 
 def test_pretrained_weights_out_of_reach_name_the_flag(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backbones, "reachable", lambda host: False)
-    monkeypatch.setattr(backbones, "cached", lambda repository: False)
+    monkeypatch.setattr(backbones, "_cached", lambda repository: False)
     with pytest.raises(UserError, match=r"--backbone-weights default: .* can't be reached; give a FILE, or none"):
         build_neck("resnet18", (8, 16, 32), 32, "default")
 

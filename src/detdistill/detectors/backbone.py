@@ -186,21 +186,24 @@ def _of_run(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[s
 
 
 def _pretrained(name: str) -> Mapping[str, Tensor]:
-    flag = "--backbone-weights default"
-    remedy = "give a FILE, or none to start from random weights"
+    return published(name, "--backbone-weights default", "give a FILE, or none to start from random weights")
+
+
+def published(name: str, source: str, remedy: str) -> Mapping[str, Tensor]:
+    """The state dict that timm publishes for a model. source, remedy: what the refusal begins and ends with. Raises UserError where it can't be had."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise UserError(f"{flag}: timm has no pretrained weights of {name!r}; {remedy}")
-    if not cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
-        raise UserError(f"{flag}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}")
+        raise UserError(f"{source}: timm has no pretrained weights of {name!r}; {remedy}")
+    if not _cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
+        raise UserError(f"{source}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # timm, huggingface_hub and the socket layer raise a dozen kinds; all mean the same to the user
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{flag}: can't fetch the weights of {name!r} ({reason}); {remedy}") from None
+        raise UserError(f"{source}: can't fetch the weights of {name!r} ({reason}); {remedy}") from None
 
 
-def cached(repository: str | None) -> bool:
+def _cached(repository: str | None) -> bool:
     files = ("model.safetensors", "pytorch_model.bin")
     return repository is not None and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
@@ -233,6 +236,19 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{flag} {path}: holds no state dict (names to tensors)")
     return state
+
+
+def odd_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Names that don't fit, by what is wrong with them, of a state dict that is to go into a module whose own is `own`.
+
+    Counters of batch norm, which frozen norms don't have, may be missing or left over.
+    """
+    counter = "num_batches_tracked"
+    return {
+        "of another shape": tuple(name for name in own if name in state and own[name].shape != state[name].shape),
+        "missing": tuple(name for name in own if name not in state and not name.endswith(counter)),
+        "unexpected": tuple(name for name in state if name not in own and not name.endswith(counter)),
+    }
 
 
 def check_strides(strides: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.backbone import cached, reachable, read_state
+from detdistill.detectors.backbone import odd_tensors, published, read_state
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from detdistill.errors import UserError, nearest
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
@@ -145,11 +145,7 @@ def _fill(body: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """The state into the body, in place: all of it, but the classifier's head. Raises UserError for a tensor that doesn't fit."""
     own = body.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
-    wrong = {
-        "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-    }
+    wrong = odd_tensors(own, state)
     for kind, keys in wrong.items():
         if keys:
             counts = ", ".join(f"{len(names)} {word}" for word, names in wrong.items())
@@ -160,16 +156,7 @@ def _fill(body: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _published(name: str) -> Mapping[str, Tensor]:
-    config, remedy = timm.get_pretrained_cfg(name), f"give timm:{name}=FILE"
-    if config is None or not config.has_weights:
-        raise UserError(f"timm:{name}: timm has no pretrained weights of it, and a random ViT teaches nothing; {remedy}")
-    if not cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
-        raise UserError(f"timm:{name}: its weights are not on this machine and huggingface.co can't be reached; {remedy}")
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # timm, huggingface_hub and the socket layer raise a dozen kinds
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"timm:{name}: can't fetch its weights ({reason}); {remedy}") from None
+    return published(name, f"timm:{name}", f"give timm:{name}=FILE")  # a random ViT teaches nothing
 
 
 def _from_folder(path: str) -> tuple[nn.Module, ViT]:

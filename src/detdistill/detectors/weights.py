@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.detection._utils import overwrite_eps
 
-from detdistill.detectors.backbone import reachable, read_state
+from detdistill.detectors.backbone import odd_tensors, reachable, read_state
 from detdistill.detectors.build import build
 from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
@@ -75,23 +75,13 @@ class LoadReport:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """The state into the module, in place. Raises UserError that tells the counts and the first odd name unless every tensor fits.
-
-    Counters of batch norm, which frozen norms don't have, may be missing or left over.
-    """
+    """The state into the module, in place. Raises UserError that tells the counts and the first of `odd_tensors`, where there are any."""
     own = module.state_dict()
-    counters = ("num_batches_tracked",)
-    mismatched = tuple(name for name in own if name in state and own[name].shape != state[name].shape)
-    missing = tuple(name for name in own if name not in state and not name.endswith(counters))
-    unexpected = tuple(name for name in state if name not in own and not name.endswith(counters))
-    matched = len(own.keys() & state.keys()) - len(mismatched)
-    report = LoadReport(source, matched, missing, unexpected, mismatched)
+    odd = odd_tensors(own, state)
+    matched = len(own.keys() & state.keys()) - len(odd["of another shape"])
+    report = LoadReport(source, matched, odd["missing"], odd["unexpected"], odd["of another shape"])
     if not report.complete:
-        kind, first = next(
-            (kind, names[0])
-            for kind, names in (("of another shape", mismatched), ("missing", missing), ("unexpected", unexpected))
-            if names
-        )
+        kind, first = next((kind, names[0]) for kind, names in odd.items() if names)
         raise UserError(
             f"{report}; the first {kind} is {first!r}: these are not its weights, or it was built otherwise (say how by "
             "--teacher.model.channels and the like, for `evaluate` by --model.channels)"
