@@ -52,3 +52,20 @@ def scene(height: int = 64, width: int = 96, objects: bool = True, seed: int = 0
     first = (boxes, labels) if objects else nothing
     batch = Batch(images, sizes, sizes.clone(), torch.tensor([1, 2]), ("first.png", "second.png"))
     return batch, Targets((first[0], nothing[0]), (first[1], nothing[1]))
+
+
+def make_batch(height: int = 64, width: int = 96, second: tuple[int, int] = (48, 64)) -> Batch:
+    """Two images, 64 x 96 and one of another size, zero-padded to (height, width)."""
+    (rows, columns), images = second, torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images[0, :, :64, :96], images[1, :, :rows, :columns] = drawn[0], drawn[1, :, :rows, :columns]
+    sizes = torch.tensor([[64, 96], second])
+    return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
+
+
+def make_targets(empty: bool = False) -> Targets:
+    """Two objects in the first image of `make_batch` and one in the second, of three classes; or none."""
+    if empty:
+        return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
+    return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))

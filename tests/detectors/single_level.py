@@ -39,22 +39,6 @@ def stir(detector: QueryDetector) -> QueryDetector:
     return detector
 
 
-def make_batch(height: int = 64, width: int = 96) -> Batch:
-    """Two images, 64 x 96 and 48 x 64, zero-padded to (height, width)."""
-    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    images[0, :, :64, :96], images[1, :, :48, :64] = drawn[0], drawn[1, :, :48, :64]
-    sizes = torch.tensor([[64, 96], [48, 64]])
-    return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
-
-
-def make_targets(empty: bool = False) -> Targets:
-    if empty:
-        return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
-    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
-    return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
-
-
 def host_labels(batch: Batch, targets: Targets) -> list[dict[str, Tensor]]:
     """Relative to each image's valid size."""
     labels = []

@@ -7,17 +7,8 @@ from transformers.models.conditional_detr.image_processing_conditional_detr impo
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.errors import UserError
 from detdistill.types import QuerySet
-from tests.detectors.single_level import (
-    EVERYTHING,
-    build,
-    host_forward,
-    make_batch,
-    make_targets,
-    same_gradients,
-    same_last_stage,
-    same_losses,
-    stir,
-)
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.single_level import EVERYTHING, build, host_forward, same_gradients, same_last_stage, same_losses, stir
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -12,18 +12,8 @@ from detdistill.detectors.transformers.criterion import host_labels
 from detdistill.detectors.transformers.d_fine import DFINE, Refined
 from detdistill.errors import UserError
 from detdistill.types import Need, Predictions, QuerySet
-from tests.detectors.hybrid import (
-    CLASSES,
-    CLOSE,
-    build,
-    frame_of,
-    host_forward,
-    make_batch,
-    make_targets,
-    observe,
-    same_gradients,
-    stir,
-)
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.hybrid import CLASSES, CLOSE, build, frame_of, host_forward, observe, same_gradients, stir
 
 TERMS = {"classification": "loss_vfl", "box": "loss_bbox", "giou": "loss_giou", "fgl": "loss_fgl", "ddf": "loss_ddf"}
 

@@ -21,6 +21,8 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Batch, Need, QuerySet, Targets
+from tests.detectors import builders
+from tests.detectors.builders import make_targets
 
 CLASSES = ("disc", "square", "star")
 EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, queries=True)
@@ -43,19 +45,8 @@ def stir(detector: QueryDetector) -> QueryDetector:
 
 
 def make_batch(height: int = 64, width: int = 96) -> Batch:
-    """Two images, 64 x 96 and 64 x 64 (a valid size that every level's mask can tell), zero-padded to (height, width)."""
-    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    images[0, :, :64, :96], images[1, :, :64, :64] = drawn[0], drawn[1, :, :, :64]
-    sizes = torch.tensor([[64, 96], [64, 64]])
-    return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
-
-
-def make_targets(empty: bool = False) -> Targets:
-    if empty:
-        return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
-    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
-    return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
+    """With a second image whose valid size every level's mask can tell."""
+    return builders.make_batch(height, width, second=(64, 64))
 
 
 def host_forward(detector: QueryDetector, batch: Batch, targets: Targets):

@@ -6,18 +6,8 @@ from transformers.models.detr.image_processing_detr import DetrImageProcessor
 
 from detdistill.detectors.transformers import detr as module
 from detdistill.types import Need
-from tests.detectors.single_level import (
-    EVERYTHING,
-    build,
-    host_forward,
-    host_logits,
-    make_batch,
-    make_targets,
-    same_gradients,
-    same_last_stage,
-    same_losses,
-    stir,
-)
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.single_level import EVERYTHING, build, host_forward, host_logits, same_gradients, same_last_stage, same_losses, stir
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -18,19 +18,8 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Need, QuerySet
-from tests.detectors.hybrid import (
-    BUILDERS,
-    CLASSES,
-    CLOSE,
-    NAMES,
-    build,
-    frame_of,
-    host_forward,
-    make_batch,
-    make_targets,
-    observe,
-    stir,
-)
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.hybrid import BUILDERS, CLASSES, CLOSE, NAMES, build, frame_of, host_forward, observe, stir
 
 every_kind = pytest.mark.parametrize("kind", BUILDERS)
 

@@ -5,18 +5,8 @@ import torch
 
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.errors import UserError
-from tests.detectors.hybrid import (
-    CLOSE,
-    NAMES,
-    build,
-    frame_of,
-    host_forward,
-    make_batch,
-    make_targets,
-    observe,
-    same_gradients,
-    stir,
-)
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.hybrid import CLOSE, NAMES, build, frame_of, host_forward, observe, same_gradients, stir
 
 both_versions = pytest.mark.parametrize("kind", ["rt_detr", "rt_detr_v2"])
 

@@ -15,7 +15,8 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Need, QuerySet
-from tests.detectors.single_level import CLASSES, EVERYTHING, FAMILIES, build, heads, host_logits, make_batch, make_targets, stir
+from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.single_level import CLASSES, EVERYTHING, FAMILIES, build, heads, host_logits, stir
 
 every_kind = pytest.mark.parametrize("kind", FAMILIES)
 ADAPTERS = {"detr": detr.DETR, "conditional_detr": conditional_detr.ConditionalDETR, "dab_detr": dab_detr.DABDETR}
