@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from torch import Tensor
 from transformers.loss.loss_d_fine import DFineLoss
 
 from detdistill.detectors.queries.frames import to_relative
@@ -90,55 +89,38 @@ def test_edges_are_left_top_right_bottom_from_the_initial_box():
     torch.testing.assert_close(stage.boxes, boxes, rtol=0, atol=1e-3)
 
 
-def paper_terms(detector, batch, targets) -> dict[str, Tensor]:
-    """The host's own losses of its own training outputs, each layer's distances with its own scores and boxes, and the last layer's too."""
-    output = host_forward(detector, batch, targets)
-    split = output.denoising_meta_values["dn_num_split"][0]
-    labels, groups = host_labels(targets, frame_of(batch)), output.denoising_meta_values["dn_num_group"]
-    loss, terms = DFineLoss(detector.model.config), {}
-    noisy = loss.get_cdn_matched_indices(output.denoising_meta_values, labels)
-    for part, rows in (("", slice(split, None)), ("_denoising", slice(0, split))):
-        logits, boxes = output.intermediate_logits[:, :, rows], output.intermediate_reference_points[:, :, rows].clamp(0, 1)
-        corners, initial = output.intermediate_predicted_corners[:, :, rows], output.initial_reference_points[:, :, rows]
-        for index in range(4):
-            views = {"logits": logits[:, index], "pred_boxes": boxes[:, index]}
-            if index:
-                views |= {"pred_corners": corners[:, index - 1], "ref_points": initial[:, index - 1]}
-                views |= {"teacher_corners": corners[:, -1], "teacher_logits": logits[:, -1]}
-            pairs, count = (noisy, 3 * groups) if part else (loss.matcher(views, labels), 3)
-            name = "_pre" if index == 0 else "" if index == 3 and not part else f"_{index - 1}"
-            for kind in loss.losses:
-                found = loss.get_loss(kind, views, labels, pairs, count)
-                terms |= {key + part + name: loss.weight_dict[key] * value for key, value in found.items()}
-    return terms
-
-
-def test_the_papers_pairing_trains_each_layer_by_its_own_distances():
+def test_the_criterion_trains_each_layer_by_its_own_distances():
+    """The host's own losses of its own training outputs, each layer's distances with its own scores and boxes, the last layer's too, as published."""
     detector, batch, targets = stir(build("d_fine")).train(), make_batch(), make_targets()
-    detector.family = DFINE(detector.model, CLASSES, (8, 16, 32), pairing="paper")
-    expected, output = paper_terms(detector, batch, targets), observe(detector, batch, targets)
-    for term, host in TERMS.items():
-        for part in ("", "_pre", "_0", "_1", "_denoising_pre", "_denoising_0", "_denoising_1", "_denoising_2"):
-            assert (term + part in output.losses) == (host + part in expected), term + part
-            if host + part in expected:
-                torch.testing.assert_close(output.losses[term + part], expected[host + part], **CLOSE)
-    assert len(output.losses) == len(expected) + 3  # and the encoder's
+    hosted = host_forward(detector, batch, targets)
+    rows = slice(hosted.denoising_meta_values["dn_num_split"][0], None)
+    labels, loss = host_labels(targets, frame_of(batch)), DFineLoss(detector.model.config)
+    logits, boxes = hosted.intermediate_logits[:, 1:, rows], hosted.intermediate_reference_points[:, 1:, rows].clamp(0, 1)
+    corners, initial = hosted.intermediate_predicted_corners[:, :, rows], hosted.initial_reference_points[:, :, rows]
+    output = observe(detector, batch, targets)
     own = output.queries.criterion(output.stages, targets)
-    for name, value in own.items():  # the criterion is the same thing
-        torch.testing.assert_close(output.losses[name], value, **CLOSE)
     assert len(own) == 5 * 3
+    for index, suffix in enumerate(("_0", "_1", "")):
+        views = {
+            "logits": logits[:, index],
+            "pred_boxes": boxes[:, index],
+            "pred_corners": corners[:, index],
+            "ref_points": initial[:, index],
+        }
+        views |= {"teacher_corners": corners[:, -1], "teacher_logits": logits[:, -1]}
+        for kind in loss.losses:
+            for key, value in loss.get_loss(kind, views, labels, loss.matcher(views, labels), 3).items():
+                term = next(name for name, host in TERMS.items() if host == key)
+                torch.testing.assert_close(own[term + suffix], loss.weight_dict[key] * value, **CLOSE)
 
 
-@pytest.mark.parametrize("pairing", ["host", "paper"])
-def test_what_each_pairing_leaves_out(pairing: str):
-    """Without noise the host trains the scores of the last layer but one not at all."""
+def test_the_host_leaves_the_last_layer_but_one_without_labels():
+    """Without noise it trains that layer's scores not at all."""
     detector = stir(build("d_fine", num_denoising=0)).train()
-    detector.family = DFINE(detector.model, CLASSES, (8, 16, 32), pairing=pairing)
     sum(observe(detector, make_batch(), make_targets()).losses.values()).backward()
     idle = [name for name, value in detector.named_parameters() if value.requires_grad and value.grad is None]
-    heads = ("model.model.decoder.class_embed.1.", "model.model.decoder.lqe_layers.1.")
-    assert bool(idle) == (pairing == "host")
-    assert all(name.startswith(heads) for name in idle)
+    assert idle
+    assert all(name.startswith(("model.model.decoder.class_embed.1.", "model.model.decoder.lqe_layers.1.")) for name in idle)
 
 
 def test_the_criterion_reads_redecoded_stages():

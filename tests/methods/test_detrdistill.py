@@ -98,14 +98,25 @@ def test_the_instance_part_by_hand():
     teacher = Predictions(torch.tensor([[[50.0], [0.0]]]), "sigmoid", boxes + torch.tensor([[[10.0, 0, 10, 0], [0, 0, 0, 0]]]), valid)
     (split,) = pair_stages([student], [teacher], [(0, 0)], sizes, [torch.tensor([[True, False]])])
     assert split.partner.tolist() == [[0, 1]]
-    terms = instance_terms(split, (1.0, 5.0, 2.0), split=True, negatives=True)
-    assert terms["class"].item() == pytest.approx(0.693147, abs=1e-5)
-    assert terms["box"].item() == pytest.approx(5 * 0.1, abs=1e-5)  # mean over one positive, plus a mean of zeros
-    assert terms["giou"].item() == pytest.approx(2 * (1 - 200 / 600), abs=1e-5)  # hull = union: 600
+    terms = instance_terms(split, (1.0, 5.0, 2.0))
+    assert terms["class"].item() == pytest.approx(0.693147 / 2, abs=1e-5)  # of the positive, over two pairs
+    assert terms["box"].item() == pytest.approx(5 * 0.1 / 2, abs=1e-5)
+    assert terms["giou"].item() == pytest.approx(2 * (1 - 200 / 600) / 2, abs=1e-5)  # hull = union: 600
     (joint,) = pair_stages([student], [teacher], [(0, 0)], sizes)
-    terms = instance_terms(joint, (1.0, 5.0, 2.0), split=False, negatives=True)
+    terms = instance_terms(joint, (1.0, 5.0, 2.0))
     assert terms["class"].item() == pytest.approx(0.693147, abs=1e-5)  # (ln 2 + ln 2) / 2
     assert terms["box"].item() == pytest.approx(5 * 0.1 / 2, abs=1e-5)
+
+
+def test_without_negatives_only_the_boxes_of_positives_count():
+    """The second teacher box is the far one: with negatives it weighs, without it doesn't."""
+    sizes, valid = torch.tensor([[100, 100]]), torch.ones(1, 2, dtype=torch.bool)
+    boxes = torch.tensor([[[10.0, 10, 30, 30], [50, 50, 90, 90]]])
+    student = Predictions(torch.zeros(1, 2, 1), "sigmoid", boxes, valid)
+    teacher = Predictions(torch.zeros(1, 2, 1), "sigmoid", boxes + torch.tensor([[[0.0, 0, 0, 0], [10, 0, 10, 0]]]), valid)
+    (split,) = pair_stages([student], [teacher], [(0, 0)], sizes, [torch.tensor([[True, False]])])
+    assert instance_terms(split, (1.0, 5.0, 2.0))["box"].item() == pytest.approx(5 * 0.1 / 2, abs=1e-5)
+    assert instance_terms(split, (1.0, 5.0, 2.0), negatives=False)["box"].item() == 0
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 """DETRDistill: knowledge of set predictors. Chang et al., ICCV 2023, arXiv:2211.10156.
 
     L = instance + weight_relation relation + weight_feature feature + weight_assignment assignment
-    instance   = sum over pairs of stages of  weight_class mean over P+ of H(p_t, p_s)
-                 + mean over P+ of (weight_box L1 + weight_giou (1 - GIoU)) + mean over P- of the same
+    instance   = sum over pairs of stages of  1/N [ weight_class sum over P+ of H(p_t, p_s)
+                 + sum over P+ and P- of (weight_box L1 + weight_giou (1 - GIoU)) ]
     feature    = sum over levels of  1/(d H W M) sum over teacher queries i of q_i |psi_i (F_t - a(F_s))|^2,   psi_i = <F_t, Q_i>,
                  q_i = c_i^gamma IoU(box of i, best ground truth)^(1 - gamma)
     assignment = the student's own task loss of the teacher's queries, decoded by the student, under the teacher's matches with the ground truth
 
 P+ and P-: pairs (student query, teacher query) whose teacher query answers for a ground truth, and the others, which teach boxes only, as their
-class is background. Both come from one matching a stage and image, at cost H + 5 L1 - 2 GIoU, in which the class of P- does not count. H: sum over
-classes of the cross-entropy. c_i: best class score, Q_i: embedding of the last decoder layer, a: a 1x1 convolution. Where student and teacher
-agree the terms are the entropy of the scores, 0, 0, and the assignment's own.
+class is background. N: how many both are, as in the released code; the paper names no normaliser. Both come from one matching a stage and image, at
+cost H + 5 L1 - 2 GIoU, in which the class of P- does not count. H: sum over classes of the cross-entropy. c_i: best class score, Q_i: embedding of
+the last decoder layer, a: a 1x1 convolution. Where student and teacher agree the terms are the entropy of the scores, 0, 0, and the assignment's own.
 
 The released code (`variant: released`, a row of `methods.presets`) has: class and box of all pairs (`pairs: joint`), boxes clipped to the image
 (`clip`), one mask a stage, made of cosines (`mask: aggregated`, stages added), q = c IoU (`gamma: none`), no adapter where widths agree
@@ -19,8 +19,8 @@ embeddings behind learned projections, weight 0.2, which the paper hasn't got.
 
 Not as there: cells of the padding take no part; the teacher's queries are detached; the decoder alone runs a second time, not the encoder; a
 student query without a partner has no terms (there a label of 80 for every class). The paper's weights of its three parts are not known to us: 1 each,
-the released ones. Ours too: means over P+ and over P- each by itself, so that few positives count. Queries that a detector draws from the image
-(two-stage Deformable DETR, RT-DETR, D-FINE) can't be handed over: `weight_assignment: 0` there.
+the released ones. Queries that a detector draws from the image (two-stage Deformable DETR, RT-DETR, D-FINE) can't be handed over:
+`weight_assignment: 0` there.
 """
 
 from collections.abc import Sequence
@@ -133,8 +133,7 @@ class DETRDistill(Method):
             found = present(teacher.queries).match(teacher.stages, self.shared.targets(targets))
         if config.paired:
             pairs = self.pairs(student, teacher, found)
-            split, negatives = config.pairs == "split", config.pairs != "positives"
-            parts = [instance_terms(pair, config.instance, split, negatives) for pair in pairs]
+            parts = [instance_terms(pair, config.instance, negatives=config.pairs != "positives") for pair in pairs]
             terms |= {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
             if config.weight_relation:
                 terms["relation"] = config.weight_relation * torch.stack([self.relation(pair) for pair in pairs]).sum()

@@ -8,8 +8,8 @@ map, resized to the student's where the two differ. It reads no head, no box and
 The paper's Deep Semantic Injector is this at one place: the map of stride 32 behind the encoder's self-attention, before its fusion of levels,
 projected by one linear layer to the tokens of a frozen DINOv3 ViT-B/16, which sees the image at half its size. Here the teacher is `timm:NAME` or
 `hf:FOLDER`, or a detector, of whose pyramids the one of the student's name is taken, else its neck. `pyramid: neck` is what enters the encoder
-of a DETR, and what leaves the hybrid encoder of an RT-DETR or D-FINE, behind its fusion; `memory` is what the decoder reads. The mean over all cells, padding included, is the published one; without
-padding the two are one.
+of a DETR, and what leaves the hybrid encoder of an RT-DETR or D-FINE, behind its fusion; `memory` is what the decoder reads. The mean over all
+cells, padding included, is the published one; without padding the two are one.
 
 The released configurations begin with a weight of 5 (S, M), 15 (L) and 20 (X), which a comment there calls five times the paper's. From then on
 the weight follows the gradients (GAM): that is not here, `methods.token_alignment.balance` is its like.

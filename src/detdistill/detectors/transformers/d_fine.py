@@ -4,13 +4,16 @@ The host's own forward is not called: its parts are, in its order, so that a loo
 and every layer answers in evaluation mode too, where the host's says what its last layer says only. Equal to the host's forward (tests).
 
 A layer says each side of a box as a distribution of its distance from the initial box, which a head of its own makes behind the first layer.
-Distances are trained by FGL, and layers learn from the last one by DDF. Where the host's losses part from the published code is told at
-`Pairing`; the published union of all layers' assignments (GO) it has not, nor have we.
+Distances are trained by FGL, and layers learn from the last one by DDF. The losses are the host's, which part from the published code: there the
+initial boxes, with class scores behind the first layer, are trained by themselves, and each layer by its own scores, boxes and distances; in
+transformers 5.23 and 5.24 the initial ones head the list of boxes and not that of distances, and the two are zipped. So distances are trained by
+assignment and IoU of the boxes one layer before, scores and boxes of the last layer but one not at all (those of the noise: of the last), and the last
+layer's distances have no FGL. The published union of all layers' assignments (GO) the host has not, nor have we.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +30,6 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets
 
-# What a stage is trained with. The published code trains the initial boxes, with class scores behind the first layer, by themselves, and each
-# layer by its own scores, boxes and distances. In transformers 5.23 the initial ones head the list of boxes and not that of distances, and the
-# two are zipped: distances are trained by assignment and IoU of the boxes one layer before, scores and boxes of the last layer but one not at
-# all (those of the noise: of the last), and the last layer's distances have no FGL.
-Pairing = Literal["host", "paper"]
-
 
 @dataclass(frozen=True, eq=False)
 class Refined(Predictions):
@@ -42,17 +39,16 @@ class Refined(Predictions):
 
 
 class DFINE:
-    """The `Family` over a `DFineForObjectDetection` whose labels are `classes` in order, strides those of its encoder's levels.
-    pairing: see `Pairing`."""
+    """The `Family` over a `DFineForObjectDetection` whose labels are `classes` in order, strides those of its encoder's levels."""
 
-    def __init__(self, model: DFineForObjectDetection, classes: Sequence[str], strides: Sequence[int], pairing: Pairing = "host"):
+    def __init__(self, model: DFineForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
         config = model.config
         self.info = hybrid.describe(
             config, classes, strides, edge_bins=config.max_num_bins + 1, edge_code=(float(config.up), float(config.reg_scale))
         )
         if config.eval_idx not in (-1, config.decoder_layers - 1):
             raise UserError(f"d_fine: eval_idx {config.eval_idx} is not served, every layer is read; take a model with eval_idx -1")
-        self.model, self.pairing = model, pairing
+        self.model = model
         self.matcher = hybrid.matcher(config)
         host = DFineLoss(config)
         host.up = model.model.decoder.up  # its own would stay behind on another device
@@ -96,21 +92,16 @@ class DFINE:
         *found, answers = self.match([*own, chosen], memory, targets)
         own, encoder = hybrid.matched(own, found), replace(chosen, assignment=answers)
         terms: dict[str, Tensor] = {}
-        for index, stage in enumerate(self._own_views(own)):
+        for index, stage in enumerate(_shifted(own, own[1:-1])):
             suffix = f"_{index - 1}" if index else "_pre"
             terms |= hybrid.suffixed(self._terms(stage, own[-1], memory, labels, count), suffix)
-        last = own[-1] if self.pairing == "paper" else replace(own[-1], edges=None)
-        terms |= self._terms(last, own[-1], memory, labels, count)
+        terms |= self._terms(replace(own[-1], edges=None), own[-1], memory, labels, count)
         terms |= hybrid.suffixed(self._terms(encoder, encoder, memory, labels, count), "_encoder")
         if noise is not None:
-            for index, stage in enumerate(noisy if self.pairing == "paper" else _shifted(noisy, noisy[1:])):
+            for index, stage in enumerate(_shifted(noisy, noisy[1:])):
                 suffix = f"_denoising_{index - 1}" if index else "_denoising_pre"
                 terms |= hybrid.suffixed(self._terms(stage, noisy[-1], memory, labels, count * noise.groups), suffix)
         return tuple(own[1:]), terms
-
-    def _own_views(self, own: list[Refined]) -> list[Refined]:
-        """What is trained before the last stage. own: the initial boxes, then each layer."""
-        return own[:-1] if self.pairing == "paper" else _shifted(own, own[1:-1])
 
     def _terms(
         self, stage: Predictions, teacher: Predictions, memory: Memory, labels: list[dict[str, Any]], count: Tensor
@@ -157,7 +148,7 @@ def _inside(stage: Predictions, memory: Memory) -> Predictions:
 
 
 def _shifted(sources: Sequence[Refined], edged: Sequence[Refined]) -> list[Refined]:
-    """The sources from the first on, with the distances of the others."""
+    """The host's pairs: the sources from the first on, with the distances of the others, one layer later."""
     return [replace(source, edges=other.edges, initial=other.initial) for source, other in zip(sources, edged, strict=False)]
 
 

@@ -87,19 +87,16 @@ def pair_stages(
     return [StagePair(partner, *parts) for partner, parts in zip(partners, rows, strict=True)]
 
 
-def instance_terms(pair: StagePair, weights: tuple[float, float, float], split: bool, negatives: bool) -> dict[str, Tensor]:
+def instance_terms(pair: StagePair, weights: tuple[float, float, float], negatives: bool = True) -> dict[str, Tensor]:
     """`class`, `box`, `giou` of one pair of stages, weighted, (): what each student query says against its partner.
 
-    The class term is a mean over the pairs whose teacher query is classified. Boxes: with `split` the mean over these and, with `negatives`,
-    the mean over the others, added; else one mean over all pairs. Counts are averaged over processes, at least 1. A term of weight 0 is left out.
+    The class of the pairs whose teacher query is classified counts, the boxes of all pairs, without `negatives` of these too. Sums are divided by the
+    number of all pairs, averaged over processes, at least 1. A term of weight 0 is left out.
     """
     known = pair.paired & pair.of_partner(pair.classified)
-    groups = [known] if split or not negatives else [pair.paired]
-    groups += [pair.paired & ~known] if split and negatives else []
-    shares = torch.stack([group / mean_over_processes(group.sum().float()) for group in groups]).sum(0)  # (B, Q)
-    counted = known / mean_over_processes(known.sum().float())
+    pairs = mean_over_processes(pair.paired.sum().float())
     taught = pair.of_partner(pair.scores), pair.of_partner(pair.teacher_boxes)
-    return answer_terms(pair.student, pair.student_boxes, *taught, weights, counted, shares)
+    return answer_terms(pair.student, pair.student_boxes, *taught, weights, known / pairs, (pair.paired if negatives else known) / pairs)
 
 
 def answer_terms(
