@@ -257,11 +257,11 @@ def test_terms_by_hand(monkeypatch: pytest.MonkeyPatch):
     assert list(terms) == ["classification_0", "box_0", "giou_0", "classification", "box", "giou"]
     classification = 2 * (focal(0, False) + focal(1, True) + focal(-1, False) + focal(0.5, False)) / 2
     assert float(terms["classification"]) == pytest.approx(classification, rel=1e-5)
-    assert float(terms["box"]) == pytest.approx(5 * 0.1 / 2)  # 10 of 100 pixels to the right
+    assert float(terms["box"]) == pytest.approx(5 * (0.1 + 0.1) / 2)  # both corners are 10 of 100 pixels to the left
     assert float(terms["giou"]) == pytest.approx(2 * (1 - 600 / 1000) / 2)  # the hull is the union
     assert float(terms["giou_0"]) == float(terms["giou"])
     monkeypatch.setattr(criterion, "mean_over_processes", lambda count: 2 * count)
-    assert float(set_terms([stage], frame, targets)["box"]) == pytest.approx(5 * 0.1 / 4)
+    assert float(set_terms([stage], frame, targets)["box"]) == pytest.approx(5 * 0.2 / 4)
 
 
 def test_a_box_that_is_not_finite_is_told_though_nothing_is_matched():

@@ -48,6 +48,15 @@ def relative(boxes: Tensor) -> Tensor:
     return torch.cat([middle, sides], -1) / scale
 
 
+def test_the_distance_of_corners_by_a_loop():
+    one, targets = stage(0, False), truths()
+    costs = Matcher(0.0, 1.0, 0.0, corners=True).costs([one], SIZES, targets)
+    for image, (height, width) in enumerate(SIZES.tolist()):
+        scale = torch.tensor([width, height, width, height])
+        for column, box in enumerate(targets.boxes[image]):
+            torch.testing.assert_close(costs[0, image, :, column], ((one.boxes[image] - box).abs() / scale).sum(-1))
+
+
 def test_a_stage_with_a_number_that_is_none_matches_nothing_and_the_others_do():
     good, bad = stage(0, False), stage(1, False)
     bad.logits[1, 3, 0] = float("nan")

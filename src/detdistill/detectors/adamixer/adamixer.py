@@ -1,7 +1,7 @@
 """AdaMixer, our own: a backbone, a channel mapping, and a decoder of sampling and mixing stages, as a `Family` of set predictors.
 
 Our frame is the padded batch in pixels, and so is the decoder's; a query's first box is its image's valid area, and targets are matched
-relative to that. One thing differs from the published code: its L1, of costs and losses, is of corners, ours of cx cy w h as in every DETR here.
+relative to that. Its L1, of costs and losses, is of corners, as published, where that of DETRs is of cx cy w h.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class AdaMixer:
 
     def __init__(self, model: Model, classes: Sequence[str], strides: Sequence[int], width: int):
         self.model, self.strides, self.width = model, tuple(strides), width
-        self.matcher = Matcher(WEIGHTS["classification"], WEIGHTS["box"], WEIGHTS["giou"])
+        self.matcher = Matcher(WEIGHTS["classification"], WEIGHTS["box"], WEIGHTS["giou"], corners=True)
         self.info = DetectorInfo(
             kind="adamixer",
             classes=tuple(classes),

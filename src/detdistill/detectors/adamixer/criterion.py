@@ -1,4 +1,4 @@
-"""AdaMixer's task terms, those of Deformable DETR with another weight of the first: focal loss, L1 and GIoU, on every stage alike."""
+"""AdaMixer's task terms, focal loss, L1 of corners and GIoU, on every stage alike."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.queries.detector import by_stage
-from detdistill.detectors.queries.frames import to_relative
+from detdistill.detectors.queries.frames import extents
 from detdistill.losses import giou_distance, mean_over_processes
 from detdistill.types import Predictions, Targets, present
 
@@ -18,7 +18,7 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss, arXiv:1708.02002
 def set_terms(stages: Sequence[Predictions], frame: Tensor, targets: Targets) -> dict[str, Tensor]:
     """Weighted terms of every stage under the assignment it carries: those of the last have plain names, those of an earlier stage i end in `_i`.
 
-    L1 is of cx cy w h in 0..1 of the frame (B, 2). Each is divided by the number of ground truths, averaged over processes, at least 1. Not a
+    L1 is of x y x y in 0..1 of the frame (B, 2). Each is divided by the number of ground truths, averaged over processes, at least 1. Not a
     number where predictions aren't finite.
     """
     total = sum(len(labels) for labels in targets.labels)
@@ -36,9 +36,8 @@ def _sums(stage: Predictions, frame: Tensor, targets: Targets) -> dict[str, Tens
     wanted = torch.zeros_like(stage.logits)
     wanted[(*positive.nonzero(as_tuple=True), labels)] = 1.0
     focal = sigmoid_focal_loss(stage.logits, wanted, alpha=ALPHA, gamma=GAMMA, reduction="none").sum(-1)
-    frames = frame[positive.nonzero()[:, 0]]
     guess = stage.boxes[positive]
-    apart = (to_relative(guess[:, None], frames) - to_relative(truth[:, None], frames)).abs().sum()
+    apart = ((guess - truth) / extents(frame[positive.nonzero()[:, 0]])[:, 0]).abs().sum()
     nothing = stage.boxes.sum() * 0  # keeps the graph where nothing is matched, and isn't a number where a box isn't
     return {
         "classification": (focal * assignment.valid).sum(),

@@ -17,7 +17,7 @@ EPSILON = 1e-8  # inside the logarithms, as published
 
 @dataclass(frozen=True)
 class Matcher:
-    """The cost of a pair: classification * c + box * L1 of cx cy w h in 0..1 - giou * GIoU; DETR, arXiv:2005.12872.
+    """The cost of a pair: classification * c + box * L1 of cx cy w h in 0..1, or with `corners` of x y x y, - giou * GIoU; DETR, arXiv:2005.12872.
 
     c is -p of the label with softmax, and with sigmoids the focal cost of Deformable DETR (arXiv:2010.04159) with alpha and gamma.
     """
@@ -27,6 +27,7 @@ class Matcher:
     giou: float = 2.0
     alpha: float = 0.25
     gamma: float = 2.0
+    corners: bool = False
 
     @torch.no_grad()
     def __call__(self, stages: Sequence[Predictions], frame: Tensor, targets: Targets) -> tuple[Assignment, ...]:
@@ -51,10 +52,11 @@ class Matcher:
         scores = torch.stack([stage.scores() for stage in stages]).float()  # (L, B, Q, K)
         columns = labels[None, :, None].expand(len(scores), -1, scores.shape[2], -1)
         chosen = scores.gather(-1, columns)  # (L, B, Q, G)
-        apart = torch.cdist(guess, truth.expand(len(guess), -1, -1, -1), p=1)
+        truth = truth.expand(len(guess), -1, -1, -1)
         unit = torch.ones_like(frame)
-        corners, others = to_pixels(guess, unit), to_pixels(truth, unit)
-        overlap = pairwise_giou(corners, others.expand(len(corners), -1, -1, -1))
+        corners = to_pixels(guess, unit), to_pixels(truth, unit)
+        apart = torch.cdist(*(corners if self.corners else (guess, truth)), p=1)
+        overlap = pairwise_giou(*corners)
         return self.classification * self._class_cost(chosen, stages[0]) + self.box * apart - self.giou * overlap
 
     def _class_cost(self, scores: Tensor, stage: Predictions) -> Tensor:
