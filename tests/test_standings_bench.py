@@ -50,11 +50,17 @@ def test_what_is_not_finished_is_left_out_and_other_recipes_are_refused(
     (tmp_path / "table" / "begun" / "seed-0" / "metrics.json").unlink()
     assert called(monkeypatch, tmp_path / "table", "--resamples", 20) == 0
     said = capsys.readouterr()
-    assert "begun: left out, no finished run seed-0" in said.err
+    assert f"begun: left out, not finished: {tmp_path}/table/begun/seed-0" in said.err
     assert "begun" not in said.out
     recipe = tmp_path / "table" / "pkd" / "seed-0" / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("channels: 16", "channels: 8"))
+    text = recipe.read_text()
+    for field, other, told in (("seed: 0", "seed: 1", "train.seed is 1 and there 0"), ("log_every: ", "log_every: 1", None)):
+        recipe.write_text(text.replace(field, other))
+        assert called(monkeypatch, tmp_path / "table", "--resamples", 20) == (2 if told else 0)
+        assert told is None or told in capsys.readouterr().err
+    shutil.copytree(tmp_path / "table" / "pkd", tmp_path / "table" / "other")
+    recipe.write_text(text.replace("inherit: []", "inherit: [neck]"))
     assert called(monkeypatch, tmp_path / "table") == 2
-    assert "another model, data or schedule" in capsys.readouterr().err
+    assert "teacher.inherit" in capsys.readouterr().err
     assert called(monkeypatch, tmp_path) == 2
     assert "no finished run none/SEED" in capsys.readouterr().err

@@ -44,6 +44,16 @@ def test_matching_and_losses_are_the_published_ones():
     assert 2 * giou_distance(*corners).mean().item() == pytest.approx(1.553907, abs=3e-6)
 
 
+def test_autocast_rounds_neither_the_costs_nor_the_contrast():
+    logits, scores, mine, theirs = (values.float() for values in published())
+    expected, contrast = query_costs(logits, scores, mine, theirs), relation_contrast(logits, scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        costs = query_costs(logits, scores, mine, theirs)
+        assert costs.dtype == torch.float32
+        assert torch.equal(costs, expected)
+        assert torch.equal(relation_contrast(logits, scores), contrast)
+
+
 def test_the_feature_mask_and_its_loss_are_the_published_ones():
     teacher, student = 2 * wave(36, 0.33).view(1, 4, 3, 3), 2 * wave(36, 0.51).view(1, 4, 3, 3)
     cosines = query_similarity(teacher, wave(8, 0.77, 1).view(1, 2, 4), cosine=True)

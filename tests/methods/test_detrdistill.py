@@ -161,6 +161,7 @@ def test_a_deeper_teacher_with_more_queries_teaches_a_shallow_student():
     pairs = method.pairs(mine, theirs, theirs.queries.match(theirs.stages, targets))
     assert len(pairs) == 6
     assert all(pair.paired.all() and pair.partner.amax() > 11 for pair in pairs)
+    assert all((pair.paired & pair.of_partner(pair.classified)).sum() == 3 for pair in pairs)  # every positive has a partner
     assert all(term.isfinite() for term in method(mine, theirs, targets).values())
     few = built("detrdistill", teacher, student).eval()  # the other way round: more student queries than the teacher has
     mine, theirs, targets = looks(few, teacher, student.requires_grad_(False))
@@ -180,6 +181,38 @@ def test_the_teachers_queries_are_decoded_by_the_student_under_the_teachers_matc
     torch.testing.assert_close(method(mine, theirs, targets)["assignment"], expected)
     other = made(**(ONE | {"weight_assignment": 1.0, "assignment": "student"}))[0]
     assert other(mine, theirs, targets)["assignment"] < expected  # its own matches cost least
+
+
+def test_no_positive_is_left_out_where_the_teacher_has_more_queries():
+    """The class of positives makes them the dearest columns, at full agreement too, where their entropy remains."""
+    generator = torch.Generator().manual_seed(0)
+    logits, valid = torch.randn(1, 30, 80, generator=generator), torch.ones(1, 30, dtype=torch.bool)
+    corners = torch.rand(1, 30, 2, generator=generator) * 50
+    boxes = torch.cat([corners, corners + 20], -1)
+    teacher = Predictions(logits, "sigmoid", boxes, valid)
+    student = Predictions(logits[:, :10], "sigmoid", boxes[:, :10] + 1, valid[:, :10])
+    classified = torch.arange(30)[None] % 10 < 2  # six
+    (pair,) = pair_stages([student], [teacher], [(0, 0)], torch.tensor([[100, 100]]), [classified])
+    assert (pair.paired & pair.of_partner(pair.classified)).sum() == 6
+    assert pair.paired.all()
+
+
+def test_the_feature_part_asks_the_teacher_for_no_more_than_its_mask_reads():
+    for mask, read in (("box", False), ("off", False), ("query", True), ("aggregated", True)):
+        method, _, _, (mine, theirs, targets) = made(**(ONE | {"weight_feature": 1.0, "mask": mask}))
+        assert method.need.head == read
+        assert method(mine, theirs, targets)["feature"] > 0
+
+
+@pytest.mark.parametrize("mask", ["query", "aggregated"])
+def test_classes_that_the_student_does_not_know_draw_no_mask(mask: str):
+    method, student, teacher, (mine, theirs, targets) = made(**(ONE | {"weight_feature": 1.0, "mask": mask}))
+    expected = method(mine, theirs, targets)["feature"]
+    foreign = [replace(stage, logits=torch.cat([torch.full_like(stage.logits[..., :1], 9.0), stage.logits], -1)) for stage in theirs.stages]
+    wider = replace(teacher.info, classes=("person", *teacher.info.classes))
+    other = type(method).build(method.config, student.info, wider).eval()
+    other.load_state_dict(method.state_dict())
+    torch.testing.assert_close(other(mine, replace(theirs, stages=tuple(foreign)), targets)["feature"], expected)
 
 
 def test_padding_further_moves_no_mask_and_no_pair():

@@ -80,6 +80,17 @@ def test_general_points_are_drawn_anew_from_the_runs_generator():
     assert torch.equal(method(mine, theirs, targets)["box"], drawn["box"])
 
 
+@pytest.mark.parametrize(
+    ("head", "teacher"),
+    [("conditional_detr", "deformable_detr"), ("dab_detr", "rt_detr"), ("detr", "deformable_detr"), ("adamixer", "rt_detr")],
+)
+def test_a_student_that_reads_fewer_parts_of_a_query_learns_from_all_points(head: str, teacher: str):
+    student, lecturer = pair(head, teacher)
+    method = built("kddetr", student, lecturer, general=7)
+    terms = method(*looks(method, student, lecturer), moment())
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+
+
 def test_what_it_cannot_serve_is_refused():
     deformable = tiny("deformable_detr")
     with pytest.raises(UserError, match=r"fcos.*no queries"):

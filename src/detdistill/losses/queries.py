@@ -10,6 +10,7 @@ from torchvision.ops import box_convert
 
 from detdistill.losses.boxes import pairwise_giou
 from detdistill.losses.features import masked_squares
+from detdistill.losses.reduce import at_least_single
 from detdistill.types import Activation
 
 
@@ -47,14 +48,19 @@ def query_costs(
 ) -> Tensor:
     """What it costs to pair student and teacher queries: (..., Q, K), (..., M, K), (..., Q, 4), (..., M, 4) to (..., Q, M).
 
-    No gradient. weights: of `soft_class_costs`, of the L1 distance and of -GIoU. classified (..., M): the teacher queries whose class counts; none: all.
+    No gradient, in single precision under autocast too. weights: of `soft_class_costs`, of the L1 distance and of -GIoU. classified (..., M): the
+    teacher queries whose class counts; none: all.
     """
-    classes = soft_class_costs(student_logits, teacher_scores, activation)
-    if classified is not None:
-        classes = classes * classified[..., None, :]
-    apart = torch.cdist(student_boxes, teacher_boxes, p=1)
-    mine, theirs = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (student_boxes, teacher_boxes))
-    return (weights[0] * classes).add_(apart, alpha=weights[1]).sub_(pairwise_giou(mine, theirs), alpha=weights[2])
+    student_logits, teacher_scores, student_boxes, teacher_boxes = map(
+        at_least_single, (student_logits, teacher_scores, student_boxes, teacher_boxes)
+    )
+    with torch.autocast(student_logits.device.type, enabled=False):
+        classes = soft_class_costs(student_logits, teacher_scores, activation)
+        if classified is not None:
+            classes = classes * classified[..., None, :]
+        apart = torch.cdist(student_boxes, teacher_boxes, p=1)
+        mine, theirs = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (student_boxes, teacher_boxes))
+        return (weights[0] * classes).add_(apart, alpha=weights[1]).sub_(pairwise_giou(mine, theirs), alpha=weights[2])
 
 
 def query_similarity(features: Tensor, queries: Tensor, cosine: bool = False) -> Tensor:
@@ -76,5 +82,7 @@ def relation_contrast(student: Tensor, teacher: Tensor, temperature: float = 0.0
     """
     if len(student) == 0:
         return student.sum() + teacher.sum()
-    products = F.normalize(teacher, dim=-1) @ F.normalize(student, dim=-1).t() / temperature
+    mine, theirs = (F.normalize(at_least_single(rows), dim=-1) for rows in (student, teacher))
+    with torch.autocast(student.device.type, enabled=False):
+        products = theirs @ mine.t() / temperature
     return F.cross_entropy(products, torch.arange(len(student), device=student.device))

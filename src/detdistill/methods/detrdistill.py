@@ -45,9 +45,9 @@ from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Layout, M
 @dataclass(frozen=True)
 class DETRDistillConfig(LevelConfig):
     """weight_class, weight_box, weight_giou: of the instance part; all 0: it is off. weight_relation, weight_feature, weight_assignment: of the
-    others. stages: `all`, or the `last` of each. pairs: `split` as in the paper; `joint` as in the code; `positives` leaves P- out. mask: `query`
-    (the paper's), `aggregated` (the code's), `box` (cells of ground truths), `off` (all cells alike). variant, gamma, clip, adapter, assignment:
-    see the module's head. The others, of the feature part: see `LevelConfig`."""
+    others. stages: `all`, or the `last` of each, in the instance part and the relation. pairs: `split` as in the paper; `joint` as in the code;
+    `positives` leaves P- out. mask: `query` (the paper's), `aggregated` (the code's), `box` (cells of ground truths), `off` (all cells alike).
+    variant, gamma, clip, adapter, assignment: see the module's head. The others, of the feature part: see `LevelConfig`."""
 
     variant: Literal["paper", "released"] = "paper"
     weight_class: Weight = 1.0
@@ -103,8 +103,11 @@ class DETRDistill(Method):
         self.config, self.shared, self.levels, self.parts = config, shared, levels, parts
         self.projections = nn.ModuleList(projection(width) for width in widths) if config.weight_relation else nn.ModuleList()
         features = levels.need if levels is not None else Need()
-        self.need = Need(predictions=True, queries=True) | features
-        self.student_need = Need(queries=bool(config.weight_assignment)) | features
+        masked = levels is not None and config.mask in ("query", "aggregated")
+        asked = bool(config.weight_assignment)
+        truth = config.needs_truth
+        self.need = Need(predictions=config.paired or masked or truth, queries=truth or asked) | features
+        self.student_need = Need(predictions=config.paired, queries=asked) | features
 
     @classmethod
     def build(cls, config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
@@ -139,7 +142,8 @@ class DETRDistill(Method):
                 terms["relation"] = config.weight_relation * torch.stack([self.relation(pair) for pair in pairs]).sum()
         if self.levels is not None:
             sizes = teacher.pyramids[config.pyramid].sizes
-            levels = [self.feature(level, teacher.stages, targets, sizes) for level in self.levels(student, teacher)]
+            stages = [self.shared.of_teacher(stage) for stage in teacher.stages]
+            levels = [self.feature(level, stages, targets, sizes) for level in self.levels(student, teacher)]
             terms["feature"] = config.weight_feature * torch.stack(levels).sum()
         if config.weight_assignment:
             terms["assignment"] = config.weight_assignment * self.assignment(student, teacher, found, targets)

@@ -1,6 +1,7 @@
 """KD-DETR: consistent distillation points. Wang et al., CVPR 2024, arXiv:2211.08071.
 
-    L = sum over pairs of stages of  1/sum w  sum over points of  w (weight_class KL(p_t || p_s) + weight_box L1 + weight_giou (1 - GIoU))
+    L = sum over groups of points, over pairs of stages  of  1/sum w  sum over points of
+            w (weight_class KL(p_t || p_s) + weight_box L1 + weight_giou (1 - GIoU))
 
 A point is a query that both decoders are given beside their own, so that point n of the one is point n of the other and nothing is matched.
 General points are drawn anew each step in the teacher's parametrisation, the same for all images; specific points are the teacher's own
@@ -75,10 +76,10 @@ class KDDETR(Method):
         guess, taught = present(student.queries), present(teacher.queries)
         groups = [(guess.redecode(handed_over(taught.own, self.parts)), teacher.stages)] if self.config.specific else []
         if self.config.general:
-            points = handed_over(taught.sample(self.config.general, _generator(moment)), self.parts)
+            points = taught.sample(self.config.general, _generator(moment))
             with torch.no_grad():
                 answers = taught.redecode(points)
-            groups.append((guess.redecode(points), answers))
+            groups.append((guess.redecode(handed_over(points, self.parts)), answers))
         sizes, found = teacher.pyramids["neck"].sizes, []
         for mine, theirs in groups:
             for own, other in stage_places(len(mine), len(theirs), self.config.stages):

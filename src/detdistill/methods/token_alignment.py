@@ -57,10 +57,20 @@ class TokenAlignment(Method):
     def build(cls, config: TokenAlignmentConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where the student has no such pyramid, or the two have no level, or not the one asked for, in common."""
         mine, theirs = config.pyramid, config.pyramid if config.pyramid in teacher.channels else "neck"
-        require(mine in student.channels, cls.name, f"no pyramid {mine!r} on the student", f"it has {', '.join(student.channels)}")
+        require(
+            mine in student.channels,
+            cls.name,
+            f"no pyramid {mine!r} on the student",
+            f"it has {', '.join(student.channels)}; set methods.{cls.name}.pyramid",
+        )
         common = [stride for stride in student.strides if stride in teacher.strides]
         lacking = f"no level in common, the student's strides are {student.strides}, the teacher's {teacher.strides}"
-        require(bool(common), cls.name, lacking, "train the student with the teacher's --model.strides")
+        remedy = (
+            "give one of the student's, --teacher.model.strides"
+            if teacher.kind == "vit"
+            else "train the student with the teacher's --model.strides"
+        )
+        require(bool(common), cls.name, lacking, remedy)
         stride = max(common) if config.stride is None else config.stride
         remedy = f"both have {', '.join(map(str, common))}"
         require(stride in common, cls.name, f"methods.{cls.name}.stride {stride} is not one that both sides have", remedy)

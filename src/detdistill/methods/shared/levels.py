@@ -54,7 +54,7 @@ def always(student: int, teacher: int) -> nn.Module:
 def pair_levels(method: str, config: LevelConfig, student: DetectorInfo, teacher: DetectorInfo) -> list[Strides]:
     """The strides of each pair, fine to coarse. Raises UserError where a side has no such pyramid or no level can be paired."""
     for side, info in (("student", student), ("teacher", teacher)):
-        have = f"the {side} has {', '.join(info.channels)}"
+        have = f"the {side} has {', '.join(info.channels)}; set methods.{method}.pyramid"
         require(config.pyramid in info.channels, method, f"no pyramid {config.pyramid!r} on the {side}", have)
     if config.pairing == "index":
         pairs = list(zip(student.strides, teacher.strides, strict=False))  # as many as both have: the published pairing

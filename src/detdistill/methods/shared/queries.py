@@ -73,6 +73,7 @@ def pair_stages(
     """The pairs at `places`, queries matched by `losses.query_costs` with `weights`. Stages are on shared classes; sizes (B, 2): the images'.
 
     classified: (B, M) bool of each teacher stage, the queries whose class counts, in the cost too; none: all. clip: teacher boxes to the image.
+    Of a teacher with more queries than the student's those that cost the most go without a partner, but no classified one before the others.
     """
     rows, costs = [], []
     for mine, theirs in places:
@@ -81,7 +82,11 @@ def pair_stages(
         boxes = to_relative(boxes.clamp(min=0).minimum(extents(sizes)) if clip else boxes, sizes)
         own, scores = to_relative(guess.boxes.float(), sizes), class_scores(taught, guess)
         counted = taught.valid if classified is None else classified[theirs]
-        costs.append(query_costs(class_logits(guess).float(), scores, own, boxes, guess.activation, weights, counted))  # (B, Q, M)
+        cost = query_costs(class_logits(guess), scores, own, boxes, guess.activation, weights, counted)  # (B, Q, M)
+        if classified is not None and cost.shape[-1] > cost.shape[-2]:
+            # Their class makes them dear: less than all else together could cost they are taken first.
+            cost = cost - (cost.amax() - cost.amin() + 1) * cost.shape[-2] * counted[..., None, :]
+        costs.append(cost)
         rows.append((guess, taught, own, boxes, scores, counted))
     partners = pair_all(torch.cat(costs)).split(len(sizes))
     return [StagePair(partner, *parts) for partner, parts in zip(partners, rows, strict=True)]

@@ -24,6 +24,6 @@ def require_learned(method: str, student: DetectorInfo, teacher: DetectorInfo, r
 
 
 def handed_over(queries: QuerySet, parts: frozenset[QueryPart]) -> QuerySet:
-    """Those parts of a teacher's queries that the student's decoder reads, without gradient; the others it makes itself."""
+    """Those parts of a teacher's queries that the student's decoder reads, without gradient."""
     given = {part: getattr(queries, part) for part in parts}
     return QuerySet(**{part: values.detach() for part, values in given.items()})
