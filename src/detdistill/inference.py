@@ -145,8 +145,11 @@ def export(
     if format not in get_args(Format):
         raise UserError(f"--format {format!r}: there is {', '.join(get_args(Format))}")
     size = RunFolder(Path(model)).card().image_size
-    transformers.export(load(model), out, (size, size) if isinstance(size, int) else size, overwrite=overwrite)
-    talker(console)(f"{out}: loads by AutoModelForObjectDetection.from_pretrained, and answers as {model} does")
+    height, width = (size, size) if isinstance(size, int) else size
+    transformers.export(load(model), out, (height, width), overwrite=overwrite)
+    talker(console)(
+        f"{out}: loads by AutoModelForObjectDetection.from_pretrained, and answers as {model} does on pictures of {height} x {width}"
+    )
     return out
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from detdistill.detectors import build as builders
 from detdistill.detectors.protocol import Detector
+from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.weights import load_teacher
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
@@ -94,6 +96,8 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
     odd = [*missing, *unexpected]
     if odd:
         raise UserError(f"{path}: {len(missing)} tensors are missing and {len(unexpected)} too many for {config.name}, such as {odd[0]!r}")
+    if isinstance(detector, QueryDetector) and keeps_norms(card.model):  # as the run did, and does where it goes on
+        detector.frozen_norms = thaw(detector.family.body(), frozen_norms=True)
     module.eval()
     return detector
 

@@ -5,7 +5,6 @@ import torch
 from transformers.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 
 from detdistill.detectors.queries.frames import to_relative
-from detdistill.errors import UserError
 from detdistill.types import QuerySet
 from tests.detectors.builders import make_batch, make_targets
 from tests.detectors.single_level import EVERYTHING, build, host_forward, same_gradients, same_last_stage, same_losses, stir
@@ -71,8 +70,3 @@ def test_the_start_is_the_published_one():
     assert host.query_position_embeddings.weight.std().item() == pytest.approx(1, abs=0.1)
     assert host.encoder.layers[0].self_attn.v_proj.weight.abs().max().item() == pytest.approx((6 / 128) ** 0.5, rel=0.02)
     assert host.decoder.layers[0].self_attn.v_proj.weight.abs().max().item() == pytest.approx((6 / 64) ** 0.5, rel=0.02)
-
-
-def test_layers_that_are_skipped_at_random_are_refused():
-    with pytest.raises(UserError, match=r"decoder_layerdrop 0\.1"):
-        build("conditional_detr", decoder_layerdrop=0.1)

@@ -203,6 +203,25 @@ def test_what_is_no_teacher_is_told_in_one_line(tmp_path: Path):
         find(str(tmp_path), NAMES)
 
 
+@pytest.mark.parametrize(
+    ("kind", "told", "field"),
+    [
+        ("detr", {"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
+        ("detr", {"do_normalize": False}, "do_normalize"),
+        ("rt_detr", {"do_normalize": True}, "do_normalize"),
+        ("rt_detr", {"rescale_factor": 1.0}, "rescale_factor"),
+    ],
+)
+def test_a_teacher_of_other_pixels_is_refused(kind: str, told: dict[str, Any], field: str, tmp_path: Path):
+    save(tmp_path, kind)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
+    load_teacher(f"hf:{tmp_path}", NAMES)  # those of either family
+    file.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=rf"^hf:.*: {field} of its preprocessor_config.json is"):
+        load_teacher(f"hf:{tmp_path}", NAMES)
+
+
 def test_unserved_gaps_and_broken_labels_are_refused(tmp_path: Path):
     save(tmp_path, "rt_detr", COLUMNS)
     with pytest.raises(UserError, match="'N/A' are not served for rt_detr"):

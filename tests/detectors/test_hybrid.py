@@ -325,6 +325,8 @@ def test_the_native_backbone_has_its_strides_alone(kind: str):
     config = ModelConfig(strides=(32, 64), channels=32, backbone_weights="none")
     with pytest.raises(UserError, match="has 4, 8, 16, 32"):
         BUILDERS[kind](config, "native", CLASSES)
+    with pytest.raises(UserError, match=r"backbone_weights default: a native backbone begins at random; set it to none"):
+        BUILDERS[kind](ModelConfig(strides=(16, 32), channels=32), "native", CLASSES)
 
 
 @every_kind

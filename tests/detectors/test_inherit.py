@@ -123,6 +123,22 @@ def test_levels_of_other_strides_have_scales_of_their_own():
     assert torch.equal(student.head.scales, torch.ones(3))
 
 
+def test_projections_of_levels_of_other_strides_are_not_taken():
+    student, teacher = tiny("rt_detr", strides=(16, 32)), tiny("rt_detr", 1)
+    before = kept(student)
+    inherit(student, teacher, ("head",))
+    assert not any("decoder_input_proj" in name for name in changed(student, before))
+
+
+def test_distributions_of_other_bins_are_not_taken():
+    student, teacher = tiny("d_fine"), tiny("d_fine", 1)
+    taken = inherited(student.state_dict(), teacher.state_dict(), "head", student.info, teacher.info)
+    coded = {name for name in taken if {"up", "reg_scale", "bbox_embed", "lqe_layers"} & set(name.split("."))}
+    other = replace(teacher.info, edge_code=(0.5, 8.0))
+    assert coded
+    assert inherited(student.state_dict(), teacher.state_dict(), "head", student.info, other).keys() == taken.keys() - coded
+
+
 def test_what_fits_nowhere_is_refused_with_the_reason():
     with pytest.raises(
         UserError, match="--inherit head: a fcos head shares nothing with the teacher's retinanet head; inherit the neck alone"

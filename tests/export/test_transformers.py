@@ -164,6 +164,30 @@ def test_pictures_normalised_otherwise_are_seen(tmp_path: Path) -> None:
         plain.verify(detector, out, SIZE)
 
 
+def test_labels_that_are_others_are_seen(tmp_path: Path) -> None:
+    detector, out = run_of(tmp_path / "run", "deformable_detr:resnet18"), tmp_path / "host"
+    out.mkdir()
+    plain.write(detector, out, SIZE)
+    told = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(told | {"id2label": {"0": "disc", "1": "star", "2": "square"}}))
+    with pytest.raises(UserError, match=r"its labels are \['disc', 'star', 'square'\]"):
+        plain.verify(detector, out, SIZE)
+
+
+def test_a_disk_that_fails_half_way_leaves_no_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of(tmp_path / "run", "deformable_detr:resnet18")
+    out = dd.export(tmp_path / "run", tmp_path / "host")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detdistill.exporting.transformers.os.replace", full)
+    with pytest.raises(UserError, match=r"host: can't be written \(No space left on device\)"):
+        dd.export(tmp_path / "run", out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == [name for name in FILES if name != "config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "run"]
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     run_of(tmp_path / "run", "deformable_detr:resnet18")
     out = tmp_path / "host"

@@ -46,8 +46,8 @@ DETECTORS: dict[str, Builder] = {
 }
 
 DENSE = ("retinanet", "fcos", "atss", "gfl")  # heads with towers
-SETS = tuple(DETECTORS)[6:]  # heads with queries
-LEARNED = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "adamixer")  # those that are parameters, not drawn from the image
+LEARNED = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "adamixer")  # heads with queries that are parameters
+SETS = (*LEARNED, "rt_detr", "rt_detr_v2", "d_fine")  # heads with queries, those that draw them from the image too
 STRIDES: dict[str, tuple[int, ...]] = {
     "detr": (32,),
     "conditional_detr": (32,),

@@ -5,7 +5,8 @@ A layer (the tensors of one module) is taken whole or not at all, and only where
 * the body under the neck, which has weights of its own;
 * of the neck, a level that the other side lacks: levels are told apart by stride, not by their number;
 * of the head, what belongs to another kind of head, and, where the strides differ, what there is one of for each level;
-* class predictors, and a RoI head's box regressors, which are per class, where the class names or their order differ.
+* class predictors, and a RoI head's box regressors, which are per class, where the class names or their order differ;
+* what makes or reads side distributions whose bins mean other distances.
 """
 
 import re
@@ -43,7 +44,8 @@ PER_CLASS = {
     "bbox_pred",
     "mask_fcn_logits",
 }
-PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights"}
+PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights", "decoder_input_proj"}
+PER_CODE = {"up", "reg_scale", "bbox_embed", "lqe_layers"}  # of a D-FINE
 ALIKE = ({"atss", "gfl"}, {"faster_rcnn", "mask_rcnn"})  # kinds whose heads share layers
 
 
@@ -69,6 +71,7 @@ def inherited(student: State, teacher: State, part: Part, mine: DetectorInfo, th
     wanted, given = _tensors(student, part, mine), _tensors(teacher, part, theirs)
     if part == "head":
         left = (PER_CLASS if mine.classes != theirs.classes else set()) | (PER_LEVEL if mine.strides != theirs.strides else set())
+        left |= PER_CODE if mine.edge_code != theirs.edge_code else set()
         given = {place: name for place, name in given.items() if place.startswith("model.rpn.") or not left & set(place.split("."))}
     layers, offers = (_layers(places, state) for places, state in ((wanted, student), (given, teacher)))
     return {wanted[place]: teacher[given[place]] for layer in layers if layers[layer] == offers.get(layer) for place in layers[layer]}

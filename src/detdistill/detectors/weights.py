@@ -9,7 +9,6 @@ import torch
 import torchvision.models.detection as host
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models.detection._utils import overwrite_eps
 
 from detdistill.detectors.backbone import odd_tensors, reachable, read_state
 from detdistill.detectors.build import build
@@ -29,7 +28,7 @@ Adapter = Callable[[nn.Module, Sequence[str], Sequence[int], Sequence[int]], Det
 @dataclass(frozen=True)
 class Pretrained:
     """A torchvision builder that we adapt. classifier: the bias whose length counts the class columns (times anchors).
-    eps: batch norm's, in the published weights. background: whether column 0 is the background."""
+    zero_eps: the published weights were trained with frozen norms of eps 0. background: whether column 0 is the background."""
 
     adapter: Adapter
     strides: tuple[int, ...]
@@ -132,7 +131,9 @@ def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Det
     names, index = _columns(columns, known, weights.meta["categories"], classes, f"{file or name}")
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
     if known.zero_eps and not any(key.endswith("num_batches_tracked") for key in state):
-        overwrite_eps(model, 0.0)  # the published weights were trained so, with frozen norms
+        for norm in model.modules():  # torchvision does so to its frozen norms alone, which a model built without weights hasn't got
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eps = 0.0
     report = load_strictly(model, state, file or f"torchvision {name}")
     return known.adapter(model, names, known.strides, index), report
 
@@ -145,7 +146,7 @@ def _columns(
     if columns == COCO_COLUMNS and len(classes) + first != COCO_COLUMNS:
         index = [column for column, category in enumerate(categories) if category not in ("__background__", "N/A")]
         return tuple(categories[column] for column in index), index
-    if columns in (len(classes), len(classes) + 1):
+    if columns == len(classes) + 1 or (columns == len(classes) and not known.background):
         start = columns - len(classes)
         return tuple(classes), list(range(start, columns))
     raise UserError(f"{source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them")
@@ -158,6 +159,6 @@ def _published(name: str, weights: object) -> Mapping[str, Tensor]:
     if not cached.exists() and not reachable("download.pytorch.org"):
         raise UserError(f"torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}")
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)  # type: ignore[attr-defined]
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # type: ignore[attr-defined]
     except Exception as error:  # the socket layer, the hash check and the unpickler each have their own
         raise UserError(f"torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}") from None

@@ -93,4 +93,4 @@ def rest_frozen(module: nn.Module) -> None:
     for part in module.modules():
         own = list(part.parameters(recurse=False))
         if own and not any(parameter.requires_grad for parameter in own):
-            part.eval()
+            part.training = False  # of itself alone: below it, others may train

@@ -11,6 +11,8 @@ from detdistill.detectors.transformers.plain import host_of, verify, write
 from detdistill.errors import UserError
 from detdistill.runfolder import is_run
 
+CONFIG = "config.json"
+
 
 def export(detector: Detector, out: Path, image_size: tuple[int, int], *, overwrite: bool = False) -> None:
     """The detector, on the CPU, into the folder `out`; its files are replaced there under `overwrite`, others stay.
@@ -36,19 +38,28 @@ def _check(out: Path, overwrite: bool) -> None:
 @contextmanager
 def _arriving(out: Path) -> Iterator[Path]:
     """A folder to write to. On success its files are flushed to the disk and become those of `out`; on an exception it is removed."""
-    above = next(parent for parent in out.absolute().parents if parent.exists())
+    # On the file system of `out`, which may be a mount of its own.
+    above = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     temporary = above / f".{out.name}.{os.getpid()}"
     try:
-        try:
+        with _writing(out):
             temporary.mkdir()
-        except OSError as error:
-            raise UserError(f"--out {out}: can't be made ({error.strerror})") from None
         yield temporary
-        out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):  # which says that all is there: last
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.chmod(0o644)  # safetensors makes files that nobody else can read
-            os.replace(file, out / file.name)
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            (out / CONFIG).unlink(missing_ok=True)  # an earlier one would read new weights, if this stopped half way
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):  # which says that all is there: last
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                file.chmod(0o644)  # safetensors makes files that nobody else can read
+                os.replace(file, out / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out}: can't be written ({error.strerror})") from None

@@ -57,7 +57,7 @@ class GOLSD(Method):
             f"the student has {student.edge_bins} bins of code {student.edge_code}, the teacher {teacher.edge_bins} of {teacher.edge_code}"
         )
         same = (student.edge_bins, student.edge_code) == (teacher.edge_bins, teacher.edge_code)
-        require(same, cls.name, codes, "a bin must mean the same distance to both; build the student with the teacher's")
+        require(same, cls.name, codes, "a bin must mean the same distance to both; take a teacher with the student's")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:

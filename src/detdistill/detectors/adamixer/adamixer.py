@@ -122,6 +122,6 @@ def adamixer(config: ModelConfig, backbone: str, classes: Sequence[str], **sizes
     if config.channels % shape.multiple:
         raise UserError(f"model.channels {config.channels}: adamixer needs a multiple of {shape.multiple}, such as 256")
     body, neck = build_body_and_neck(config, backbone)
-    norms = thaw(body, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(body, frozen_norms=keeps_norms(config))
     decoder = Decoder(config.channels, config.queries, config.decoder_layers or DEPTH, len(classes), shape)
     return assemble(AdaMixer(Model(body, neck, decoder), classes, config.strides, config.channels), config, norms)

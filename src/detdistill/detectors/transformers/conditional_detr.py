@@ -22,7 +22,6 @@ from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion
 from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.transformers.single_level import Memory
-from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets
 
@@ -37,10 +36,6 @@ class ConditionalDETR:
     def __init__(self, model: ConditionalDetrForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
         config = model.config
         self.info = single_level.describe("conditional_detr", config, classes, strides, "sigmoid", "position")
-        if config.decoder_layerdrop:
-            raise UserError(
-                f"conditional_detr: decoder_layerdrop {config.decoder_layerdrop} skips stages that are trained and learned from; take 0"
-            )
         self.model = model
         self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
@@ -104,7 +99,7 @@ def conditional_detr(config: ModelConfig, backbone: str, classes: Sequence[str],
     model = ConditionalDetrForObjectDetection(ConditionalDetrConfig(**fields))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config))
     initialize(model)
     return assemble(ConditionalDETR(model, classes, config.strides), config, norms)
 

@@ -110,7 +110,7 @@ def dab_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host:
     encoder: Any = model.model.backbone.conv_encoder
     if body is not None:
         encoder.model._backbone = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(encoder, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(encoder, frozen_norms=keeps_norms(config))
     initialize(model)
     return assemble(DABDETR(model, classes, config.strides), config, norms)
 

@@ -243,13 +243,14 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     fields |= depths(config)
     body = None
     if backbone == NATIVE:
-        fields["backbone_config"] = native_config(DeformableDetrConfig().backbone_config, tuple(s for s in strides if s <= 32))
+        native = tuple(stride for stride in strides if stride <= 32)
+        fields["backbone_config"] = native_config(DeformableDetrConfig().backbone_config, native, config.backbone_weights)
     else:
         body, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | host))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config))
     initialize(model)
     return assemble(DeformableDETR(model, classes, strides), config, norms)
 

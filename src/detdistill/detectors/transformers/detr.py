@@ -109,7 +109,7 @@ def detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any
     model = DetrForObjectDetection(DetrConfig(**fields))
     if body is not None:
         model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config))
     initialize(model)
     return assemble(DETR(model, classes, config.strides), config, norms)
 

@@ -19,8 +19,10 @@ from detdistill.recipe import ModelConfig
 NATIVE = "native"  # in place of a timm backbone's name: the one that the family's own config has
 
 
-def native_config(config: Any, strides: Sequence[int]) -> Any:
-    """A family's own backbone config, giving maps of these strides. Raises UserError for a stride it hasn't got."""
+def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
+    """A family's own backbone config, giving maps of these strides. Raises UserError for a stride it hasn't got, and for weights other than `none`."""
+    if weights != "none":
+        raise UserError(f"model.backbone_weights {weights}: a native backbone begins at random; set it to none, or take a timm backbone")
     stages = {2 ** (index + 2): f"stage{index + 1}" for index in range(4)}
     if any(stride not in stages for stride in strides):
         raise UserError(f"model.strides {tuple(strides)}: the native backbone has {', '.join(map(str, stages))}")
@@ -47,9 +49,9 @@ def depths(config: ModelConfig) -> dict[str, int]:
     return {name: layers for name, layers in given.items() if layers is not None}
 
 
-def keeps_norms(config: ModelConfig, backbone: str) -> bool:
-    """Whether the backbone's weights are loaded, so that its norms keep their statistics. The native one is always random here."""
-    return backbone != NATIVE and config.backbone_weights != "none"
+def keeps_norms(config: ModelConfig) -> bool:
+    """Whether the backbone's weights are loaded, so that its norms keep their statistics."""
+    return config.backbone_weights != "none"
 
 
 @torch.no_grad()

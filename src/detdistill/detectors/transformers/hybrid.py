@@ -233,7 +233,7 @@ def construct(
     given |= depths(config)
     body = None
     if backbone == NATIVE:
-        given["backbone_config"] = native_config(kinds[0]().backbone_config, strides)
+        given["backbone_config"] = native_config(kinds[0]().backbone_config, strides, config.backbone_weights)
     else:
         body, given["backbone_config"] = timm_config(config, backbone, strides)
         if len(given["backbone_config"]["out_indices"]) < len(strides):
@@ -242,7 +242,7 @@ def construct(
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if body is not None:
         model.model.backbone.model._backbone = body  # in place of the host's: its weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config, backbone))
+    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config))
     initialize(model)
     return model, norms
 

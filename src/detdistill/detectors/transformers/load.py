@@ -1,5 +1,6 @@
 """Pretrained detectors of transformers, from the hub or a folder, strictly: what that library would only warn of is refused."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,19 +9,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from detdistill.detectors.backbone import reachable
+from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD
 from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.transformers.host import thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
 PROBE = 128  # pixels a side, a multiple of every stride that a backbone gives
+PROCESSOR = "preprocessor_config.json"
 NOTHING = "N/A"  # COCO's unused category ids, in the heads that are indexed by them
 # Names of COCO's classes in the checkpoints that followed darknet's list, as RT-DETR's and D-FINE's, and COCO's own.
 COCO_NAMES = {
@@ -117,10 +122,11 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
         host.head == _HEAD and config.auxiliary_loss
     ):  # their own decoders then norm what one layer gives the next; ours are the published ones
         raise UserError(
-            f"{source}: was trained under auxiliary_loss of its config.json, which makes another decoder of transformers' {config.model_type}; "
-            "it is not served"
+            f"{source}: auxiliary_loss of its config.json makes another decoder of transformers' {config.model_type}, which is not served; set it to "
+            "false there if it was trained without"
         )
     labels = _labels(config, classes, source)
+    _check_pixels(name, host, local, source)
     kind = getattr(transformers, host.model)
     options = {"local_files_only": local, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     detector, told = _attempt(source, lambda: kind.from_pretrained(name, config=config, **options))
@@ -132,6 +138,24 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     served = assemble(family, model, norms)
     served.eval()
     return served, matched
+
+
+def _check_pixels(name: str, host: Host, local: bool, source: str) -> None:
+    """Raises UserError where its image processor gives the model other pixels than ours."""
+    options = {"local_files_only": local, "_raise_exceptions_for_missing_entries": False}
+    file = _attempt(source, lambda: cached_file(name, PROCESSOR, **options))
+    if file is None:
+        return
+    told = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": host.normalized, **json.loads(Path(file).read_text())}
+    wanted: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": host.normalized}
+    if host.normalized:
+        told = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, **told}
+        wanted |= {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    for field, value in wanted.items():
+        if not np.allclose(told[field], value, atol=1e-3):
+            raise UserError(
+                f"{source}: {field} of its {PROCESSOR} is {told[field]}; a {host.family} sees {value} here, and would answer otherwise than it was trained to"
+            )
 
 
 def check_loaded(told: dict[str, Any], model: nn.Module, source: str) -> int:
@@ -216,7 +240,7 @@ def _strides(model: Any, levels: int, source: str) -> tuple[int, ...]:
     """Of each level: those of the backbone, seen on an empty image, as names of stages and indices don't tell them for every backbone."""
     body = getattr(model.model.backbone, "conv_encoder", model.model.backbone)
     with torch.no_grad():
-        maps = body(torch.zeros(1, 3, PROBE, PROBE), torch.ones(1, PROBE, PROBE, dtype=torch.long))
+        maps = _attempt(source, lambda: body(torch.zeros(1, 3, PROBE, PROBE), torch.ones(1, PROBE, PROBE, dtype=torch.long)))
     sides = [level.shape[-1] for level, _ in maps][-levels:]
     if any(PROBE % side for side in sides):
         raise UserError(f"{source}: its backbone gives {sides} cells for {PROBE} pixels, which is no stride")

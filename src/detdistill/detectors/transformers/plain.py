@@ -81,6 +81,8 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         except Exception as error:  # the config's checks and the model have their own each
             raise UserError(_differs(detector, " ".join(str(error).split())[:160])) from None
     check_loaded(told, loaded, f"--format transformers: {detector.info.kind}")
+    if loaded.config.id2label != dict(enumerate(detector.info.classes)):
+        raise UserError(_differs(detector, f"its labels are {list(loaded.config.id2label.values())}"))
     for seed in range(DRAWS):
         batch = _pictures(padded(size), seed)
         pixels = normalize(batch) if host.normalized else batch.images.float() / 255

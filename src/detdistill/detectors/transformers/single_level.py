@@ -117,7 +117,7 @@ def host_fields(
     fields |= depths(config)
     body = None
     if backbone == NATIVE:
-        fields["backbone_config"] = native_config(blank(use_timm_backbone=False).backbone_config, strides)  # a ResNet-50
+        fields["backbone_config"] = native_config(blank(use_timm_backbone=False).backbone_config, strides, config.backbone_weights)
     else:
         body, fields["backbone_config"] = timm_config(config, backbone, strides)
     return body, fields | host
