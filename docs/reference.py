@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,7 +14,7 @@ from detdistill.detectors.weights import TORCHVISION
 from detdistill.engine.schedule import Schedule
 from detdistill.flags import FIELDS, SHORT
 from detdistill.methods import METHODS
-from detdistill.methods.presets import PRESETS
+from detdistill.methods.presets import told
 from detdistill.recipe import Recipe
 
 PLACE = Path(__file__).with_name("reference.md")
@@ -87,15 +87,14 @@ def _common() -> Iterator[str]:
 
 def _method(name: str) -> Iterator[str]:
     method, config = METHODS[name], METHODS[name].Config
-    hints, presets = get_type_hints(config) | get_type_hints(Schedule), PRESETS.get(name, {})
-    given = {option for row in presets.values() for option in row}
+    hints = get_type_hints(config) | get_type_hints(Schedule)
     yield f"### {name}\n\n```text\n{inspect.getdoc(inspect.getmodule(method))}\n```\n"
     yield f"Reads {method.reads}; learns {method.learns or 'nothing'}.\n"
     for meaning in _meanings(config):
         yield f"{meaning}\n"
     rows = (
-        (f"`methods.{name}.{item.name}`", _value(item.default), _preset(item.name, item.default, presets), _choices(hints[item.name]))
-        for item in (*fields(config), *(item for item in fields(Schedule) if item.name in given))
+        (f"`methods.{name}.{item.name}`", _value(item.default), told(name, item.name, item.default, _value), _choices(hints[item.name]))
+        for item in (*fields(config), *(item for item in fields(Schedule) if told(name, item.name, item.default, _value)))
     )
     yield from _table(("option", "default", "presets", "choices"), rows)
 
@@ -109,11 +108,6 @@ def _meanings(config: type[Any]) -> Iterator[str]:
         for name in re.findall(SHARED, text):
             kinds += [known[name]] if known[name] not in kinds else []
         yield re.sub(SHARED, "below", text)
-
-
-def _preset(option: str, default: Any, presets: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the presets say, where it is not the default."""
-    return ", ".join(f"{kind} {_value(given[option])}" for kind, given in presets.items() if given.get(option, default) != default)
 
 
 def _value(value: Any) -> str:

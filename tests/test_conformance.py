@@ -98,7 +98,7 @@ def test_set_predictors_and_the_others_teach_each_other_by_features(head: str, t
 def test_queries_of_other_families_teach_where_their_parts_fit():
     student, teacher = tiny("conditional_detr"), begun("deformable_detr")
     check_pair(student, teacher, built({"detrdistill": {}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
-    with pytest.raises(UserError, match="reads the content of queries, which a conditional_detr teacher hasn't got"):
+    with pytest.raises(UserError, match="reads the content of queries, which the teacher's conditional_detr hasn't got"):
         built({"detrdistill": {}}, teacher.info, student.info)
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from detdistill import cli, flags
+from detdistill.detectors.build import LEARNED, SETS
 from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS
 from detdistill.pairing import check_methods, served
@@ -163,6 +164,9 @@ def test_the_readme_says_which_method_serves_which_detector() -> None:
     head, *rows = table("README.md", "What is inside")
     said = {row[0]: [detector for detector, word in zip(head[1:], row[1:], strict=True) if word == "yes"] for row in rows}
     assert said == served()
+    part = [detector for detector, word in zip(head[1:], rows[-4][1:], strict=True) if word == "part"]
+    assert rows[-4][0] == "detrdistill"
+    assert part == [head for head in SETS if head not in LEARNED]
 
 
 def test_the_guide_names_every_method_and_every_file_of_a_run() -> None:

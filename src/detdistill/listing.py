@@ -1,6 +1,6 @@
 """What `detdistill list` says: which detectors, methods and recipes there are."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import fields
 from inspect import getdoc, getmodule
 from typing import Any
@@ -72,9 +72,10 @@ def _methods(console: Console) -> None:
     columns = ["method", "heads", "reads", "published AP on COCO", "paper"]
     shown = len(columns) if not console.is_terminal or console.width >= WIDE else 3
     families(console, columns[:shown], {family: [row[:shown] for row in rows] for family, rows in blocks.items()})
-    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups().items())
+    kinds = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups().items())
     console.print(
-        f"{told}. ld serves every dense head that is built with --model.edges. Paper, published AP and options of one: "
+        f"{kinds}. ld serves every dense head that is built with --model.edges, detrdistill rt_detr, rt_detr_v2, d_fine and a two-stage "
+        "deformable_detr too, with --methods.detrdistill.weight-assignment 0. Paper, published AP and options of one: "
         "detdistill list methods pkd",
         soft_wrap=False,
     )
@@ -84,7 +85,7 @@ def _method(what: str, name: str, console: Console) -> None:
     """One method: what it reads and learns, and its options with their defaults and the published values for each detector."""
     from detdistill.engine.schedule import Schedule
     from detdistill.methods import METHODS
-    from detdistill.methods.presets import PRESETS
+    from detdistill.methods.presets import told
     from detdistill.pairing import served
 
     name = name.replace("-", "_")
@@ -102,9 +103,8 @@ def _method(what: str, name: str, console: Console) -> None:
         ("published AP on COCO", method.gain or "none that could be verified"),
     ):
         console.print(f"{title}: {text}", soft_wrap=False)
-    published = {row.removeprefix(name).strip(): kinds for row, kinds in PRESETS.items() if row.split()[0] == name}
     rows = [
-        [item.name, _value(item.default), _presets(item.name, item.default, published)]
+        [item.name, _value(item.default), told(name, item.name, item.default, _value)]
         for item in (*fields(method.Config), *fields(Schedule))
     ]
     table(console, ["option", "default", "published"], rows)
@@ -112,17 +112,6 @@ def _method(what: str, name: str, console: Console) -> None:
         f"Set one by --methods.{name}.OPTION VALUE; meanings: docs/reference.md. A published value is taken unless you give one.",
         soft_wrap=False,
     )
-
-
-def _presets(option: str, default: Any, published: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """`retinanet, fcos 10.0; on=logits 5.0`: values that aren't the default, and for which detectors or beside which option."""
-    told: dict[str, list[str]] = {}
-    for row, kinds in published.items():
-        for kind, options in kinds.items():
-            if options.get(option, default) != default:
-                place = " ".join(part for part in ("" if kind == "any" else kind, row) if part)
-                told.setdefault(_value(options[option]), []).append(place)
-    return "; ".join(f"{', '.join(places)} {value}".strip() for value, places in told.items())
 
 
 def _value(value: Any) -> str:

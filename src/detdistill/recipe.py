@@ -35,7 +35,9 @@ class ModelConfig(Part):
 
     name: str = Field("", description="HEAD:BACKBONE, such as gfl:resnet18 or retinanet:mobilenetv3_small_100")
     strides: tuple[PositiveInt, ...] = Field(
-        (8, 16, 32, 64, 128), min_length=1, description="strides of the pyramid's levels, fine to coarse"
+        (8, 16, 32, 64, 128),
+        min_length=1,
+        description="strides of the pyramid's levels, fine to coarse; not given: what a DETR or AdaMixer was published with, others these",
     )
     channels: int = Field(256, ge=8, description="width of the neck and of the towers")
     tower_depth: int = Field(4, ge=1, le=8, description="convolutions in each tower of a dense head")

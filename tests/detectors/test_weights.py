@@ -69,6 +69,11 @@ def test_a_two_stage_file_without_a_column_for_the_background_is_refused(tmp_pat
         load_teacher(f"torchvision:fasterrcnn_resnet50_fpn={tmp_path / 'own.pt'}", CLASSES)
 
 
+def test_a_vit_gives_one_level():
+    with pytest.raises(UserError, match=r"timm:vit_tiny_patch16_224: teacher.model.strides \(8, 16\): a ViT gives one level"):
+        load_teacher("timm:vit_tiny_patch16_224", CLASSES, ModelConfig(strides=(8, 16)))
+
+
 @pytest.mark.parametrize("head", ["deformable_detr", "adamixer"])
 def test_a_run_over_loaded_weights_goes_on_with_its_norms_as_they_were(head: str, tmp_path: Path):
     save_file(timm.create_model("mobilenetv2_035", pretrained=False).state_dict(), tmp_path / "body.safetensors")

@@ -164,6 +164,13 @@ def test_pictures_normalised_otherwise_are_seen(tmp_path: Path) -> None:
         plain.verify(detector, out, SIZE)
 
 
+def test_more_queries_than_cells_are_refused_with_their_number(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", "rt_detr:mobilenetv2_035", queries=200)  # 144 + 36 + 9 cells of 96 x 96
+    with pytest.raises(UserError, match=r"200 queries among the 189 cells of images of 96 x 96.*--model\.queries 189"):
+        dd.export(tmp_path / "run", tmp_path / "host")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_labels_that_are_others_are_seen(tmp_path: Path) -> None:
     detector, out = run_of(tmp_path / "run", "deformable_detr:resnet18"), tmp_path / "host"
     out.mkdir()

@@ -102,8 +102,12 @@ def test_what_it_cannot_serve_is_refused():
     with pytest.raises(UserError, match="64 wide"):
         built("kddetr", tiny("deformable_detr", channels=64), deformable)
     kind = type(built("kddetr", deformable, deformable))
+    with pytest.raises(UserError, match=r"reads the reference of queries.* build both with --model\.two-stage, or neither"):
+        built("kddetr", tiny("deformable_detr", two_stage=True), deformable)
     boxes = replace(deformable.info, kind="other", query_parts=frozenset({"reference"}))
-    with pytest.raises(UserError, match="reads the content and position of queries, which a other teacher"):
+    with pytest.raises(
+        UserError, match="reads the content and position of queries, which the teacher's other hasn't got; take a teacher of"
+    ):
         kind.build(kind.Config(), deformable.info, boxes)
     with pytest.raises(UserError, match="no class in common"):
         kind.build(kind.Config(), deformable.info, replace(deformable.info, classes=("cat",)))

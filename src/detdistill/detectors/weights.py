@@ -97,7 +97,10 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
     Raises UserError where it can't be had or doesn't fit.
     """
     if path.startswith("timm:") or (path.startswith("hf:") and is_vit_folder(Path(path.removeprefix("hf:")))):
-        features = feature_teacher(path, model.strides[0] if len(model.strides) == 1 else STRIDE)
+        given = model.strides if model.strides != ModelConfig().strides else (STRIDE,)
+        if len(given) > 1:
+            raise UserError(f"{path}: teacher.model.strides {given}: a ViT gives one level; give its stride alone, such as 16")
+        features = feature_teacher(path, given[0])
         return cast(Detector, features), LoadReport(path, len(features.state_dict()), (), (), ())
     if path.startswith("hf:"):
         from detdistill.detectors.transformers.load import load  # transformers takes seconds to import

@@ -10,7 +10,8 @@
 P+ and P-: pairs (student query, teacher query) whose teacher query answers for a ground truth, and the others, which teach boxes only, as their
 class is background. N: how many both are, as in the released code; the paper names no normaliser. Both come from one matching a stage and image, at
 cost H + 5 L1 - 2 GIoU, in which the class of P- does not count. H: sum over classes of the cross-entropy. c_i: best class score, Q_i: embedding of
-the last decoder layer, a: a 1x1 convolution. Where student and teacher agree the terms are the entropy of the scores, 0, 0, and the assignment's own.
+the last decoder layer, a: a 1x1 convolution. Where student and teacher agree the class term is the entropy of the scores, boxes and features are 0,
+and the assignment is the task loss of those queries.
 
 The released code (`variant: released`, a row of `methods.presets`) has: class and box of all pairs (`pairs: joint`), boxes clipped to the image
 (`clip`), one mask a stage, made of cosines (`mask: aggregated`, stages added), q = c IoU (`gamma: none`), no adapter where widths agree

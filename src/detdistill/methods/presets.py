@@ -20,7 +20,7 @@ fitnets: mmrazor's weight with its own reduction. reviewkd: R101 to R50; Faster 
 A row named "method option=value" goes on top of the method's where that option is given; "any" stands for every detector not named.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from detdistill.types import DetectorInfo
@@ -117,3 +117,16 @@ def preset(
     if method == "mimicking" and not teacher.quality:
         options.pop("weight_quality", None)  # nothing to copy
     return options
+
+
+def told(method: str, option: str, default: Any, text: Callable[[Any], str]) -> str:
+    """`retinanet, fcos 10.0; on=logits 5.0`: published values that aren't the default, in `text`, and for which detectors or beside which option."""
+    places: dict[str, list[str]] = {}
+    for row, kinds in PRESETS.items():
+        if row.split()[0] == method:
+            beside = row.removeprefix(method).strip()
+            for kind, options in kinds.items():
+                if options.get(option, default) != default:
+                    place = " ".join(part for part in ("" if kind == "any" else kind, beside) if part)
+                    places.setdefault(text(options[option]), []).append(place)
+    return "; ".join(f"{', '.join(where)} {value}".strip() for value, where in places.items())

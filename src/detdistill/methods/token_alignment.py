@@ -7,7 +7,7 @@ map, resized to the student's where the two differ. It reads no head, no box and
 
 The paper's Deep Semantic Injector is this at one place: the map of stride 32 behind the encoder's self-attention, before its fusion of levels,
 projected by one linear layer to the tokens of a frozen DINOv3 ViT-B/16, which sees the image at half its size. Here the teacher is `timm:NAME` or
-`hf:FOLDER`, or a detector, of whose pyramids the one of the student's name is taken, else its neck. `pyramid: neck` is what enters the encoder
+`hf:FOLDER`, or a detector: its pyramid of the same name, or its neck where it has none. `pyramid: neck` is what enters the encoder
 of a DETR, and what leaves the hybrid encoder of an RT-DETR or D-FINE, behind its fusion; `memory` is what the decoder reads. The mean over all
 cells, padding included, is the published one; without padding the two are one.
 

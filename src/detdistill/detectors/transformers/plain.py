@@ -37,6 +37,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     """
     model, host = host_of(detector)
     config: Any = deepcopy(model.config)
+    _check_cells(detector, config, host, size)
     config.id2label = dict(enumerate(detector.info.classes))
     config.label2id = {name: column for column, name in enumerate(detector.info.classes)}
     if hasattr(config, "freeze_backbone_batch_norms"):
@@ -51,6 +52,19 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         plain.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
         plain.save_pretrained(folder)
         _processor(host, size).save_pretrained(folder)
+
+
+def _check_cells(detector: Detector, config: Any, host: Host, size: tuple[int, int]) -> None:
+    """Raises UserError where queries are chosen among fewer cells than there are queries: ours then takes all, transformers stops."""
+    chosen = not host.normalized or getattr(config, "two_stage", False)
+    asked = getattr(config, "two_stage_num_proposals", config.num_queries)
+    height, width = padded(size)
+    cells = sum((height // stride) * (width // stride) for stride in detector.info.strides)
+    if chosen and asked > cells:
+        raise UserError(
+            f"--format transformers: {detector.info.kind} chooses {asked} queries among the {cells} cells of images of {height} x {width}, and "
+            f"transformers' stops where there are fewer; train it with --model.queries {cells} at most, or a larger --image-size"
+        )
 
 
 def _processor(host: Host, size: tuple[int, int]) -> Any:

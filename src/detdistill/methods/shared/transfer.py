@@ -7,11 +7,14 @@ from detdistill.types import DetectorInfo, QueryPart, QuerySet
 def require_width(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
     """Raises UserError unless what the student's decoder reads of a query set, the teacher's has too, equally wide."""
     missing = sorted(student.query_parts - teacher.query_parts)
-    lacking = f"a {student.kind} decoder reads the {' and '.join(missing)} of queries, which a {teacher.kind} teacher hasn't got"
-    require(not missing, method, lacking, remedy)
+    alike = student.kind == teacher.kind
+    lacking = (
+        f"the student's {student.kind} decoder reads the {' and '.join(missing)} of queries, which the teacher's {teacher.kind} hasn't got"
+    )
+    require(not missing, method, lacking, "build both with --model.two-stage, or neither" if alike else remedy)
     lacking = f"the student's queries are {student.query_width} wide, the teacher's {teacher.query_width}"
     same = student.query_width == teacher.query_width or student.query_parts == {"reference"}
-    require(same, method, lacking, f"give the student the teacher's --model.channels, or {remedy}")
+    require(same, method, lacking, "give the student the teacher's --model.channels" + ("" if alike else f", or {remedy}"))
 
 
 def require_learned(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
