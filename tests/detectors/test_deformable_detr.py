@@ -291,7 +291,7 @@ def test_loaded_weights_arrive_and_keep_their_norms(tmp_path):
 
 def test_the_start_is_the_published_one():
     output = build().eval().observe(make_batch(), need=EVERYTHING)
-    assert float(output.stages[-1].scores().mean()) == pytest.approx(0.01, abs=0.01)
+    assert output.stages[-1].scores().mean().item() == pytest.approx(0.01, abs=0.01)
     assert output.queries.own.reference[0].std(0).min() > 0.1
     sides = to_relative(output.stages[0].boxes, make_batch().sizes)[..., 2:]
     torch.testing.assert_close(sides, torch.full_like(sides, 1 / (1 + torch.e**2)), rtol=1e-4, atol=0)
