@@ -1,4 +1,4 @@
-# make demo    a small detector beats its own plain training, on built-in pictures (about ten minutes on two cores)
+# make demo    a small detector beats its own plain training, on built-in pictures (ten to twenty minutes on two cores)
 # make test    the whole test suite
 # make check   style, types and the quick tests
 # make docs    writes docs/reference.md anew from the code
