@@ -20,15 +20,19 @@ import torch
 
 from detdistill.detectors.build import DETECTORS, SETS, build
 from detdistill.detectors.build import STRIDES as PUBLISHED
-from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
-from detdistill.methods import FAMILIES, METHODS
-from detdistill.pairing import build_methods, resolve
+from detdistill.methods import METHODS, by_group
 from detdistill.recipe import ModelConfig
+from detdistill.run.pairing import build_methods, resolve
 from detdistill.testing import check_detector, check_pair, learn
+from detdistill.types import Detector
 
 CLASSES = ("disc", "square", "star")
-STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "deformable_detr": (8, 16, 32)}  # others begin at 8
+STRIDES = PUBLISHED | {
+    "faster_rcnn": (4, 8, 16, 32),
+    "mask_rcnn": (4, 8, 16, 32),
+    "deformable_detr": (8, 16, 32),
+}  # others begin at 8
 LAYERS = {"decoder_layers": 2}  # of set predictors, and one of the encoder
 SMALL, LARGE = "mobilenetv2_035", "resnet18"
 EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))
@@ -39,7 +43,15 @@ UNLIKE = {  # student, teacher: methods
     ("retinanet:mobilenetv2_100", "retinanet:resnet50"): ("pkd", "crosskd", "cwd"),
     ("fcos:mobilenetv2_100", "gfl:convnext_atto"): ("pkd", "crosskd", "mimicking"),
     ("retinanet:resnet18", "fcos:regnety_002"): ("pkd", "crosskd", "fgfi"),
-    ("deformable_detr:mobilenetv2_100", "gfl:resnet18"): ("pkd", "reviewkd", "mgd", "fgd", "cwd", "fgfi", "token_alignment"),
+    ("deformable_detr:mobilenetv2_100", "gfl:resnet18"): (
+        "pkd",
+        "reviewkd",
+        "mgd",
+        "fgd",
+        "cwd",
+        "fgfi",
+        "token_alignment",
+    ),
     ("gfl:mobilenetv2_100", "rt_detr:resnet18"): ("pkd", "reviewkd", "mgd", "fgd", "cwd", "fgfi"),
     ("rt_detr:mobilenetv2_100", "faster_rcnn:resnet18"): ("pkd", "fgfi", "token_alignment"),
     ("detr:mobilenetv2_100", "fcos:resnet18"): ("pkd", "fgd"),
@@ -134,7 +146,9 @@ def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int)
 def markdown(found: Sequence[Cell]) -> str:
     """A table a family of methods: rows are students with their teachers, columns methods; reasons below the last."""
     by_place = {(one.student, one.teacher, one.method): one for one in found}
-    pairs = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found if one.teacher) if pair not in UNLIKE]
+    pairs = [
+        pair for pair in dict.fromkeys((one.student, one.teacher) for one in found if one.teacher) if pair not in UNLIKE
+    ]
     unlike = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found) if pair in UNLIKE]
     notes: dict[str, int] = {}
 
@@ -145,7 +159,7 @@ def markdown(found: Sequence[Cell]) -> str:
         return f"{'no' if one.state == 'refused' else 'FAILED'} [{notes.setdefault(one.reason, len(notes) + 1)}]"
 
     lines: list[str] = []
-    for title, family in FAMILIES.items():
+    for title, family in by_group().items():
         methods = [method.name for method in family if any(one.method == method.name for one in found)]
         if methods:
             lines += [
@@ -154,14 +168,18 @@ def markdown(found: Sequence[Cell]) -> str:
                 f"| student | teacher | {' | '.join(methods)} |",
                 "|---|---|" + "---|" * len(methods),
             ]
-            lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs] + [""]
+            lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs] + [
+                ""
+            ]
     if unlike:
         lines += ["## Unlike backbones and heads", "", "| student | teacher | methods |", "|---|---|---|"]
         for pair in unlike:
             told = ", ".join(f"{method} {text(pair, method)}" for method in UNLIKE[pair] if (*pair, method) in by_place)
             lines.append(f"| {' | '.join(pair)} | {told} |")
         lines.append("")
-    broken = [f"{one.student}: {one.reason}" for one in found if one.method == "check_detector" and one.state == "failed"]
+    broken = [
+        f"{one.student}: {one.reason}" for one in found if one.method == "check_detector" and one.state == "failed"
+    ]
     reasons = ["## Reasons", "", *(f"{number}. {reason}" for reason, number in notes.items())] if notes else []
     return "\n".join([*lines, *reasons, *broken]) + "\n"
 

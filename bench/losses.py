@@ -33,8 +33,8 @@ from torch import Tensor
 
 from detdistill.errors import UserError
 from detdistill.methods import METHODS, Method
-from detdistill.pairing import build_methods, resolve
-from detdistill.types import Moment, Targets
+from detdistill.run.pairing import build_methods, resolve
+from detdistill.types import Targets, TrainState
 
 IDS = torch.tensor([139, 285])
 QUICK = Setting(height=200, width=272, channels=64, rois=64, embedding=256, repeats=2)
@@ -47,7 +47,9 @@ class Bench:
         device, generator = torch.device(setting.device), torch.Generator().manual_seed(0)
         self.setting, self.info = setting, info(setting, form)
         boxes = tuple(random_boxes(setting.boxes, setting, generator).to(device) for _ in range(2))
-        labels = tuple(torch.randint(setting.classes, (setting.boxes,), generator=generator).to(device) for _ in range(2))
+        labels = tuple(
+            torch.randint(setting.classes, (setting.boxes,), generator=generator).to(device) for _ in range(2)
+        )
         self.targets = Targets(boxes, labels)
         drawn = [Drawn(setting, self.info, self.targets, seed, learns=seed == 1) for seed in (1, 2)]
         self.student, self.teacher = (one.dense() if form == "dense" else one.two_stage() for one in drawn)
@@ -62,7 +64,7 @@ class Bench:
     def forward(self, method: Method) -> Tensor:
         """The method's sum."""
         torch.manual_seed(0)
-        terms = method(self.student, self.teacher, self.targets, Moment(step=500, steps=1000, ids=IDS))
+        terms = method(self.student, self.teacher, self.targets, TrainState(step=500, steps=1000, ids=IDS))
         return torch.stack([term.float() for term in terms.values()]).sum()
 
     def both(self, method: Method) -> None:
@@ -117,7 +119,8 @@ def measure(bench: Bench, name: str, form: str) -> dict[str, Any]:
         times: dict[str, list[float]] = {"forward": [], "both": []}
         for number in range(bench.setting.repeats + 1):
             spent = {
-                key: milliseconds(lambda run=run: run(method), device) for key, run in (("forward", bench.forward), ("both", bench.both))
+                key: milliseconds(lambda run=run: run(method), device)
+                for key, run in (("forward", bench.forward), ("both", bench.both))
             }
             bench.clear(method)
             if number:  # the first round does not count
@@ -156,16 +159,27 @@ def environment(setting: Setting) -> dict[str, Any]:
     device = torch.device(setting.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    return {**asdict(setting), "hardware": name, "threads": torch.get_num_threads(), **versions, "command": " ".join(sys.argv)}
+    return {
+        **asdict(setting),
+        "hardware": name,
+        "threads": torch.get_num_threads(),
+        **versions,
+        "command": " ".join(sys.argv),
+    }
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
     parser.add_argument(
-        "--form", choices=["auto", "dense", "two_stage", "both"], default="auto", help="auto: dense where the method takes it"
+        "--form",
+        choices=["auto", "dense", "two_stage", "both"],
+        default="auto",
+        help="auto: dense where the method takes it",
     )
-    parser.add_argument("--quick", action="store_true", help="an eighth of the cells, a quarter of the channels, two repeats")
+    parser.add_argument(
+        "--quick", action="store_true", help="an eighth of the cells, a quarter of the channels, two repeats"
+    )
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -131,7 +131,8 @@ def single_targets(scenery: Scenery, device: torch.device) -> tuple[dict[str, fl
 
     def stages() -> list[Any]:
         return [
-            match({"logits": logits, "pred_boxes": boxes}, targets) for logits, boxes in zip(scenery.logits, scenery.boxes, strict=True)
+            match({"logits": logits, "pred_boxes": boxes}, targets)
+            for logits, boxes in zip(scenery.logits, scenery.boxes, strict=True)
         ]
 
     spent, found = clocked(stages, device)
@@ -167,7 +168,9 @@ def summary(rounds: list[tuple[Mapping[str, float], Mapping[str, float]]]) -> di
         side: {f"{part}_ms": round(statistics.median(row[index][part] for row in rounds), 2) for part in parts}
         for index, side in enumerate(("batched", "one_by_one"))
     }
-    ratios = {part: round(statistics.median(single[part] / batched[part] for batched, single in rounds), 2) for part in parts}
+    ratios = {
+        part: round(statistics.median(single[part] / batched[part] for batched, single in rounds), 2) for part in parts
+    }
     return {**sides, "ratio": ratios}
 
 

@@ -23,8 +23,8 @@ from detdistill.data.shapes import HEIGHT, WIDTH
 from detdistill.detectors.build import STRIDES, build, split_name
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
-from detdistill.inference import measure, place
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
+from detdistill.run.evaluating import measure, place
 
 PYRAMIDS = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), **STRIDES}  # others: 8, 16, 32
 
@@ -35,7 +35,9 @@ def overfit(model: ModelConfig, images: int, train: TrainConfig, steps: int) -> 
     data = open_data(config)
     split = data.split("train").take(images)
     loader = TrainLoader(split, config, batch_size=train.batch_size, seed=train.seed)
-    train = train.model_copy(update={"epochs": -(-steps // loader.steps), "max_steps": steps, "checkpoint_every": steps})
+    train = train.model_copy(
+        update={"epochs": -(-steps // loader.steps), "max_steps": steps, "checkpoint_every": steps}
+    )
     torch.manual_seed(train.seed)
     detector = build(model, data.classes)
     began = time.perf_counter()
@@ -53,7 +55,10 @@ def overfit(model: ModelConfig, images: int, train: TrainConfig, steps: int) -> 
         "AP50": round(metrics["AP50"], 2),
         "seconds": round(seconds, 1),
         "loss": round(rows[-1]["total"], 4),
-        "settings": {"model": model.model_dump(exclude_defaults=True), "train": train.model_dump(exclude_defaults=True)},
+        "settings": {
+            "model": model.model_dump(exclude_defaults=True),
+            "train": train.model_dump(exclude_defaults=True),
+        },
     }
 
 

@@ -15,9 +15,9 @@ from detdistill.data import open_data
 from detdistill.engine.checkpoint import flat
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe
-from detdistill.run import FREE
-from detdistill.runfolder import RunFolder
-from detdistill.standings import PLAIN, markdown, rows
+from detdistill.run.folder import RunFolder
+from detdistill.run.standings import PLAIN, markdown, rows
+from detdistill.run.training import FREE
 
 
 def collect(folder: Path) -> dict[str, list[Path]]:
@@ -55,10 +55,18 @@ def _same_recipe(found: dict[str, list[Path]]) -> None:
 
 
 def _same(run: Path, other: Path, free: dict[str, Any]) -> None:
-    mine, theirs = (flat(_recipe(one).model_dump(mode="json", exclude={**free, "methods": True})) for one in (run, other))
-    changed = [f"{name} is {mine.get(name)!r} and there {theirs.get(name)!r}" for name in mine if mine.get(name) != theirs.get(name)]
+    mine, theirs = (
+        flat(_recipe(one).model_dump(mode="json", exclude={**free, "methods": True})) for one in (run, other)
+    )
+    changed = [
+        f"{name} is {mine.get(name)!r} and there {theirs.get(name)!r}"
+        for name in mine
+        if mine.get(name) != theirs.get(name)
+    ]
     if changed:
-        raise UserError(f"{run}/recipe.yaml is not {other}'s: {', '.join(changed)}; a table has one recipe, take one of the runs out")
+        raise UserError(
+            f"{run}/recipe.yaml is not {other}'s: {', '.join(changed)}; a table has one recipe, take one of the runs out"
+        )
 
 
 def _recipe(run: Path) -> Recipe:
@@ -84,7 +92,13 @@ def main() -> int:
     except (UserError, OSError) as error:
         print(f"standings: {error}", file=sys.stderr)
         return 2
-    table = {"student": recipe.model.name, "teacher": {"AP": teacher}, "data": recipe.data.path, "split": split.name, "images": len(split)}
+    table = {
+        "student": recipe.model.name,
+        "teacher": {"AP": teacher},
+        "data": recipe.data.path,
+        "split": split.name,
+        "images": len(split),
+    }
     print(markdown(table | {"seeds": [run.name for run in found[PLAIN]], "rows": told, "stopped": {}}), end="")
     return 0
 

@@ -27,14 +27,13 @@ from torch import Tensor, nn
 
 from detdistill.detectors.build import DETECTORS, LEARNED, build
 from detdistill.detectors.build import STRIDES as PUBLISHED
-from detdistill.detectors.protocol import Detector
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.optim import build_optimizer, set_learning_rate
 from detdistill.methods import Method
-from detdistill.pairing import build_methods, resolve
 from detdistill.recipe import ModelConfig, TrainConfig
+from detdistill.run.pairing import build_methods, resolve
 from detdistill.testing import scene
-from detdistill.types import DetectorOutput, Need, TowerState
+from detdistill.types import Detector, DetectorOutput, Need, TowerState
 
 CLASSES = tuple("abcdef")
 STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
@@ -72,7 +71,11 @@ def cases(heads: Sequence[str], methods: Sequence[str], student: str, teacher: s
     """Every head with every method that takes it; DETRDistill those with learned queries."""
     listed = [(head, tuple(method.split(","))) for head in heads for method in methods]
     serves = {("pkd",): tuple(DETECTORS), ("detrdistill",): LEARNED}
-    return [Case(f"{head}:{student}", f"{head}:{teacher}", names) for head, names in listed if head in serves.get(names, DENSE)]
+    return [
+        Case(f"{head}:{student}", f"{head}:{teacher}", names)
+        for head, names in listed
+        if head in serves.get(names, DENSE)
+    ]
 
 
 class Bench:
@@ -85,7 +88,9 @@ class Bench:
         cast(nn.Module, self.teacher).eval().requires_grad_(False)
         options = resolve({name: {} for name in case.methods}, self.student.info, self.teacher.info)
         self.methods = build_methods(options, self.student.info, self.teacher.info)
-        batch, targets = scene(len(CLASSES), (setting.image_size * 4 // 5, setting.image_size), setting.batch_size, cut=False)
+        batch, targets = scene(
+            len(CLASSES), (setting.image_size * 4 // 5, setting.image_size), setting.batch_size, cut=False
+        )
         self.batch, self.targets = batch.to(self.device), targets.to(self.device)
         self.need = Distillation(self.student, self.methods).need
         self.plain, self.taught = self._stepper([]), self._stepper(self.methods)
@@ -94,7 +99,12 @@ class Bench:
         setting = self.setting
         strides = STRIDES.get(name.split(":")[0], (8, 16, 32, 64, 128))[: setting.levels]
         config = ModelConfig(
-            name=name, strides=strides, channels=setting.channels, tower_depth=setting.tower_depth, queries=100, backbone_weights="none"
+            name=name,
+            strides=strides,
+            channels=setting.channels,
+            tower_depth=setting.tower_depth,
+            queries=100,
+            backbone_weights="none",
         )
         return cast(Any, build(config, CLASSES)).to(self.device)
 
@@ -105,8 +115,8 @@ class Bench:
         set_learning_rate(optimizer, 0.0)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-        def step(lesson: DetectorOutput | None) -> None:
-            terms = distillation(self.batch, self.targets, lesson=lesson)
+        def step(teacher_output: DetectorOutput | None) -> None:
+            terms = distillation(self.batch, self.targets, teacher_output=teacher_output)
             torch.stack([term.float() for term in terms.values()]).sum().backward()
             nn.utils.clip_grad_norm_(parameters, 10.0)
             optimizer.step()
@@ -248,8 +258,12 @@ def environment(setting: Setting) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small maps and few rounds: under a minute on one core")
-    parser.add_argument("--detector", nargs="+", choices=list(DETECTORS), help="default: all; with --quick gfl, retinanet, fcos")
-    parser.add_argument("--method", nargs="+", default=["pkd", "crosskd"], help="names, joined by commas where they work together")
+    parser.add_argument(
+        "--detector", nargs="+", choices=list(DETECTORS), help="default: all; with --quick gfl, retinanet, fcos"
+    )
+    parser.add_argument(
+        "--method", nargs="+", default=["pkd", "crosskd"], help="names, joined by commas where they work together"
+    )
     parser.add_argument("--student", default="mobilenetv2_035", help="backbone")
     parser.add_argument("--teacher", default="resnet18", help="backbone")
     parser.add_argument("--threads", type=int, default=1)
@@ -268,13 +282,18 @@ def main() -> None:
     setting = Setting(**{**base, **given})
     heads = options.detector or (["gfl", "retinanet", "fcos"] if options.quick else list(DETECTORS))
     rows = []
-    print("| detector | method | student ms | teacher ms | tail ms | distill ms | ratio | over rounds |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| detector | method | student ms | teacher ms | tail ms | distill ms | ratio | over rounds |\n|---|---|---|---|---|---|---|---|"
+    )
     for case in cases(heads, options.method, options.student, options.teacher):
         row = measure(case, setting)
         rows.append(row)
         times = " | ".join(f"{row[f'{name}_ms']:.1f}" for name in ("student", "teacher", "tail", "distill"))
         low, high = row["ratio_spread"]
-        print(f"| {row['detector']} | {row['method']} | {times} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |", flush=True)
+        print(
+            f"| {row['detector']} | {row['method']} | {times} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |",
+            flush=True,
+        )
     result = {"rows": rows, "environment": environment(setting)}
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -13,11 +13,15 @@ from detdistill.types import (
     Assignment,
     DetectorInfo,
     DetectorOutput,
+    EdgeInfo,
+    GridInfo,
     Layout,
     Predictions,
+    ProposalInfo,
     Proposals,
     Pyramid,
     Targets,
+    TowerInfo,
     Towers,
     TowerState,
 )
@@ -51,12 +55,14 @@ def info(setting: Setting, form: str) -> DetectorInfo:
     names, necks = tuple(f"class {index}" for index in range(setting.classes)), {"neck": setting.channels}
     if form == "dense":
         cells = tuple(((8.0 * stride, 8.0 * stride),) for stride in STRIDES)
-        towers = {"tower_depth": setting.depth, "tower_channels": setting.channels, "edge_bins": setting.bins}
-        return DetectorInfo("gfl", names, STRIDES, necks, "sigmoid", frozenset({"towers"}), cells, 1, **towers)
+        grid = GridInfo(anchors_per_cell=1, assigner="atss", cell_anchors=cells)
+        towers = TowerInfo(setting.depth, setting.channels)
+        return DetectorInfo("gfl", names, STRIDES, necks, "sigmoid", grid, towers, EdgeInfo(setting.bins))
     shapes = [(2**0.5, 0.5**0.5), (1.0, 1.0), (0.5**0.5, 2**0.5)]
     cells = tuple(tuple((8 * stride * w, 8 * stride * h) for w, h in shapes) for stride in STRIDES)
-    roi = {"roi_strides": STRIDES[:4], "roi_code": (10.0, 10.0, 5.0, 5.0), "embedding_channels": setting.embedding}
-    return DetectorInfo("faster_rcnn", names, STRIDES, necks, "softmax", frozenset({"proposals"}), cells, 3, **roi)
+    grid = GridInfo(anchors_per_cell=3, assigner="rpn", cell_anchors=cells)
+    proposals = ProposalInfo(STRIDES[:4], (10.0, 10.0, 5.0, 5.0), setting.embedding)
+    return DetectorInfo("faster_rcnn", names, STRIDES, necks, "softmax", grid, proposals=proposals)
 
 
 class Drawn:
@@ -69,7 +75,7 @@ class Drawn:
         self.leaves: list[Tensor] = []
         height, width = setting.height, setting.width
         self.sizes = torch.tensor([[height, width], [height * 24 // 25, width * 16 // 17]], device=self.device)
-        self.layout = Layout(setting.shapes, STRIDES, info.anchors_per_cell or 1)
+        self.layout = Layout(setting.shapes, STRIDES, info.grid.anchors_per_cell)
 
     def draw(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         """Normal numbers on the device."""
@@ -99,7 +105,9 @@ class Drawn:
         setting, pyramid = self.setting, self.pyramid()
         flat = [level.flatten(0, 2) for level in pyramid.anchors or ()]
         points = centers(torch.cat(flat))
-        strides = torch.cat([points.new_full((count, 1), stride) for count, stride in zip(self.layout.counts, STRIDES, strict=True)])
+        strides = torch.cat(
+            [points.new_full((count, 1), stride) for count, stride in zip(self.layout.counts, STRIDES, strict=True)]
+        )
         count = len(points)
         valid = self.layout.valid(self.sizes)
 
@@ -113,7 +121,9 @@ class Drawn:
 
         edges = self.draw(2, count, 4, setting.bins)
         logits = self.draw(2, count, setting.classes, scale=2, shift=-4)
-        stage = Predictions(logits, "sigmoid", self.keep(boxes(edges)), valid, self.layout, edges=edges, assignment=assign(self.targets))
+        stage = Predictions(
+            logits, "sigmoid", self.keep(boxes(edges)), valid, self.layout, edges=edges, assignment=assign(self.targets)
+        )
         return DetectorOutput({"neck": pyramid}, (stage,), towers=self.towers(boxes, valid), assign=assign)
 
     def towers(self, boxes: Callable[[Tensor], Tensor], valid: Tensor) -> Towers:
@@ -154,12 +164,16 @@ class Drawn:
             valid,
             self.layout,
             deltas=self.draw(2, count, 4),
-            assignment=assignment(matched.masked_fill(~sampled & (matched < 0), -1), valid & (sampled | (matched >= 0)), deltas=True),
+            assignment=assignment(
+                matched.masked_fill(~sampled & (matched < 0), -1), valid & (sampled | (matched >= 0)), deltas=True
+            ),
         )
         boxes = torch.stack([self.regions(own) for own in self.targets.boxes])
         roi = self.second_stage(boxes)
         classify = self.classifier(pyramid)
-        return DetectorOutput({"neck": pyramid}, (rpn, roi), proposals=Proposals(boxes, roi.valid, classify), assign=assign)
+        return DetectorOutput(
+            {"neck": pyramid}, (rpn, roi), proposals=Proposals(boxes, roi.valid, classify), assign=assign
+        )
 
     def regions(self, boxes: Tensor) -> Tensor:
         """(rois, 4): a quarter around the ground truth (G, 4), the rest anywhere."""
@@ -171,7 +185,9 @@ class Drawn:
 
     def second_stage(self, boxes: Tensor) -> Predictions:
         setting, rois = self.setting, self.setting.rois
-        matched = torch.stack([overlapping(own, given, 0.5) for own, given in zip(boxes, self.targets.boxes, strict=True)])
+        matched = torch.stack(
+            [overlapping(own, given, 0.5) for own, given in zip(boxes, self.targets.boxes, strict=True)]
+        )
         valid = torch.ones(2, rois, dtype=torch.bool, device=self.device)
         return Predictions(
             self.draw(2, rois, setting.classes),

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic_core import PydanticUndefined
 
+from detdistill.cli.flags import FIELDS, SHORT
 from detdistill.detectors.build import DETECTORS
 from detdistill.detectors.weights import TORCHVISION
 from detdistill.engine.schedule import Schedule
-from detdistill.flags import FIELDS, SHORT
 from detdistill.methods import METHODS
 from detdistill.methods.presets import told
 from detdistill.recipe import Recipe
@@ -93,8 +93,16 @@ def _method(name: str) -> Iterator[str]:
     for meaning in _meanings(config):
         yield f"{meaning}\n"
     rows = (
-        (f"`methods.{name}.{item.name}`", _value(item.default), told(name, item.name, item.default, _value), _choices(hints[item.name]))
-        for item in (*fields(config), *(item for item in fields(Schedule) if told(name, item.name, item.default, _value)))
+        (
+            f"`methods.{name}.{item.name}`",
+            _value(item.default),
+            told(name, item.name, item.default, _value),
+            _choices(hints[item.name]),
+        )
+        for item in (
+            *fields(config),
+            *(item for item in fields(Schedule) if told(name, item.name, item.default, _value)),
+        )
     )
     yield from _table(("option", "default", "presets", "choices"), rows)
 

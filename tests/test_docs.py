@@ -10,19 +10,29 @@ from typing import Any
 import pytest
 import yaml
 
-from detdistill import cli, flags
+from detdistill import cli
+from detdistill.cli import flags
 from detdistill.detectors.build import LEARNED, SETS
 from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS
-from detdistill.pairing import check_methods, served
 from detdistill.recipe import Recipe, parse
-from detdistill.runfolder import FILES
+from detdistill.run.folder import FILES
+from detdistill.run.pairing import check_methods, served
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CHANGELOG.md", "docs/guide.md", "docs/decisions.md", "docs/results.md", "docs/reference.md")
 TINY = {"shapes:400": "shapes:8", "batch_size=16": "batch_size=4"}  # what the tests put in place of what a page says
 TEACHER = ["--data", "shapes:8", "--image-size", "64", "--batch-size", "4", "--device", "cpu", "--max-steps", "1"]
-TEACHER += ["--model.strides", "8,16,32", "--model.channels", "32", "--model.tower-depth", "2", "--backbone-weights", "none"]
+TEACHER += [
+    "--model.strides",
+    "8,16,32",
+    "--model.channels",
+    "32",
+    "--model.tower-depth",
+    "2",
+    "--backbone-weights",
+    "none",
+]
 
 
 def text(page: str) -> str:
@@ -90,7 +100,11 @@ def test_the_guide_runs_whole_and_with_a_loop_of_ones_own(teacher: Path, monkeyp
     monkeypatch.chdir(teacher.parent.parent)
     names = run("docs/guide.md")
     assert {name.split("_")[0] for name in names["terms"]} == {"task", "pkd", "crosskd"}
-    assert names["metrics"].keys() >= names["outcome"].metrics.keys() - {"train_seconds", "images_per_second", "peak_memory_bytes"}
+    assert names["metrics"].keys() >= names["outcome"].metrics.keys() - {
+        "train_seconds",
+        "images_per_second",
+        "peak_memory_bytes",
+    }
     assert Path("runs/taught/model.safetensors").exists()
     assert Path("student.pt").exists()
     assert len(names["detections"]) == 2
@@ -118,7 +132,10 @@ def test_named_commands_and_make_targets_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_named_fields_options_and_flags_exist(page: str) -> None:
-    known = {"--help", *(name for command in cli.app if not command.startswith("-") for item in arguments(command) for name in item)}
+    known = {
+        "--help",
+        *(name for command in cli.app if not command.startswith("-") for item in arguments(command) for name in item),
+    }
     for span in spans(page):
         for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", span):
             if flag.startswith("--methods."):
@@ -162,7 +179,9 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 def test_the_readme_says_which_method_serves_which_detector() -> None:
     head, *rows = table("README.md", "What is inside")
-    said = {row[0]: [detector for detector, word in zip(head[1:], row[1:], strict=True) if word == "yes"] for row in rows}
+    said = {
+        row[0]: [detector for detector, word in zip(head[1:], row[1:], strict=True) if word == "yes"] for row in rows
+    }
     assert said == served()
     part = [detector for detector, word in zip(head[1:], rows[-4][1:], strict=True) if word == "part"]
     assert rows[-4][0] == "detrdistill"

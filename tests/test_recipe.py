@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detdistill import flags
+from detdistill.cli import flags
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load, merge, nested, packaged, parse
 
@@ -89,7 +89,10 @@ def test_the_methods_named_are_exactly_those_that_stay_with_their_options(tmp_pa
     file.write_text("methods: {pkd: {weight: 4.0}, crosskd: {}}\n")
     assert load(str(file), methods=["pkd"]).methods == {"pkd": {"weight": 4.0}}
     assert list(load(str(file), methods=["mimicking", "pkd"]).methods) == ["mimicking", "pkd"]
-    assert load(str(file), flags.overrides({}, {"pkd": {"levels": "2"}})).methods == {"pkd": {"weight": 4.0, "levels": 2}, "crosskd": {}}
+    assert load(str(file), flags.overrides({}, {"pkd": {"levels": "2"}})).methods == {
+        "pkd": {"weight": 4.0, "levels": 2},
+        "crosskd": {},
+    }
 
 
 @pytest.mark.parametrize(

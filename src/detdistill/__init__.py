@@ -3,7 +3,7 @@
     teacher = dd.load("runs/teacher")
     student = dd.build("gfl:resnet18", classes=["circle", "square"])
     distillation = dd.Distillation(student, [method])
-    terms = distillation(batch, targets, lesson=teacher.observe(batch, need=distillation.need))
+    terms = distillation(batch, targets, teacher_output=teacher.observe(batch, need=distillation.need))
 
 The names below are fetched on first use, so that `import detdistill` and `detdistill --help` don't wait for torch.
 """

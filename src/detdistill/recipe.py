@@ -45,20 +45,32 @@ class ModelConfig(Part):
         "default", description="norm of the towers of a dense head; default: what the head was published with"
     )
     edges: bool = Field(
-        False, description="each side's distance as a distribution over edge_bins bins, as GFL always has it: what LD needs (dense heads)"
+        False,
+        description="each side's distance as a distribution over edge_bins bins, as GFL always has it: what LD needs (dense heads)",
     )
     edge_bins: int = Field(17, ge=2, description="bins of a side's distance distribution, 0 to edge_bins - 1 strides")
     queries: int = Field(300, ge=1, description="decoder queries (DETR family)")
-    encoder_layers: PositiveInt | None = Field(None, description="depth of the encoder (DETR family); none: what it was published with")
-    decoder_layers: PositiveInt | None = Field(None, description="depth of the decoder (DETR family); none: what it was published with")
-    box_refine: bool = Field(False, description="each decoder layer corrects the boxes of the one before (deformable_detr)")
-    two_stage: bool = Field(False, description="queries are the encoder's best proposals; implies box_refine (deformable_detr)")
+    encoder_layers: PositiveInt | None = Field(
+        None, description="depth of the encoder (DETR family); none: what it was published with"
+    )
+    decoder_layers: PositiveInt | None = Field(
+        None, description="depth of the decoder (DETR family); none: what it was published with"
+    )
+    box_refine: bool = Field(
+        False, description="each decoder layer corrects the boxes of the one before (deformable_detr)"
+    )
+    two_stage: bool = Field(
+        False, description="queries are the encoder's best proposals; implies box_refine (deformable_detr)"
+    )
     backbone_weights: str = Field(
-        "default", description="default: pretrained, from the network; none: random; a FILE; or a run folder, for its backbone"
+        "default",
+        description="default: pretrained, from the network; none: random; a FILE; or a run folder, for its backbone",
     )
     rois: int = Field(512, ge=1, description="proposals an image that the second stage learns from (two-stage)")
     score_threshold: float = Field(0.01, ge=0, lt=1, description="detections below this score are dropped")
-    nms_threshold: float | None = Field(None, gt=0, le=1, description="IoU of suppression; none: what the head was published with")
+    nms_threshold: float | None = Field(
+        None, gt=0, le=1, description="IoU of suppression; none: what the head was published with"
+    )
     detections: int = Field(100, ge=1, description="most detections an image")
 
 
@@ -77,14 +89,20 @@ class DataConfig(Part):
     val: SplitPaths | None = None
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
-    eval_split: str | None = Field(None, description="name of the split to measure on; none: test where there is one, else val")
+    eval_split: str | None = Field(
+        None, description="name of the split to measure on; none: test where there is one, else val"
+    )
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         640, description="images are scaled to fit a square of this side, or (height, width)"
     )
     flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip in training")
-    scale: tuple[PositiveFloat, PositiveFloat] = Field((1.0, 1.0), description="range of random scaling in training, 1: none")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="range of random scaling in training, 1: none"
+    )
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
-    on_bad_record: Literal["stop", "skip"] = Field("stop", description="what to do with an image or annotation that can't be read")
+    on_bad_record: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with an image or annotation that can't be read"
+    )
 
 
 class TeacherConfig(Part):
@@ -95,12 +113,21 @@ class TeacherConfig(Part):
         description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), HEAD:BACKBONE=FILE with a "
         "state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
     )
-    model: ModelConfig = Field(ModelConfig(), description="how HEAD:BACKBONE=FILE was built; a run folder knows it itself")
+    model: ModelConfig = Field(
+        ModelConfig(), description="how HEAD:BACKBONE=FILE was built; a run folder knows it itself"
+    )
     inherit: tuple[Literal["neck", "head"], ...] = Field(
         (), description="what a fresh student takes over from the teacher where names and shapes fit: neck, head"
     )
-    sample: int = Field(64, ge=0, description="images on which the teacher's AP is measured before the first step; 0: none")
-    floor: float = Field(5.0, ge=0, le=100, description="AP (0 to 100) below which the run stops, where the teacher's predictions are read")
+    sample: int = Field(
+        64, ge=0, description="images on which the teacher's AP is measured before the first step; 0: none"
+    )
+    floor: float = Field(
+        5.0,
+        ge=0,
+        le=100,
+        description="AP (0 to 100) below which the run stops, where the teacher's predictions are read",
+    )
     allow_weak: bool = Field(False, description="go on with a teacher below the floor")
 
 
@@ -116,19 +143,27 @@ class TrainConfig(Part):
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms and biases")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up of the learning rate")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="of the learning rate after its warm-up")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="of the learning rate after its warm-up"
+    )
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.67, 0.92), description="fractions of the run at which `step` divides the rate by 10"
     )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
-    balance_every: int = Field(10, ge=1, description="steps between two measurements of gradients, for methods with a `balance`")
+    balance_every: int = Field(
+        10, ge=1, description="steps between two measurements of gradients, for methods with a `balance`"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; fp16 needs a GPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     workers: int = Field(0, ge=0, description="processes that read images; 0: in the training process")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule's length stays that of the epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after this many steps; the schedule's length stays that of the epochs"
+    )
     log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
-    log_gradients: bool = Field(False, description="log the gradient of every term at the neck, and its share of their sum")
+    log_gradients: bool = Field(
+        False, description="log the gradient of every term at the neck, and its share of their sum"
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
 
 
@@ -138,7 +173,9 @@ class Recipe(Part):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
-    methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="method name to its options; empty: plain training")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="method name to its options; empty: plain training"
+    )
     train: TrainConfig = TrainConfig()
 
 
@@ -171,7 +208,9 @@ def packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(str(files("detdistill"))).glob("recipes/*.yaml"))}
 
 
-def load(source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None, *, origin: str = "recipe") -> Recipe:
+def load(
+    source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None, *, origin: str = "recipe"
+) -> Recipe:
     """The recipe of a file, run folder or packaged name (none: the defaults) with `over` on top.
 
     methods: where given, exactly these stay, each with the options that file and `over` give it. origin: what messages call `over`. Raises UserError.
@@ -180,7 +219,9 @@ def load(source: str | None, over: Overrides | None = None, methods: Collection[
     if source is not None:
         path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
         if not path.exists() and source not in packaged():
-            raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{nearest(source, packaged())}")
+            raise UserError(
+                f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{nearest(source, packaged())}"
+            )
         path = path if path.exists() else packaged()[source]
         content = read_yaml(path)
         parse(content, str(path))  # alone first, so that a message names the file where the file is to blame
@@ -227,7 +268,9 @@ def parse(content: Mapping[str, Any], source: str) -> Recipe:
 
 def _explain(error: ValidationError) -> str:
     errors = error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a typo also leaves the field it meant missing
+    first = next(
+        (each for each in errors if each["type"] == "extra_forbidden"), errors[0]
+    )  # a typo also leaves the field it meant missing
     place = [str(part) for part in first["loc"]]
     parts: list[Any] = [Recipe]  # the model at each step of the way
     for name in place[:-1]:

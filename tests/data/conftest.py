@@ -38,7 +38,9 @@ def coco_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
             for index in (1, 2):
                 picture(tmp_path / f"{split}2017" / f"{index}.png")
             content = {
-                "images": [{"id": index * 10, "file_name": f"{index}.png", "width": 40, "height": 20} for index in (1, 2)],
+                "images": [
+                    {"id": index * 10, "file_name": f"{index}.png", "width": 40, "height": 20} for index in (1, 2)
+                ],
                 "annotations": [
                     {"id": 1, "image_id": 10, "category_id": 7, "bbox": [1, 2, 10, 5], "area": 33.5, "iscrowd": 0},
                     {"id": 2, "image_id": 10, "category_id": 3, "bbox": [20, 0, 20, 20], "area": 400, "iscrowd": 1},
@@ -79,7 +81,10 @@ def voc_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
 def yolo_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
     """yolo_set(lines, yaml): train with images a (labelled by `lines`) and b (no label file), val with c; 40 x 20."""
 
-    def write(lines: str = "1 0.5 0.5 0.5 0.5\n", yaml: str = "path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n") -> Path:
+    def write(
+        lines: str = "1 0.5 0.5 0.5 0.5\n",
+        yaml: str = "path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n",
+    ) -> Path:
         for split, stem in (("train", "a"), ("train", "b"), ("val", "c")):
             picture(tmp_path / "images" / split / f"{stem}.png")
             (tmp_path / "labels" / split).mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,9 @@ def same(one, other):
         and torch.equal(batch.images, again.images)
         and torch.equal(batch.sizes, again.sizes)
         and torch.equal(batch.ids, again.ids)
-        and all(torch.equal(a, b) for a, b in zip(targets.boxes + targets.labels, goals.boxes + goals.labels, strict=True))
+        and all(
+            torch.equal(a, b) for a, b in zip(targets.boxes + targets.labels, goals.boxes + goals.labels, strict=True)
+        )
     )
 
 

@@ -11,7 +11,10 @@ from detdistill.recipe import DataConfig
 
 
 def test_a_folder_in_no_layout_says_what_was_looked_for(tmp_path):
-    for path, message in ((tmp_path, "looked for annotations/instances_.*JPEGImages.*data.yaml"), (tmp_path / "x", "no such folder")):
+    for path, message in (
+        (tmp_path, "looked for annotations/instances_.*JPEGImages.*data.yaml"),
+        (tmp_path / "x", "no such folder"),
+    ):
         with pytest.raises(UserError, match=message) as caught:
             open_data(DataConfig(path=str(path)))
         assert str(path) in str(caught.value)
@@ -55,7 +58,12 @@ def test_exif_rotation_is_undone(tmp_path, picture, turn, suffix):
     (record,) = read_images([path], DataConfig())
     assert (record.height, record.width) == ((40, 20) if turn >= 5 else (20, 40))
     pixels = np.asarray(record.image().convert("L")).astype(int)
-    dark = {1: np.s_[:, :16], 2: np.s_[:, -16:], 3: np.s_[:, -16:], 4: np.s_[:, :16]}  # where the left side of the file belongs
+    dark = {
+        1: np.s_[:, :16],
+        2: np.s_[:, -16:],
+        3: np.s_[:, -16:],
+        4: np.s_[:, :16],
+    }  # where the left side of the file belongs
     dark |= {5: np.s_[:16], 6: np.s_[:16], 7: np.s_[-16:], 8: np.s_[-16:]}
     assert pixels.shape == (record.height, record.width)
     assert pixels[dark[turn]].max() < 60
@@ -103,7 +111,10 @@ def test_read_images_of_folders_and_files(tmp_path, picture):
     assert [record.id for record in records] == [1, 2, 3, 4]
     assert records[2].path == tmp_path / "deep/c.png"
     (tmp_path / "empty").mkdir()
-    for path, message in ((tmp_path / "empty", "no image in this folder"), (tmp_path / "z.png", "no such file or folder")):
+    for path, message in (
+        (tmp_path / "empty", "no image in this folder"),
+        (tmp_path / "z.png", "no such file or folder"),
+    ):
         with pytest.raises(UserError, match=message):
             read_images([path], DataConfig())
 
@@ -112,7 +123,9 @@ def test_a_note_names_five_and_counts_the_others():
     faults = Faults("skip")
     for index in range(7):
         faults.bad(f"/data/{index}.png", "broken", "mend it")
-    assert faults.notes() == ["skipped: 7 records (0.png, 1.png, 2.png, 3.png, 4.png and 2 more); the first: /data/0.png: broken"]
+    assert faults.notes() == [
+        "skipped: 7 records (0.png, 1.png, 2.png, 3.png, 4.png and 2 more); the first: /data/0.png: broken"
+    ]
 
 
 def test_every_fault_is_logged_by_name(coco_set, caplog):
@@ -120,5 +133,8 @@ def test_every_fault_is_logged_by_name(coco_set, caplog):
     box = {"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 4]}
     root = coco_set(annotations=[box, box | {"bbox": [1]}, box | {"bbox": [1, 1, 2, 2]}])
     open_data(DataConfig(path=str(root), on_bad_record="skip"))
-    assert [record.message.split(":")[0].rsplit("/", 1)[-1] for record in caplog.records] == ["1.png", "instances_train2017.json"]
+    assert [record.message.split(":")[0].rsplit("/", 1)[-1] for record in caplog.records] == [
+        "1.png",
+        "instances_train2017.json",
+    ]
     assert json.loads((root / "annotations/instances_train2017.json").read_text())["annotations"][0] == box

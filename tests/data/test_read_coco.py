@@ -57,7 +57,10 @@ def test_roboflow_folders_and_their_heading_category(tmp_path, picture):
         content = {
             "images": [{"id": 0, "file_name": "a.jpg", "width": 40, "height": 20}],
             "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [0, 0, 5, 5]}],
-            "categories": [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 1, "name": "cat", "supercategory": "pets"}],
+            "categories": [
+                {"id": 0, "name": "pets", "supercategory": "none"},
+                {"id": 1, "name": "cat", "supercategory": "pets"},
+            ],
         }
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
     data = opened(tmp_path)
@@ -86,19 +89,33 @@ def test_zero_and_outside_boxes_are_mended_and_told_in_one_line(coco_set):
     data = opened(coco_set(annotations=boxes([5, 5, 0, 4], [-3, -2, 10, 10], [30, 10, 20, 20], [0, 0, 40.3, 20])))
     assert data.split("train").records[0].boxes.tolist() == [[0, 0, 7, 8], [30, 10, 40, 20], [0, 0, 40, 20]]
     (note,) = [note for note in data.notes if note.startswith("mended")]
-    assert note == "mended: 2 boxes reaching out of the image clipped to it (1.png x2); 1 box of zero size dropped (1.png)"
+    assert (
+        note == "mended: 2 boxes reaching out of the image clipped to it (1.png x2); 1 box of zero size dropped (1.png)"
+    )
 
 
 BAD = {
-    "box of text": (boxes(["1", 2, 3, 4]), r"annotations\[0\] \(1.png\): bbox is \['1', 2, 3, 4\]; .*four finite numbers"),
+    "box of text": (
+        boxes(["1", 2, 3, 4]),
+        r"annotations\[0\] \(1.png\): bbox is \['1', 2, 3, 4\]; .*four finite numbers",
+    ),
     "NaN": (boxes([float("nan"), 2, 3, 4]), r"bbox is \[nan, 2, 3, 4\]"),
     "three numbers": (boxes([1, 2, 3]), r"bbox is \[1, 2, 3\]"),
     "no box": ([{"image_id": 10, "category_id": 3}], "bbox is None"),
-    "negative width": (boxes([9, 2, -3, 4]), r"1.png: bbox of instances_train2017.json annotations\[0\] ends before it begins"),
+    "negative width": (
+        boxes([9, 2, -3, 4]),
+        r"1.png: bbox of instances_train2017.json annotations\[0\] ends before it begins",
+    ),
     "wholly outside": (boxes([50, 2, 3, 4]), r"1.png: .*lies wholly outside the 40x20 image"),
-    "unknown category": ([{"image_id": 10, "category_id": 4, "bbox": [1, 1, 2, 2]}], "category_id 4 is not in 'categories'"),
+    "unknown category": (
+        [{"image_id": 10, "category_id": 4, "bbox": [1, 1, 2, 2]}],
+        "category_id 4 is not in 'categories'",
+    ),
     "category of text": ([{"image_id": 10, "category_id": "3", "bbox": [1, 1, 2, 2]}], "category_id '3'"),
-    "unknown image": ([{"image_id": 11, "category_id": 3, "bbox": [1, 1, 2, 2]}], r"annotations\[0\]: image_id 11 is no image's id"),
+    "unknown image": (
+        [{"image_id": 11, "category_id": 3, "bbox": [1, 1, 2, 2]}],
+        r"annotations\[0\]: image_id 11 is no image's id",
+    ),
     "odd crowd": ([{"image_id": 10, "category_id": 3, "bbox": [1, 1, 2, 2], "iscrowd": "yes"}], "iscrowd is 'yes'"),
 }
 
@@ -117,10 +134,16 @@ def test_a_bad_annotation_stops_or_is_skipped_by_name(coco_set, annotations, mes
 
 IMAGES = {
     "missing": ([{"id": 20, "file_name": "gone.png"}], r"gone.png: there is no such image"),
-    "id of text": ([{"id": "20", "file_name": "2.png"}], r"instances_train2017.json: images\[1\]: id '20' is no integer"),
+    "id of text": (
+        [{"id": "20", "file_name": "2.png"}],
+        r"instances_train2017.json: images\[1\]: id '20' is no integer",
+    ),
     "no name": ([{"id": 20}], r"images\[1\]: file_name is None"),
     "id twice": ([{"id": 10, "file_name": "2.png"}], r"images\[1\]: id 10 is 1.png's already"),
-    "other size": ([{"id": 20, "file_name": "2.png", "width": 41, "height": 20}], r"2.png: .* say 41x20 but the file has 40x20"),
+    "other size": (
+        [{"id": 20, "file_name": "2.png", "width": 41, "height": 20}],
+        r"2.png: .* say 41x20 but the file has 40x20",
+    ),
     "size of text": ([{"id": 20, "file_name": "2.png", "width": "40", "height": 20}], r"2.png: .* say 0x20"),
 }
 

@@ -26,14 +26,21 @@ def test_corners_count_from_one_and_lie_inside(voc_set):
 
 
 def test_a_difficult_object_is_a_crowd(voc_set):
-    record = opened(voc_set(a=voc_object("dog", (1, 1, 9, 9)) + voc_object("dog", (11, 1, 19, 9), difficult=1))).split("train").records[0]
+    record = (
+        opened(voc_set(a=voc_object("dog", (1, 1, 9, 9)) + voc_object("dog", (11, 1, 19, 9), difficult=1)))
+        .split("train")
+        .records[0]
+    )
     assert record.crowd.tolist() == [False, True]
 
 
 def test_zero_size_as_written_is_dropped_once_for_all_splits(voc_set):
     data = opened(voc_set(a=voc_object("dog", (5, 7, 5, 7)) + voc_object("dog", (0, 1, 9, 9))))
     assert data.split("trainval").records[0].boxes.tolist() == [[0, 0, 9, 9]]  # xmin 0 would be -1
-    assert data.notes[-1] == "mended: 1 box reaching out of the image clipped to it (a.png); 1 box of zero size dropped (a.png)"
+    assert (
+        data.notes[-1]
+        == "mended: 1 box reaching out of the image clipped to it (a.png); 1 box of zero size dropped (a.png)"
+    )
 
 
 def test_parts_of_a_person_are_no_objects(voc_set):

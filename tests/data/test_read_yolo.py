@@ -58,7 +58,10 @@ BAD = {
     "NaN": ("0 nan 0.5 0.5 0.5", "line 1 is '0 nan"),
     "class": ("2 0.5 0.5 0.5 0.5", "line 1: class 2 is not in 'names'"),
     "half a class": ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not"),
-    "pixels": ("0 320 240 50 50", r"a.txt: box of line 1 .* lies wholly outside the 40x20 image; correct the box or its unit"),
+    "pixels": (
+        "0 320 240 50 50",
+        r"a.txt: box of line 1 .* lies wholly outside the 40x20 image; correct the box or its unit",
+    ),
     "negative": ("0 0.5 0.5 -0.1 0.1", "ends before it begins"),
 }
 

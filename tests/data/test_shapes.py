@@ -57,8 +57,12 @@ def test_a_box_fits_what_is_drawn(monkeypatch, index):
     """What differs between a picture with an object and the same picture without it is where the box says."""
     monkeypatch.setattr(shapes, "FAINT", 0.0)
     item = shapes.layout(0, index)[0]
-    drawn, bare = (np.asarray(shapes._draw(items, np.random.default_rng([1, index])), dtype=int) for items in ([item], []))
-    rows, columns = np.nonzero((np.abs(drawn - bare) > 45).any(-1))  # the grain, at most 44, is not the same: its draws come last
+    drawn, bare = (
+        np.asarray(shapes._draw(items, np.random.default_rng([1, index])), dtype=int) for items in ([item], [])
+    )
+    rows, columns = np.nonzero(
+        (np.abs(drawn - bare) > 45).any(-1)
+    )  # the grain, at most 44, is not the same: its draws come last
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert found == pytest.approx(item.box, abs=2)
 

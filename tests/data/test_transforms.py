@@ -13,7 +13,9 @@ SIDES = st.integers(1, 300)
 def shown(height, width, boxes, into=None):
     image = tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))
     resized = resize_image(image, into) if into else image
-    return view(resized, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(len(boxes)), (height, width))
+    return view(
+        resized, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(len(boxes)), (height, width)
+    )
 
 
 def test_fitted_by_hand():
@@ -46,7 +48,9 @@ def test_pixels_go_with_the_boxes():
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     image[:, 5:15, 10:30] = 255
     out = augment(
-        view(tv_tensors.Image(image), torch.tensor([[10.0, 5, 30, 15]]), torch.tensor([0]), (40, 60)), DataConfig(flip=1.0), seeded(0)
+        view(tv_tensors.Image(image), torch.tensor([[10.0, 5, 30, 15]]), torch.tensor([0]), (40, 60)),
+        DataConfig(flip=1.0),
+        seeded(0),
     )
     left, top, right, bottom = out.boxes[0].int().tolist()
     assert (left, right) == (30, 50)
@@ -58,7 +62,14 @@ boxes = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.05, 1), st.f
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(20, 90), st.integers(20, 90), st.lists(boxes, max_size=4), st.integers(0, 2**31), st.floats(0.3, 1), st.floats(1, 2.5))
+@given(
+    st.integers(20, 90),
+    st.integers(20, 90),
+    st.lists(boxes, max_size=4),
+    st.integers(0, 2**31),
+    st.floats(0.3, 1),
+    st.floats(1, 2.5),
+)
 def test_augmented_boxes_stay_in_the_image_and_never_grow_in_share(height, width, found, seed, low, high):
     corners = [[x * width, y * height, min(x + w, 1) * width, min(y + h, 1) * height] for x, y, w, h in found]
     config = DataConfig(image_size=(64, 80), scale=(low, high), flip=0.5)
@@ -86,7 +97,9 @@ def test_a_crop_keeps_the_boxes_whose_centre_stays():
         out = augment(shown(100, 100, corners), DataConfig(image_size=100, scale=(2.0, 2.0), flip=0.0), seeded(seed))
         assert tuple(out.image.shape[-2:]) == (100, 100)
         assert set(out.labels.tolist()) <= {0, 1, 2}
-        assert not {0, 2} <= set(out.labels.tolist())  # the corners of a 200 x 200 image are never in one crop of 100 x 100
+        assert not {0, 2} <= set(
+            out.labels.tolist()
+        )  # the corners of a 200 x 200 image are never in one crop of 100 x 100
 
 
 def test_a_smaller_scale_gives_a_smaller_image():
@@ -101,7 +114,9 @@ def test_boxes_under_a_pixel_are_dropped():
 
 
 def test_colours_change_and_depend_on_the_generator_alone():
-    image = tv_tensors.Image(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    image = tv_tensors.Image(
+        torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
     state = torch.random.get_rng_state()
     one, again, other = (recolored(image, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)

@@ -3,22 +3,37 @@
 import torch
 
 from detdistill.detectors.build import build
-from detdistill.detectors.protocol import Detector
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Targets
+from detdistill.types import Batch, Detector, Targets
 
 CLASSES = ("disc", "square", "cross")
 DENSE = ("retinanet", "fcos", "atss", "gfl")
-STRIDES = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), "detr": (32,), "conditional_detr": (32,), "dab_detr": (32,)}
+STRIDES = {
+    "faster_rcnn": (4, 8, 16, 32),
+    "mask_rcnn": (4, 8, 16, 32),
+    "detr": (32,),
+    "conditional_detr": (32,),
+    "dab_detr": (32,),
+}
 SETS = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "rt_detr", "rt_detr_v2", "d_fine", "adamixer")
 
 
 def tiny(
-    head: str, seed: int = 0, channels: int = 32, tower_depth: int = 2, backbone: str = "mobilenetv2_035", **options: object
+    head: str,
+    seed: int = 0,
+    channels: int = 32,
+    tower_depth: int = 2,
+    backbone: str = "mobilenetv2_035",
+    **options: object,
 ) -> Detector:
     """A detector of random weights on a small backbone."""
     torch.manual_seed(seed)
-    values = {"name": f"{head}:{backbone}", "strides": STRIDES.get(head, (8, 16, 32)), "queries": 12, "backbone_weights": "none"}
+    values = {
+        "name": f"{head}:{backbone}",
+        "strides": STRIDES.get(head, (8, 16, 32)),
+        "queries": 12,
+        "backbone_weights": "none",
+    }
     if head in SETS:
         values |= {"decoder_layers": 2} | ({} if head == "adamixer" else {"encoder_layers": 1})
     config = ModelConfig.model_validate(values | {"channels": channels, "tower_depth": tower_depth} | options)
@@ -34,8 +49,13 @@ def shake(detector: Detector, scale: float = 3.0) -> Detector:
                 parameter.mul_(scale)
             if name.endswith(("classifier.bias", "cls_logits.bias")):
                 parameter.zero_()
-            if any(part in name for part in ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)  # heads of queries begin as one and the same box
+            if any(
+                part in name
+                for part in ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")
+            ):
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=generator) * 0.2
+                )  # heads of queries begin as one and the same box
     return detector
 
 

@@ -38,7 +38,9 @@ def build(
     **host: object,
 ) -> QueryDetector:
     torch.manual_seed(0)
-    config = ModelConfig(strides=strides, channels=channels, queries=queries, backbone_weights=weights, score_threshold=0.0)
+    config = ModelConfig(
+        strides=strides, channels=channels, queries=queries, backbone_weights=weights, score_threshold=0.0
+    )
     return BUILDERS[kind](config, backbone, CLASSES, **SMALL | host)
 
 
@@ -57,19 +59,26 @@ def frame_of(batch: Batch) -> torch.Tensor:
     return canvas_of(batch.sizes, *batch.images.shape[-2:])
 
 
-def host_forward(detector: QueryDetector, batch: Batch, targets: Targets | None = None, seed: int = 7) -> SimpleNamespace:
+def host_forward(
+    detector: QueryDetector, batch: Batch, targets: Targets | None = None, seed: int = 7
+) -> SimpleNamespace:
     """transformers' own forward, its labels relative to the padded batch, its noise drawn from this seed."""
     height, width = batch.images.shape[-2:]
     labels = None
     if targets is not None:
         pairs = zip(targets.boxes, targets.labels, strict=True)
         side = torch.tensor([width, height, width, height])
-        labels = [{"class_labels": c, "boxes": torch.cat([b[:, :2] + b[:, 2:], 2 * (b[:, 2:] - b[:, :2])], 1) / 2 / side} for b, c in pairs]
+        labels = [
+            {"class_labels": c, "boxes": torch.cat([b[:, :2] + b[:, 2:], 2 * (b[:, 2:] - b[:, :2])], 1) / 2 / side}
+            for b, c in pairs
+        ]
     torch.manual_seed(seed)
     return detector.model(normalize(batch, mean=(0, 0, 0), std=(1, 1, 1)), labels=labels)
 
 
-def observe(detector: QueryDetector, batch: Batch, targets: Targets | None = None, need: Need = EVERYTHING, seed: int = 7):
+def observe(
+    detector: QueryDetector, batch: Batch, targets: Targets | None = None, need: Need = EVERYTHING, seed: int = 7
+):
     torch.manual_seed(seed)
     return detector.observe(batch, targets, need)
 
@@ -79,5 +88,7 @@ def same_gradients(detector: QueryDetector, batch: Batch, targets: Targets) -> N
     expected = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
     got = torch.autograd.grad(sum(observe(detector, batch, targets).losses.values()), parameters)
     largest = max(float(gradient.abs().max()) for gradient in expected)
-    for ours, theirs in zip(got, expected, strict=True):  # a bias ahead of a batch norm is indifferent: its gradient is rounding
+    for ours, theirs in zip(
+        got, expected, strict=True
+    ):  # a bias ahead of a batch norm is indifferent: its gradient is rounding
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()) + 1e-6 * largest)

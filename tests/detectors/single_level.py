@@ -18,7 +18,9 @@ FAMILIES: dict[str, ModuleType] = {"detr": detr, "conditional_detr": conditional
 NAMES = {"classification": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
 
 
-def build(kind: str, backbone: str = "resnet10t", stride: int = 16, weights: str = "none", **host: object) -> QueryDetector:
+def build(
+    kind: str, backbone: str = "resnet10t", stride: int = 16, weights: str = "none", **host: object
+) -> QueryDetector:
     torch.manual_seed(0)
     small = {"encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0}
     config = ModelConfig(strides=(stride,), channels=32, queries=20, backbone_weights=weights, score_threshold=0.0)
@@ -26,7 +28,9 @@ def build(kind: str, backbone: str = "resnet10t", stride: int = 16, weights: str
 
 
 def heads(detector: QueryDetector) -> list[torch.nn.Module]:
-    classify = detector.model.class_embed if detector.info.kind == "dab_detr" else detector.model.class_labels_classifier
+    classify = (
+        detector.model.class_embed if detector.info.kind == "dab_detr" else detector.model.class_labels_classifier
+    )
     return [classify, detector.model.bbox_predictor]
 
 
@@ -44,7 +48,12 @@ def host_labels(batch: Batch, targets: Targets) -> list[dict[str, Tensor]]:
     labels = []
     for boxes, classes, (height, width) in zip(targets.boxes, targets.labels, batch.sizes.tolist(), strict=True):
         middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        labels.append({"class_labels": classes, "boxes": torch.cat([middle, sides], 1) / torch.tensor([width, height, width, height])})
+        labels.append(
+            {
+                "class_labels": classes,
+                "boxes": torch.cat([middle, sides], 1) / torch.tensor([width, height, width, height]),
+            }
+        )
     return labels
 
 
@@ -54,14 +63,18 @@ def host_forward(detector: QueryDetector, batch: Batch, targets: Targets, **opti
     return detector.model(normalize(batch), pixel_mask=inside, labels=host_labels(batch, targets), **options)
 
 
-def host_loss(detector: QueryDetector, stages: tuple[Predictions, ...], batch: Batch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+def host_loss(
+    detector: QueryDetector, stages: tuple[Predictions, ...], batch: Batch, targets: Targets
+) -> tuple[Tensor, dict[str, Tensor]]:
     """transformers' own objective, auxiliary losses included, of these stages: the sum and the plain terms."""
     logits = torch.stack([host_logits(stage) for stage in stages])
     boxes = torch.stack([to_relative(stage.boxes, batch.sizes) for stage in stages])
     config = detector.model.config
     before, config.auxiliary_loss = config.auxiliary_loss, True
     labels = host_labels(batch, targets)
-    loss, terms, _ = detector.model.loss_function(logits[-1], labels, torch.device("cpu"), boxes[-1], config, logits, boxes)
+    loss, terms, _ = detector.model.loss_function(
+        logits[-1], labels, torch.device("cpu"), boxes[-1], config, logits, boxes
+    )
     config.auxiliary_loss = before
     return loss, terms
 
@@ -100,5 +113,7 @@ def same_gradients(detector: QueryDetector, batch: Batch, targets: Targets) -> N
     expected = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
     losses = detector.observe(batch, targets).losses
     got = torch.autograd.grad(sum(losses[name] for name in NAMES), parameters)
-    for ours, theirs in zip(got, expected, strict=True):  # the softmax makes a key's bias indifferent: its gradient is rounding
+    for ours, theirs in zip(
+        got, expected, strict=True
+    ):  # the softmax makes a key's bias indifferent: its gradient is rounding
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()) + 2e-5)

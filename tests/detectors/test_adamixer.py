@@ -37,7 +37,12 @@ def build(
 ) -> QueryDetector:
     torch.manual_seed(0)
     config = ModelConfig(
-        strides=strides, channels=channels, queries=queries, decoder_layers=depth, backbone_weights=weights, score_threshold=0.0
+        strides=strides,
+        channels=channels,
+        queries=queries,
+        decoder_layers=depth,
+        backbone_weights=weights,
+        score_threshold=0.0,
     )
     return adamixer(config, backbone, CLASSES, **SMALL | sizes)
 
@@ -46,7 +51,12 @@ def stir(detector: QueryDetector) -> QueryDetector:
     """The published start hides half of the decoder: boxes stay, and neither points nor mixing hang on the content."""
     with torch.no_grad():
         for stage in detector.model.decoder.stages:
-            for weight in (stage.bbox_embed.weight, stage.bbox_embed.bias, stage.sampling.offsets.weight, stage.mixing.generator.weight):
+            for weight in (
+                stage.bbox_embed.weight,
+                stage.bbox_embed.bias,
+                stage.sampling.offsets.weight,
+                stage.mixing.generator.weight,
+            ):
                 weight.normal_(std=0.1)
     return detector
 
@@ -64,10 +74,14 @@ def test_what_a_look_holds():
     assert [tuple(stage.logits.shape) for stage in output.stages] == [(2, 9, 3)] * 3
     assert [tuple(stage.embeddings.shape) for stage in output.stages] == [(2, 9, 32)] * 3
     assert set(output.pyramids) == {"neck"}
-    assert [tuple(level.shape) for level in output.pyramids["neck"].levels] == [(2, 32, 12, 16), (2, 32, 6, 8), (2, 32, 3, 4)]
+    assert [tuple(level.shape) for level in output.pyramids["neck"].levels] == [
+        (2, 32, 12, 16),
+        (2, 32, 6, 8),
+        (2, 32, 3, 4),
+    ]
     names = {f"{name}{suffix}" for name in ("classification", "box", "giou") for suffix in ("", "_0", "_1")}
     assert set(output.losses) == names
-    assert detector.info.query_width == 32
+    assert detector.info.queries.width == 32
     assert len(build(depth=None).model.decoder.stages) == 6
 
 
@@ -77,7 +91,12 @@ def test_it_keeps_what_a_detector_promises():
 
 def test_it_is_known_by_name():
     config = ModelConfig(
-        name="adamixer:mobilenetv2_035", strides=(8, 16), channels=32, queries=5, decoder_layers=1, backbone_weights="none"
+        name="adamixer:mobilenetv2_035",
+        strides=(8, 16),
+        channels=32,
+        queries=5,
+        decoder_layers=1,
+        backbone_weights="none",
     )
     assert build_by_name(config, CLASSES).info.kind == "adamixer"
 
@@ -167,7 +186,9 @@ def test_sampled_queries_are_seeded_and_of_the_embeddings_scale():
     assert torch.equal(first.content, again.content)
     assert not torch.equal(first.content, other.content)
     assert torch.equal(first.content[0], first.content[1])
-    torch.testing.assert_close(first.content.std(-1), queries.own.content.std(-1).mean().expand(2, 50), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        first.content.std(-1), queries.own.content.std(-1).mean().expand(2, 50), rtol=1e-3, atol=0
+    )
     assert queries.redecode(first)[-1].boxes.shape == (2, 50, 4)
 
 
@@ -176,7 +197,9 @@ def test_every_parameter_learns():
     detector = stir(build())
     queries = detector.observe(make_batch(), need=Need(queries=True)).queries
     stages = queries.redecode(replace(queries.own, reference=some_boxes(9)))
-    assigned = [replace(stage, assignment=own) for stage, own in zip(stages, queries.match(stages, make_targets()), strict=True)]
+    assigned = [
+        replace(stage, assignment=own) for stage, own in zip(stages, queries.match(stages, make_targets()), strict=True)
+    ]
     sum(queries.criterion(assigned, make_targets()).values()).backward()
     still = [name for name, value in detector.named_parameters() if value.grad is None or not bool(value.grad.any())]
     assert still == []
@@ -214,7 +237,10 @@ def test_the_padding_is_not_seen_and_first_boxes_know_none_of_it():
     near, far = make_batch(64, 96), make_batch(128, 192)
     junk = far.images.clone()
     junk[:, :, 64:], junk[:, :, :, 96:], junk[1, :, 48:], junk[1, :, :, 64:] = 200, 99, 50, 25
-    stages = [detector.observe(batch, need=Need(predictions=True)).stages[-1] for batch in (near, far, replace(far, images=junk))]
+    stages = [
+        detector.observe(batch, need=Need(predictions=True)).stages[-1]
+        for batch in (near, far, replace(far, images=junk))
+    ]
     torch.testing.assert_close(stages[0].boxes, stages[1].boxes, rtol=0, atol=1e-4)
     assert torch.equal(stages[1].logits, stages[2].logits)
 
@@ -240,7 +266,9 @@ def test_the_normaliser_is_averaged_over_processes(monkeypatch: pytest.MonkeyPat
     detector = build().eval()
     alone = detector.observe(make_batch(), make_targets()).losses
     for module in (criterion, matching):
-        monkeypatch.setattr(module, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
+        monkeypatch.setattr(
+            module, "mean_over_processes", lambda count: 2 * count
+        )  # as if the other process had three times our objects
     together = detector.observe(make_batch(), make_targets()).losses
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value / 2)

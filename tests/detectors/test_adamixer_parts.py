@@ -50,7 +50,9 @@ def test_overlap_by_hand():
 
 def test_position_embedding_by_hand():
     found = position_embedding(torch.tensor([500.0, 200.0, 7.0, -1.0]), 16)
-    wanted = [part for v in (0.5, 0.2, 7.0, -1.0) for part in (math.sin(v), math.cos(v), math.sin(v / 100), math.cos(v / 100))]
+    wanted = [
+        part for v in (0.5, 0.2, 7.0, -1.0) for part in (math.sin(v), math.cos(v), math.sin(v / 100), math.cos(v / 100))
+    ]
     torch.testing.assert_close(found, torch.tensor(wanted))
 
 
@@ -68,7 +70,9 @@ def test_level_weights_by_hand():
 
 def test_a_ramp_in_pixels_reads_its_own_coordinates_on_every_level():
     levels, strides = [ramp(16, 24, 4), ramp(8, 12, 8)], (4, 8)
-    points = torch.tensor([[[[37.0, 21.5, 2.3], [50.25, 44.0, 3.0]], [[8.0, 30.0, 2.0], [70.0, 12.0, 9.0]]]], dtype=torch.double)[:, None]
+    points = torch.tensor(
+        [[[[37.0, 21.5, 2.3], [50.25, 44.0, 3.0]], [[8.0, 30.0, 2.0], [70.0, 12.0, 9.0]]]], dtype=torch.double
+    )[:, None]
     found = sample_levels(levels, strides, points)
     assert found.shape == (1, 1, 2, 2, 2)  # two groups of two points, each with two channels
     torch.testing.assert_close(found[0, 0, 0], points[0, 0, 0, :, :2])  # the first group reads x and y
@@ -139,7 +143,9 @@ def test_mixing_by_hand():
     mixing = Mixing(4, groups=2, in_points=2, out_points=3)
     assert not mixing.generator.weight.any()
     with torch.no_grad():  # the second group leaves channels as they are
-        mixing.generator.bias.copy_(torch.cat([swap.flatten(), spatial.flatten(), torch.eye(2).flatten(), spatial.flatten()]))
+        mixing.generator.bias.copy_(
+            torch.cat([swap.flatten(), spatial.flatten(), torch.eye(2).flatten(), spatial.flatten()])
+        )
         mixing.project.weight.zero_()
         mixing.project.bias.zero_()
         for output, (group, point, channel) in enumerate([(0, 0, 1), (0, 2, 0), (1, 0, 1), (1, 2, 0)]):
@@ -147,7 +153,9 @@ def test_mixing_by_hand():
     content = torch.randn(1, 1, 4)
     found = mixing(samples.expand(1, 1, 2, 2, 2), content)[0, 0] - content[0, 0]
     plain = mix(samples, torch.eye(2), spatial)
-    torch.testing.assert_close(found, torch.stack([wanted[0, 1], wanted[2, 0], plain[0, 1], plain[2, 0]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, torch.stack([wanted[0, 1], wanted[2, 0], plain[0, 1], plain[2, 0]]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_gradients_of_sampling_mixing_and_boxes():
@@ -196,7 +204,9 @@ def test_a_stage_equals_a_plain_loop():
         for query in range(3):
             wanted = _plain_stage(stage, content[0], xyzr[0], query, levels, strides)
             torch.testing.assert_close(state[0, query], wanted, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(logits[0, query], stage.class_embed(stage.classify(wanted)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                logits[0, query], stage.class_embed(stage.classify(wanted)), rtol=1e-4, atol=1e-5
+            )
             torch.testing.assert_close(delta[0, query], stage.bbox_embed(stage.regress(wanted)), rtol=1e-4, atol=1e-5)
 
 
@@ -209,7 +219,9 @@ def _plain_stage(stage, content, xyzr, query, levels, strides):
         rows = slice(4 * head, 4 * head + 4)
         q, k, v = (
             F.linear(placed, weight[rows], bias[rows])
-            for weight, bias in zip(stage.attention.in_proj_weight.chunk(3), stage.attention.in_proj_bias.chunk(3), strict=True)
+            for weight, bias in zip(
+                stage.attention.in_proj_weight.chunk(3), stage.attention.in_proj_bias.chunk(3), strict=True
+            )
         )
         bias = stage.overlap[head] * log_iof(boxes[None])[0, query]
         heads.append((k @ q[query] / math.sqrt(4) + bias).softmax(0) @ v)
@@ -266,6 +278,8 @@ def test_terms_by_hand(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_box_that_is_not_finite_is_told_though_nothing_is_matched():
     stage = stage_of([[0.0, 0.0, float("inf"), 1.0]], torch.zeros(1, 2), [-1], [True])
-    terms = set_terms([stage], torch.tensor([[50, 100]]), Targets((torch.zeros(0, 4),), (torch.zeros(0, dtype=torch.long),)))
+    terms = set_terms(
+        [stage], torch.tensor([[50, 100]]), Targets((torch.zeros(0, 4),), (torch.zeros(0, dtype=torch.long),))
+    )
     assert terms["box"].isnan()
     assert terms["giou"].isnan()

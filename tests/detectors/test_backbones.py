@@ -11,7 +11,7 @@ from detdistill.detectors import backbone as backbones
 from detdistill.detectors.backbone import build_neck
 from detdistill.engine.distillation import Distillation
 from detdistill.errors import UserError
-from detdistill.pairing import build_methods
+from detdistill.run.pairing import build_methods
 from detdistill.types import Need
 from tests.detectors.builders import scene, tiny
 
@@ -19,7 +19,9 @@ SWIN = "swin_tiny_patch4_window7_224"
 STRIDES = (8, 16, 32)
 
 
-@pytest.fixture(scope="module", params=[SWIN, "mvitv2_tiny", "mambaout_femto", "convnext_atto", "efficientnet_b0", "regnetx_002"])
+@pytest.fixture(
+    scope="module", params=[SWIN, "mvitv2_tiny", "mambaout_femto", "convnext_atto", "efficientnet_b0", "regnetx_002"]
+)
 def neck(request: pytest.FixtureRequest) -> backbones.Neck:
     return build_neck(request.param, STRIDES, 32, "none").eval()
 
@@ -28,7 +30,9 @@ def neck(request: pytest.FixtureRequest) -> backbones.Neck:
 def test_images_of_any_size_give_maps_at_the_strides(neck: backbones.Neck, size: tuple[int, int]):
     with torch.no_grad():
         maps = neck(torch.rand(1, 3, *size)).values()
-    assert [tuple(level.shape) for level in maps] == [(1, 32, size[0] // stride, size[1] // stride) for stride in STRIDES]
+    assert [tuple(level.shape) for level in maps] == [
+        (1, 32, size[0] // stride, size[1] // stride) for stride in STRIDES
+    ]
 
 
 def test_swin_windows_are_whole_and_shifted_in_every_stage():
@@ -61,7 +65,11 @@ def test_a_backbone_of_one_size_is_refused_at_build():
 def test_the_host_that_masks_maps_sees_them_channels_first():
     detector = tiny("deformable_detr", backbone=SWIN)
     output = detector.observe(*scene())
-    assert [tuple(level.shape) for level in output.pyramids["neck"].levels] == [(2, 32, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3)]
+    assert [tuple(level.shape) for level in output.pyramids["neck"].levels] == [
+        (2, 32, 8, 12),
+        (2, 32, 4, 6),
+        (2, 32, 2, 3),
+    ]
     sum(output.losses.values()).backward()
     assert all(parameter.grad is not None for parameter in detector.backbone_parameters())
 
@@ -75,7 +83,7 @@ def test_pairs_of_other_backbones_take_a_step(taught: str, student: str):
         lesson = teacher.observe(batch, need=distillation.need | Need(predictions=True))
     before = next(iter(learner.backbone_parameters())).detach().clone()
     optimizer = torch.optim.SGD(distillation.parameters(), lr=0.01)
-    terms = distillation(batch, targets, lesson=lesson)
+    terms = distillation(batch, targets, teacher_output=lesson)
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     assert any(name.startswith("pkd") for name in terms)

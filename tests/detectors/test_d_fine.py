@@ -10,7 +10,7 @@ from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.transformers.criterion import host_labels
 from detdistill.detectors.transformers.d_fine import DFINE, Refined
 from detdistill.errors import UserError
-from detdistill.types import Need, Predictions, QuerySet
+from detdistill.types import EdgeInfo, Need, Predictions, QuerySet
 from tests.detectors.builders import make_batch, make_targets
 from tests.detectors.hybrid import CLASSES, CLOSE, build, frame_of, host_forward, observe, same_gradients, stir
 
@@ -24,11 +24,17 @@ def plain(stage: Refined) -> Predictions:
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("denoising", [0, 6])
 def test_training_losses_equal_the_hosts(layers: int, denoising: int):
-    detector, batch, targets = stir(build("d_fine", decoder_layers=layers, num_denoising=denoising)).train(), make_batch(), make_targets()
+    detector, batch, targets = (
+        stir(build("d_fine", decoder_layers=layers, num_denoising=denoising)).train(),
+        make_batch(),
+        make_targets(),
+    )
     expected, output = host_forward(detector, batch, targets), observe(detector, batch, targets)
     torch.testing.assert_close(sum(output.losses.values()), expected.loss, **CLOSE)
     parts = {"": "", "_encoder": f"_aux_{layers - 1}", "_pre": "_aux_0", "_denoising_pre": "_dn_0"}
-    parts |= {f"_{i}": f"_aux_{i + 1}" for i in range(layers - 2)} | {f"_denoising_{i}": f"_dn_{i + 1}" for i in range(layers - 1)}
+    parts |= {f"_{i}": f"_aux_{i + 1}" for i in range(layers - 2)} | {
+        f"_denoising_{i}": f"_dn_{i + 1}" for i in range(layers - 1)
+    }
     theirs = {
         mine + part: expected.loss_dict[host + parts[part]]
         for mine, host in TERMS.items()
@@ -54,7 +60,9 @@ def test_training_stages_equal_the_hosts():
         torch.testing.assert_close(stage.logits, expected.intermediate_logits[:, index + 1, noisy:], **CLOSE)
         boxes = to_relative(stage.boxes, frame_of(batch))
         torch.testing.assert_close(boxes, expected.intermediate_reference_points[:, index + 1, noisy:], **CLOSE)
-        torch.testing.assert_close(stage.edges.flatten(2), expected.intermediate_predicted_corners[:, index, noisy:], **CLOSE)
+        torch.testing.assert_close(
+            stage.edges.flatten(2), expected.intermediate_predicted_corners[:, index, noisy:], **CLOSE
+        )
         torch.testing.assert_close(stage.initial, expected.initial_reference_points[:, index, noisy:], **CLOSE)
         torch.testing.assert_close(stage.embeddings, expected.intermediate_hidden_states[index][:, noisy:], **CLOSE)
 
@@ -75,7 +83,7 @@ def test_every_layer_answers_in_evaluation_mode():
 
 def test_edges_are_left_top_right_bottom_from_the_initial_box():
     detector, batch = stir(build("d_fine")).eval(), make_batch()
-    assert (detector.info.edge_bins, detector.info.edge_code) == (33, (0.5, 4.0))
+    assert detector.info.edges == EdgeInfo(33, (0.5, 4.0))
     stage = observe(detector, batch).stages[1]
     assert stage.edges.shape == (2, 12, 4, 33)
     step = 3 ** (2 / 30)  # bins of arXiv:2410.13842, equation 3, with up 0.5 and reg_scale 4
@@ -84,7 +92,12 @@ def test_edges_are_left_top_right_bottom_from_the_initial_box():
     assert len(bins) == 33
     left, top, right, bottom = (stage.edges.softmax(-1) @ bins).unbind(-1)
     x, y, width, height = stage.initial.unbind(-1)
-    sides = [x - (2 + left) * width / 4, y - (2 + top) * height / 4, x + (2 + right) * width / 4, y + (2 + bottom) * height / 4]
+    sides = [
+        x - (2 + left) * width / 4,
+        y - (2 + top) * height / 4,
+        x + (2 + right) * width / 4,
+        y + (2 + bottom) * height / 4,
+    ]
     boxes = torch.stack(sides, -1) * torch.tensor([96.0, 64, 96, 64])
     torch.testing.assert_close(stage.boxes, boxes, rtol=0, atol=1e-3)
 
@@ -95,7 +108,10 @@ def test_the_criterion_trains_each_layer_by_its_own_distances():
     hosted = host_forward(detector, batch, targets)
     rows = slice(hosted.denoising_meta_values["dn_num_split"][0], None)
     labels, loss = host_labels(targets, frame_of(batch)), DFineLoss(detector.model.config)
-    logits, boxes = hosted.intermediate_logits[:, 1:, rows], hosted.intermediate_reference_points[:, 1:, rows].clamp(0, 1)
+    logits, boxes = (
+        hosted.intermediate_logits[:, 1:, rows],
+        hosted.intermediate_reference_points[:, 1:, rows].clamp(0, 1),
+    )
     corners, initial = hosted.intermediate_predicted_corners[:, :, rows], hosted.initial_reference_points[:, :, rows]
     output = observe(detector, batch, targets)
     own = output.queries.criterion(output.stages, targets)
@@ -120,7 +136,9 @@ def test_the_host_leaves_the_last_layer_but_one_without_labels():
     sum(observe(detector, make_batch(), make_targets()).losses.values()).backward()
     idle = [name for name, value in detector.named_parameters() if value.requires_grad and value.grad is None]
     assert idle
-    assert all(name.startswith(("model.model.decoder.class_embed.1.", "model.model.decoder.lqe_layers.1.")) for name in idle)
+    assert all(
+        name.startswith(("model.model.decoder.class_embed.1.", "model.model.decoder.lqe_layers.1.")) for name in idle
+    )
 
 
 def test_the_criterion_reads_redecoded_stages():

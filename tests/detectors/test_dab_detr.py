@@ -9,7 +9,15 @@ from detdistill.detectors.queries.frames import to_relative
 from detdistill.errors import UserError
 from detdistill.types import QuerySet
 from tests.detectors.builders import make_batch, make_targets
-from tests.detectors.single_level import EVERYTHING, build, host_forward, same_gradients, same_last_stage, same_losses, stir
+from tests.detectors.single_level import (
+    EVERYTHING,
+    build,
+    host_forward,
+    same_gradients,
+    same_last_stage,
+    same_losses,
+    stir,
+)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -58,7 +66,9 @@ def test_detections_equal_the_published_post_processing():
     detector, batch = stir(build("dab_detr")).eval(), make_batch(96, 128)
     with torch.no_grad():
         raw = host_forward(detector, batch, make_targets())
-    published = ConditionalDetrImageProcessor().post_process_object_detection(raw, threshold=0.0, target_sizes=batch.sizes, top_k=60)
+    published = ConditionalDetrImageProcessor().post_process_object_detection(
+        raw, threshold=0.0, target_sizes=batch.sizes, top_k=60
+    )
     detector.detections = 60  # of 20 queries x 3 classes: all
     for mine, host, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
         limit = torch.tensor([width, height, width, height])
@@ -70,9 +80,13 @@ def test_detections_equal_the_published_post_processing():
 def test_the_start_is_the_published_one():
     detector = build("dab_detr").eval()
     host = detector.model.model
-    assert detector.observe(make_batch(), need=EVERYTHING).stages[-1].scores().mean().item() == pytest.approx(0.01, abs=0.005)
+    assert detector.observe(make_batch(), need=EVERYTHING).stages[-1].scores().mean().item() == pytest.approx(
+        0.01, abs=0.005
+    )
     assert host.query_refpoint_embeddings.weight.std().item() == pytest.approx(1, abs=0.2)
-    assert host.decoder.layers[0].self_attn.self_attn_value_proj.weight.abs().max().item() == pytest.approx((6 / 64) ** 0.5, rel=0.02)
+    assert host.decoder.layers[0].self_attn.self_attn_value_proj.weight.abs().max().item() == pytest.approx(
+        (6 / 64) ** 0.5, rel=0.02
+    )
     spread = build("dab_detr", random_refpoints_xy=True).model.model.query_refpoint_embeddings.weight[:, :2].sigmoid()
     assert spread.std().item() == pytest.approx(12**-0.5, abs=0.05)
 

@@ -29,7 +29,9 @@ EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, quer
 NAMES = {"classification": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
 
 
-def build(strides: tuple[int, ...] = (8, 16, 32, 64), backbone: str = "resnet18", weights: str = "none", **host: object) -> QueryDetector:
+def build(
+    strides: tuple[int, ...] = (8, 16, 32, 64), backbone: str = "resnet18", weights: str = "none", **host: object
+) -> QueryDetector:
     torch.manual_seed(0)
     small = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0}
     config = ModelConfig(strides=strides, channels=32, queries=20, backbone_weights=weights, score_threshold=0.0)
@@ -54,8 +56,15 @@ def host_forward(detector: QueryDetector, batch: Batch, targets: Targets):
     labels = []
     for boxes, classes, (height, width) in zip(targets.boxes, targets.labels, batch.sizes.tolist(), strict=True):
         middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        labels.append({"class_labels": classes, "boxes": torch.cat([middle, sides], 1) / torch.tensor([width, height, width, height])})
-    return detector.model(normalize(batch), pixel_mask=valid_mask(batch.sizes, *batch.images.shape[-2:]).long(), labels=labels)
+        labels.append(
+            {
+                "class_labels": classes,
+                "boxes": torch.cat([middle, sides], 1) / torch.tensor([width, height, width, height]),
+            }
+        )
+    return detector.model(
+        normalize(batch), pixel_mask=valid_mask(batch.sizes, *batch.images.shape[-2:]).long(), labels=labels
+    )
 
 
 @pytest.mark.parametrize("refine", [False, True])
@@ -71,7 +80,10 @@ def test_losses_boxes_and_maps_equal_the_hosts(training: bool, refine: bool):
     for name, value in output.losses.items():
         plain, _, stage = name.partition("_")
         torch.testing.assert_close(
-            value, weights[plain] * expected.loss_dict["_".join(filter(None, [NAMES[plain], stage]))], rtol=1e-5, atol=1e-6
+            value,
+            weights[plain] * expected.loss_dict["_".join(filter(None, [NAMES[plain], stage]))],
+            rtol=1e-5,
+            atol=1e-6,
         )
     assert len(output.losses) == 6
 
@@ -93,7 +105,9 @@ def test_gradients_equal_the_hosts():
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     expected = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
     got = torch.autograd.grad(sum(detector.observe(batch, targets).losses.values()), parameters)
-    for ours, theirs in zip(got, expected, strict=True):  # the softmax makes a key's bias indifferent: its gradient is rounding
+    for ours, theirs in zip(
+        got, expected, strict=True
+    ):  # the softmax makes a key's bias indifferent: its gradient is rounding
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()) + 2e-5)
 
 
@@ -102,7 +116,9 @@ def test_detections_equal_the_published_post_processing():
     batch = make_batch(96, 128)
     with torch.no_grad():
         raw = host_forward(detector, batch, make_targets())
-    published = DeformableDetrImageProcessor().post_process_object_detection(raw, threshold=0.0, target_sizes=batch.sizes, top_k=100)
+    published = DeformableDetrImageProcessor().post_process_object_detection(
+        raw, threshold=0.0, target_sizes=batch.sizes, top_k=100
+    )
     detector.detections = 60  # of 20 queries x 3 classes: all
     for mine, theirs, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
         clipped = torch.stack([theirs["boxes"][:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
@@ -132,7 +148,9 @@ def test_other_queries_reach_the_students_memory_and_not_the_teacher(coordinates
     with torch.no_grad():
         lesson = teacher.eval().observe(batch, need=Need(queries=True))
     given = lesson.queries.own
-    given = replace(given, reference=torch.cat([given.reference, torch.full_like(given.reference, 0.2)], -1)[..., :coordinates])
+    given = replace(
+        given, reference=torch.cat([given.reference, torch.full_like(given.reference, 0.2)], -1)[..., :coordinates]
+    )
     output = student.observe(batch, need=Need(queries=True))
     assert output.stages == ()  # the own queries were not decoded
     stages = output.queries.redecode(given)
@@ -178,12 +196,17 @@ def test_a_reference_is_a_point_of_the_padded_batch():
 def test_padding_further_moves_no_box_and_its_content_is_not_seen():
     detector = build().eval()
     with torch.no_grad():
-        for head in detector.model.bbox_embed:  # boxes by the reference alone: group norm sees padding, so features do move
+        for (
+            head
+        ) in detector.model.bbox_embed:  # boxes by the reference alone: group norm sees padding, so features do move
             head.layers[-1].weight.zero_()
     near, far = make_batch(64, 96), make_batch(128, 192)
     junk = far.images.clone()
     junk[:, :, 64:], junk[:, :, :, 96:], junk[1, :, :, 64:] = 200, 99, 50
-    boxes = [detector.observe(batch, need=Need(predictions=True)).stages[-1] for batch in (near, far, replace(far, images=junk))]
+    boxes = [
+        detector.observe(batch, need=Need(predictions=True)).stages[-1]
+        for batch in (near, far, replace(far, images=junk))
+    ]
     torch.testing.assert_close(boxes[0].boxes, boxes[1].boxes, rtol=0, atol=1e-3)
     assert torch.equal(boxes[1].logits, boxes[2].logits)
     assert (boxes[0].boxes[1, :, 0::2].mean(-1) < 64).all()  # centres stay on the narrow image
@@ -224,7 +247,9 @@ def test_the_normaliser_is_averaged_over_processes(monkeypatch: pytest.MonkeyPat
     detector = build()
     alone = detector.observe(make_batch(), make_targets()).losses
     for module in (criterion, matching):
-        monkeypatch.setattr(module, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
+        monkeypatch.setattr(
+            module, "mean_over_processes", lambda count: 2 * count
+        )  # as if the other process had three times our objects
     together = detector.observe(make_batch(), make_targets()).losses
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value / 2)
@@ -249,20 +274,33 @@ def test_predictions_that_are_not_finite_reach_the_engine_as_losses():
 
 def test_a_random_backbone_trains_whole_with_its_norms_and_activations():
     detector = build(backbone="mobilenetv3_small_100")
-    body, plain = detector.model.model.backbone.model, timm.create_model("mobilenetv3_small_100", features_only=True, out_indices=(2, 3, 4))
+    body, plain = (
+        detector.model.model.backbone.model,
+        timm.create_model("mobilenetv3_small_100", features_only=True, out_indices=(2, 3, 4)),
+    )
     assert all(parameter.requires_grad for parameter in detector.parameters())
     assert len(detector.backbone_parameters()) == len(list(plain.parameters()))
-    assert sorted(type(module).__name__ for module in body.modules()) == sorted(type(module).__name__ for module in plain.modules())
+    assert sorted(type(module).__name__ for module in body.modules()) == sorted(
+        type(module).__name__ for module in plain.modules()
+    )
     assert all(norm.training for norm in detector.train().modules() if isinstance(norm, nn.BatchNorm2d))
     assert not any("Frozen" in type(module).__name__ for module in detector.modules())
 
 
 def test_a_host_with_a_backbone_of_its_own_is_served_and_thawed():
     """transformers freezes every parameter of its native ResNet here."""
-    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "layer_type": "basic"}
+    resnet = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "layer_type": "basic",
+    }
     resnet["out_features"] = ["stage3", "stage4"]
     layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0}
-    config = DeformableDetrConfig(backbone_config=resnet, num_labels=3, num_feature_levels=2, d_model=32, num_queries=9, **layers)
+    config = DeformableDetrConfig(
+        backbone_config=resnet, num_labels=3, num_feature_levels=2, d_model=32, num_queries=9, **layers
+    )
     config.auxiliary_loss = True
     model = DeformableDetrForObjectDetection(config)
     assert not any(parameter.requires_grad for parameter in model.model.backbone.parameters())
@@ -271,7 +309,9 @@ def test_a_host_with_a_backbone_of_its_own_is_served_and_thawed():
     detector = QueryDetector(DeformableDETR(model, CLASSES, (16, 32)), detections=100, score_threshold=0.0).eval()
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
     losses = detector.observe(make_batch(), make_targets()).losses
-    torch.testing.assert_close(sum(losses.values()), host_forward(detector, make_batch(), make_targets()).loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sum(losses.values()), host_forward(detector, make_batch(), make_targets()).loss, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_loaded_weights_arrive_and_keep_their_norms(tmp_path):
@@ -311,7 +351,9 @@ def test_a_look_stops_where_the_need_is_met(need: Need, runs: str, monkeypatch: 
     detector, ran = build().eval(), []
     for letter, part in (("e", detector.model.model.encoder), ("d", detector.model.model.decoder)):
         forward = part.forward
-        monkeypatch.setattr(part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs))
+        monkeypatch.setattr(
+            part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs)
+        )
     output = detector.observe(make_batch(), need=need)
     assert "".join(ran) == runs
     assert set(output.pyramids) == ({"neck", "memory"} if runs else {"neck"})
@@ -369,7 +411,9 @@ def test_two_stages_say_what_the_host_says_and_learn_what_it_does():
     batch, targets = make_batch(128, 128), make_targets()
     expected, output = host_forward(detector, batch, targets), detector.observe(batch, targets, EVERYTHING)
     torch.testing.assert_close(output.stages[-1].logits, expected.logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(to_relative(output.stages[-1].boxes, batch.sizes), expected.pred_boxes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        to_relative(output.stages[-1].boxes, batch.sizes), expected.pred_boxes, rtol=0, atol=1e-5
+    )
     own = output.queries.own.reference / (batch.sizes.flip(-1) / 128)[:, None].repeat(1, 1, 2)
     torch.testing.assert_close(own, expected.init_reference_points, rtol=0, atol=1e-5)
     encoder = {name for name in output.losses if name.endswith("_encoder")}
@@ -394,8 +438,8 @@ def test_two_stages_read_boxes_of_others_and_make_the_rest_of_them():
     again = output.queries.redecode(QuerySet(reference=output.queries.own.reference))
     torch.testing.assert_close(again[-1].logits, output.stages[-1].logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(again[-1].boxes, output.stages[-1].boxes, rtol=0, atol=1e-2)
-    assert not detector.info.learned_queries
-    assert detector.info.query_parts == {"reference"}
+    assert not detector.info.queries.learned
+    assert detector.info.queries.parts == {"reference"}
     few = output.queries.sample(4, torch.Generator().manual_seed(0))
     assert output.queries.redecode(few)[-1].boxes.shape == (2, 4, 4)
 

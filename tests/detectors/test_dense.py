@@ -99,7 +99,10 @@ def test_our_losses_ignore_what_lies_in_the_padding(head: str, monkeypatch: pyte
         def rows(*arguments: object) -> tuple[Tensor | None, ...]:
             parts = plain(*arguments)
             flags = [None if part is None else changed.view(*changed.shape, *[1] * (part.ndim - 2)) for part in parts]
-            return tuple(None if part is None else torch.where(flag, part + 7.0, part) for part, flag in zip(parts, flags, strict=True))
+            return tuple(
+                None if part is None else torch.where(flag, part + 7.0, part)
+                for part, flag in zip(parts, flags, strict=True)
+            )
 
         monkeypatch.setattr(detector.head, "rows", rows)
         return dict(detector.observe(batch, targets).losses)
@@ -144,8 +147,8 @@ def test_info_says_what_the_output_is(head: str):
     neck = output.pyramids["neck"]
     assert neck.strides == info.strides == stage.layout.strides
     assert {level.shape[1] for level in neck.levels} == {info.channels["neck"]} == {48}
-    assert max(output.towers.states) == info.tower_depth
-    assert stage.layout.anchors == info.anchors_per_cell
+    assert max(output.towers.states) == info.towers.depth
+    assert stage.layout.anchors == info.grid.anchors_per_cell
     assert (stage.quality is not None) == info.quality
-    assert (stage.edges is not None) == (info.edge_bins is not None)
+    assert (stage.edges is not None) == (info.edges is not None)
     assert sum(stage.layout.counts) == stage.logits.shape[1]

@@ -16,7 +16,10 @@ K, R = 3, 5  # classes, bins
 POINTS = torch.tensor([[8.0, 8], [16, 8], [24, 16], [16, 16], [32, 32], [0, 48], [64, 64]])
 STRIDES = torch.tensor([8.0, 8, 8, 8, 16, 16, 32])
 TARGETS = Targets(
-    (torch.tensor([[2.0, 3, 30, 27], [10, 0, 20, 70]]), torch.tensor([[4.0, 4, 60, 50]])),  # 54 pixels below a point of stride 8
+    (
+        torch.tensor([[2.0, 3, 30, 27], [10, 0, 20, 70]]),
+        torch.tensor([[4.0, 4, 60, 50]]),
+    ),  # 54 pixels below a point of stride 8
     (torch.tensor([2, 0]), torch.tensor([1])),
 )
 MATCHED = torch.tensor([[0, 1, -1, 0, -2, -1, -1], [-1, -1, 0, -2, 0, -1, -1]])
@@ -78,7 +81,9 @@ def slow_gfl(stage: Predictions) -> dict[str, float]:
                     below, above = (math.log(powers[low + step] / sum(powers)) for step in (0, 1))
                     terms["edges"] -= 0.25 / 4 * weight * ((low + 1 - away) * below + (away - low) * above)
             if VALID[image, row]:
-                terms["classification"] += sum((sigmoid(z) - y) ** 2 * entropy(z, y) for z, y in zip(logits, wanted, strict=True)) / 5
+                terms["classification"] += (
+                    sum((sigmoid(z) - y) ** 2 * entropy(z, y) for z, y in zip(logits, wanted, strict=True)) / 5
+                )
     return terms | {name: terms[name] / max(weights, 1) for name in ("box", "edges")}
 
 
@@ -91,7 +96,9 @@ def slow_atss(stage: Predictions) -> dict[str, float]:
             if match >= 0:
                 label = int(TARGETS.labels[image][match])
                 weights += quality
-                terms["box"] += 2.0 * quality * overlap(stage.boxes[image, row].tolist(), TARGETS.boxes[image][match].tolist())[1]
+                terms["box"] += (
+                    2.0 * quality * overlap(stage.boxes[image, row].tolist(), TARGETS.boxes[image][match].tolist())[1]
+                )
                 terms["centerness"] += entropy(float(stage.quality[image, row]), quality) / 5
             for index, logit in enumerate(stage.logits[image, row].tolist() if VALID[image, row] else []):
                 right = sigmoid(logit) if index == label else sigmoid(-logit)
@@ -124,7 +131,11 @@ def test_gfl_terms_pull_at_their_own_output_only():
     whole = predicted(0.0)
     leaves = {name: getattr(whole, name).requires_grad_() for name in ("logits", "boxes", "edges")}
     losses = gfl_losses(whole, assigned(), TARGETS, POINTS, STRIDES)
-    assert [reached(losses[name], leaves) for name in ("classification", "box", "edges")] == [{"logits"}, {"boxes"}, {"edges"}]
+    assert [reached(losses[name], leaves) for name in ("classification", "box", "edges")] == [
+        {"logits"},
+        {"boxes"},
+        {"edges"},
+    ]
 
 
 def test_expected_distance_by_hand():
@@ -145,7 +156,9 @@ def test_distribution_focal_by_hand():
 def test_distances_end_a_tenth_before_the_last_bin():
     # All four sides 54 and more strides away: 3.9 of bins 0..4, so a tenth of bin 3 and nine tenths of bin 4.
     edges = torch.tensor([0.0, 0, 0, 2, -1])
-    stage = Predictions(torch.zeros(1, 1, 1), "sigmoid", torch.zeros(1, 1, 4), VALID[:1, :1], edges=edges.expand(1, 1, 4, R))
+    stage = Predictions(
+        torch.zeros(1, 1, 1), "sigmoid", torch.zeros(1, 1, 4), VALID[:1, :1], edges=edges.expand(1, 1, 4, R)
+    )
     far = Targets((torch.tensor([[-54.0, -54, 54, 54]]),), (torch.tensor([0]),))
     owner = Assignment(torch.zeros(1, 1, dtype=torch.long), VALID[:1, :1], torch.tensor(1.0))
     found = gfl_losses(stage, owner, far, torch.zeros(1, 2), torch.ones(1))["edges"]
@@ -189,7 +202,9 @@ def test_gfl_decodes_distributions_by_hand():
     stage = constant("gfl", sure)
     for level, stride in zip(stage.layout.split(stage.boxes), (8, 16, 32), strict=True):
         x, y = 2 * stride, 1 * stride
-        assert level[0, 1, 2, 0].tolist() == pytest.approx([x - stride, y - 3 * stride, x + 6 * stride, y + 16 * stride], rel=1e-5)
+        assert level[0, 1, 2, 0].tolist() == pytest.approx(
+            [x - stride, y - 3 * stride, x + 6 * stride, y + 16 * stride], rel=1e-5
+        )
 
 
 def test_gfl_boxes_are_in_single_precision_under_autocast():
@@ -201,9 +216,13 @@ def test_gfl_boxes_are_in_single_precision_under_autocast():
             output = detector.observe(batch, targets, Need(predictions=True))
         stage = output.stages[0]
         levels = [level.reshape(-1, 4) for level in output.pyramids["neck"].anchors]
-        strides = torch.cat([torch.full((len(level), 1), 1.0 * stride) for level, stride in zip(levels, (8, 16, 32), strict=True)])
+        strides = torch.cat(
+            [torch.full((len(level), 1), 1.0 * stride) for level, stride in zip(levels, (8, 16, 32), strict=True)]
+        )
         anchors = torch.cat(levels)
-        expected = to_boxes((anchors[:, :2] + anchors[:, 2:]) / 2, (stage.edges.softmax(-1) @ torch.arange(17.0)) * strides)
+        expected = to_boxes(
+            (anchors[:, :2] + anchors[:, 2:]) / 2, (stage.edges.softmax(-1) @ torch.arange(17.0)) * strides
+        )
     assert stage.boxes.dtype == stage.edges.dtype == torch.float32
     assert stage.edges.std() > 0.01
     torch.testing.assert_close(stage.boxes, expected, rtol=1e-5, atol=1e-3)

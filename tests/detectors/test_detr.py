@@ -7,7 +7,16 @@ from transformers.models.detr.image_processing_detr import DetrImageProcessor
 from detdistill.detectors.transformers import detr as module
 from detdistill.types import Need
 from tests.detectors.builders import make_batch, make_targets
-from tests.detectors.single_level import EVERYTHING, build, host_forward, host_logits, same_gradients, same_last_stage, same_losses, stir
+from tests.detectors.single_level import (
+    EVERYTHING,
+    build,
+    host_forward,
+    host_logits,
+    same_gradients,
+    same_last_stage,
+    same_losses,
+    stir,
+)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -18,7 +27,9 @@ def test_boxes_maps_and_losses_equal_the_hosts(training: bool):
     output = detector.observe(batch, targets, EVERYTHING)
     same_last_stage(detector, output, expected, batch)
     norm = detector.model.model.decoder.layernorm
-    for stage, state in zip(output.stages[:-1], expected.decoder_hidden_states[1:-1], strict=True):  # the first is what went in
+    for stage, state in zip(
+        output.stages[:-1], expected.decoder_hidden_states[1:-1], strict=True
+    ):  # the first is what went in
         torch.testing.assert_close(stage.embeddings, norm(state), rtol=0, atol=1e-5)
     same_losses(detector, output, batch, targets)
     torch.testing.assert_close(sum(output.losses[name] for name in ("classification", "box", "giou")), expected.loss)
@@ -31,7 +42,10 @@ def test_gradients_equal_the_hosts():
 def test_auxiliary_losses_do_not_change_what_is_said():
     """In the host they do."""
     detector, batch = stir(build("detr")).eval(), make_batch()
-    plain, theirs = detector.observe(batch, need=EVERYTHING).stages, host_forward(detector, batch, make_targets()).logits
+    plain, theirs = (
+        detector.observe(batch, need=EVERYTHING).stages,
+        host_forward(detector, batch, make_targets()).logits,
+    )
     detector.model.config.auxiliary_loss = True
     for before, after in zip(plain, detector.observe(batch, need=EVERYTHING).stages, strict=True):
         assert torch.equal(host_logits(before), host_logits(after))
@@ -59,7 +73,9 @@ def test_the_classes_loss_is_a_mean_by_class_weights_over_all_processes(monkeypa
             total += float(chance[labels[match]] if match >= 0 else 0.1 * chance[-1])
             mass += 1.0 if match >= 0 else 0.1
     assert output.losses["classification"].item() == pytest.approx(total / mass, rel=1e-4)
-    monkeypatch.setattr(module, "mean_over_processes", lambda mass, floor: 2 * mass)  # as if the other process weighed three times as much
+    monkeypatch.setattr(
+        module, "mean_over_processes", lambda mass, floor: 2 * mass
+    )  # as if the other process weighed three times as much
     again = detector.observe(make_batch(), targets).losses
     for name, value in output.losses.items():
         torch.testing.assert_close(again[name], value / 2 if name.startswith("classification") else value)
@@ -83,7 +99,11 @@ def test_the_start_is_the_published_one():
     detector = build("detr")
     host = detector.model.model
     assert host.query_position_embeddings.weight.std().item() == pytest.approx(1, abs=0.1)
-    for attention in (host.encoder.layers[0].self_attn, host.decoder.layers[1].self_attn, host.decoder.layers[1].encoder_attn):
+    for attention in (
+        host.encoder.layers[0].self_attn,
+        host.decoder.layers[1].self_attn,
+        host.decoder.layers[1].encoder_attn,
+    ):
         for part in (attention.q_proj, attention.k_proj, attention.v_proj):  # as rows of one (96, 32) matrix
             assert part.weight.abs().max().item() == pytest.approx((6 / 128) ** 0.5, rel=0.02)
         assert attention.o_proj.weight.abs().max().item() == pytest.approx((6 / 64) ** 0.5, rel=0.02)

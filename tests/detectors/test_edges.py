@@ -7,7 +7,7 @@ import torch
 
 from detdistill.errors import UserError
 from detdistill.geometry import centers, to_boxes
-from detdistill.pairing import build_methods
+from detdistill.run.pairing import build_methods
 from detdistill.testing import check_detector
 from detdistill.types import DetectorOutput, Need
 from tests.detectors.builders import DENSE, scene, shake, tiny
@@ -27,7 +27,7 @@ def test_boxes_lie_at_the_expected_distances_in_strides(head: str):
     detector, output = look(head)
     stage = output.stages[0]
     rows = stage.logits.shape[:2]
-    assert detector.info.edge_bins == BINS
+    assert detector.info.edges.bins == BINS
     assert stage.edges.shape == (*rows, 4, BINS)
     shares = stage.edges.double().softmax(-1)
     assert shares.amax() > 2 / BINS  # not the uniform beginning
@@ -35,7 +35,9 @@ def test_boxes_lie_at_the_expected_distances_in_strides(head: str):
     sizes = list(stage.layout.counts)
     strides = torch.tensor(stage.layout.strides).repeat_interleave(torch.tensor(sizes))
     points = centers(torch.cat([level.reshape(-1, 4) for level in output.pyramids["neck"].anchors]))
-    torch.testing.assert_close(stage.boxes.double(), to_boxes(points.double(), distances * strides[:, None]), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        stage.boxes.double(), to_boxes(points.double(), distances * strides[:, None]), rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("head", ["retinanet", "fcos"])
@@ -57,7 +59,9 @@ def test_it_is_a_detector_whose_losses_fall(head: str):
     history = []
     for _ in range(12):
         losses = detector.observe(batch, targets).losses
-        assert losses.keys() == tiny(head).observe(batch, targets).losses.keys() or history  # the head's own, without distribution focal
+        assert (
+            losses.keys() == tiny(head).observe(batch, targets).losses.keys() or history
+        )  # the head's own, without distribution focal
         total = sum(losses.values())
         optimizer.zero_grad()
         total.backward()
@@ -75,7 +79,9 @@ def test_a_box_of_no_size_stays_finite(head: str):
     detector = tiny(head, edges=True, edge_bins=BINS)
     last = next(module for name, module in detector.named_modules() if name.endswith(("bbox_reg", "head.regressor")))
     with torch.no_grad():
-        last.bias.view(-1, BINS)[:, 0] = 1e4  # all of the mass on distance 0: in single precision nothing is left for the others
+        last.bias.view(-1, BINS)[:, 0] = (
+            1e4  # all of the mass on distance 0: in single precision nothing is left for the others
+        )
     output = detector.observe(*scene())
     sum(output.losses.values()).backward()
     assert all(term.isfinite() for term in output.losses.values())
@@ -106,7 +112,9 @@ def test_gfl_always_has_them():
 
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "deformable_detr"])
-@pytest.mark.parametrize(("options", "told"), [({"edges": True}, "model.edges"), ({"norm": "group"}, "model.norm group")])
+@pytest.mark.parametrize(
+    ("options", "told"), [({"edges": True}, "model.edges"), ({"norm": "group"}, "model.norm group")]
+)
 def test_heads_without_towers_refuse(head: str, options: dict[str, object], told: str):
     with pytest.raises(UserError, match=f"{told}: {head} has no towers"):
         tiny(head, **options)

@@ -56,7 +56,9 @@ def nothing() -> Targets:
 
 
 def host_images(batch: Batch) -> list[Tensor]:
-    return [image[:, :height, :width] for image, (height, width) in zip(batch.images, host_sizes(batch.sizes), strict=True)]
+    return [
+        image[:, :height, :width] for image, (height, width) in zip(batch.images, host_sizes(batch.sizes), strict=True)
+    ]
 
 
 def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
@@ -120,7 +122,9 @@ def test_a_pretrained_models_columns_are_found(batch: Batch, targets: Targets) -
         torch.testing.assert_close(mine.scores, image["scores"][kept])
     asked = []
     select = model.roi_heads.select_training_samples
-    with patch.object(model.roi_heads, "select_training_samples", lambda boxes, host: asked.extend(host) or select(boxes, host)):
+    with patch.object(
+        model.roi_heads, "select_training_samples", lambda boxes, host: asked.extend(host) or select(boxes, host)
+    ):
         detector.observe(batch, targets)
     assert [own["labels"].tolist() for own in asked] == [[3, 17, 90], [90]]
 
@@ -202,7 +206,9 @@ def test_boxes_are_those_of_the_likeliest_class(batch: Batch) -> None:
     output = detector.observe(batch, need=ALL)
     roi, proposals = output.stages[-1], output.proposals.boxes
     spot = roi.logits.argmax(-1)
-    code = roi.deltas.gather(2, spot[..., None, None].expand(-1, -1, 1, 4))[:, :, 0] / torch.tensor([10.0, 10.0, 5.0, 5.0])
+    code = roi.deltas.gather(2, spot[..., None, None].expand(-1, -1, 1, 4))[:, :, 0] / torch.tensor(
+        [10.0, 10.0, 5.0, 5.0]
+    )
     size = proposals[..., 2:] - proposals[..., :2]
     center = (proposals[..., :2] + proposals[..., 2:]) / 2 + code[..., :2] * size
     size = size * code[..., 2:].exp()
@@ -273,7 +279,9 @@ def test_classify_goes_through_frozen_parts_into_anothers_pyramid(batch: Batch, 
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is None for parameter in student.model.roi_heads.parameters())
     assert all(parameter.grad is None for parameter in student.model.rpn.parameters())
-    assert sum(parameter.grad.abs().sum() for parameter in student.backbone_parameters() if parameter.grad is not None) > 0
+    assert (
+        sum(parameter.grad.abs().sum() for parameter in student.backbone_parameters() if parameter.grad is not None) > 0
+    )
     own = lesson.proposals.classify(mine.proposals.boxes)
     assert not torch.allclose(own.logits, crossed.logits)
     repeated = lesson.proposals.classify(mine.proposals.boxes, lesson.pyramids["neck"])
@@ -290,7 +298,9 @@ def test_classify_takes_levels_by_stride_and_leaves_out_empty_rows(batch: Batch)
     assert not own.logits[0, 2].any()
     finer = Pyramid((torch.zeros(2, 32, 16, 24), *neck.levels[:3]), (4, 8, 16, 32), neck.sizes)
     torch.testing.assert_close(output.proposals.classify(boxes, finer).logits, own.logits)
-    with pytest.raises(ValueError, match=r"reads 32 channels at strides \(8, 16, 32\), the pyramid has .*\{16: 32, 32: 32\}"):
+    with pytest.raises(
+        ValueError, match=r"reads 32 channels at strides \(8, 16, 32\), the pyramid has .*\{16: 32, 32: 32\}"
+    ):
         output.proposals.classify(boxes, Pyramid(neck.levels[1:3], (16, 32), neck.sizes))
     none = output.proposals.classify(boxes[:, :0])
     assert none.logits.shape == (2, 0, 3)
@@ -381,8 +391,9 @@ def test_half_precision_keeps_boxes_single(batch: Batch, targets: Targets) -> No
 
 def test_info_is_known_before_any_image() -> None:
     info = build(strides=(4, 8, 16, 32, 64)).info
-    assert (info.kind, info.activation, info.continuations) == ("faster_rcnn", "softmax", {"proposals"})
-    assert (info.strides, info.channels, info.anchors_per_cell) == ((4, 8, 16, 32, 64), {"neck": 32}, 3)
+    assert (info.kind, info.activation) == ("faster_rcnn", "softmax")
+    assert info.towers is info.queries is None
+    assert (info.strides, info.channels, info.grid.anchors_per_cell) == ((4, 8, 16, 32, 64), {"neck": 32}, 3)
     assert [level[1] for level in info.cell_anchors] == [(32, 32), (64, 64), (128, 128), (256, 256), (512, 512)]
 
 

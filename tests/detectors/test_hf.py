@@ -16,12 +16,18 @@ from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.transformers import load as hub
 from detdistill.detectors.weights import load_teacher
 from detdistill.errors import UserError
-from detdistill.models import find
+from detdistill.run.models import find
 from detdistill.types import Batch, Need, Targets
 
 NAMES = ("disc", "square", "star")
 SHAPES = ("disc", "square", "star", "cross", "plank", "ladder")
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "layer_type": "basic"}
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1] * 4,
+    "layer_type": "basic",
+}
 LAYERS = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 9}
 HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 
@@ -39,7 +45,9 @@ def config_of(kind: str, **more: Any) -> Any:
     }
     real |= {"hidden_expansion": 0.5, "d_model": 16, **several, **HEADS}
     if kind in ("detr", "conditional_detr"):
-        return getattr(transformers, {"detr": "DetrConfig"}.get(kind, "ConditionalDetrConfig"))(**{"d_model": 16, **one, **more})
+        return getattr(transformers, {"detr": "DetrConfig"}.get(kind, "ConditionalDetrConfig"))(
+            **{"d_model": 16, **one, **more}
+        )
     if kind == "dab-detr":
         return transformers.DabDetrConfig(**{"hidden_size": 16, **one, **more})
     if kind == "deformable_detr":
@@ -72,7 +80,10 @@ def pictures(height: int = 64, width: int = 96) -> Batch:
 
 
 KINDS = [(kind, {}) for kind in hub.HOSTS]
-KINDS += [("deformable_detr", {"with_box_refine": True}), ("deformable_detr", {"with_box_refine": True, "two_stage": True})]
+KINDS += [
+    ("deformable_detr", {"with_box_refine": True}),
+    ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
+]
 KINDS += [("deformable_detr", {"num_feature_levels": 1, "backbone_config": RESNET | {"out_features": ["stage4"]}})]
 STRIDES = {"detr": (32,), "conditional_detr": (32,), "dab-detr": (32,), "deformable_detr": (8, 16, 32, 64)}
 
@@ -97,7 +108,12 @@ def test_a_teacher_says_what_transformers_says(kind: str, more: dict[str, Any], 
 
 
 def test_a_timm_backbone_gives_its_strides(tmp_path: Path):
-    body = {"model_type": "timm_backbone", "backbone": "mobilenetv2_035", "out_indices": [2, 3, 4], "use_pretrained_backbone": False}
+    body = {
+        "model_type": "timm_backbone",
+        "backbone": "mobilenetv2_035",
+        "out_indices": [2, 3, 4],
+        "use_pretrained_backbone": False,
+    }
     host = save(tmp_path, "deformable_detr", backbone_config=body)
     teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
     assert teacher.info.strides == (8, 16, 32, 64)
@@ -119,7 +135,9 @@ def test_unused_columns_are_left_out_of_sigmoids(kind: str, tmp_path: Path):
     with torch.no_grad():
         theirs, ours = host(normalize(batch)), teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(ours.logits, theirs.logits[..., [1, 3, 4]], rtol=0, atol=2e-5)
-    torch.testing.assert_close(to_relative(ours.boxes, batch.sizes), theirs.pred_boxes, rtol=0, atol=2e-5)  # the proposals are the same
+    torch.testing.assert_close(
+        to_relative(ours.boxes, batch.sizes), theirs.pred_boxes, rtol=0, atol=2e-5
+    )  # the proposals are the same
     assert_learns(teacher, batch)
 
 
@@ -138,7 +156,8 @@ def test_unused_columns_of_a_softmax_count_as_no_object(tmp_path: Path):
 def assert_learns(teacher: Any, batch: Batch) -> None:
     """Losses and gradients, as ground truth counts the classes that are left."""
     targets = Targets(
-        (torch.tensor([[4.0, 6.0, 40.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 40.0]])), (torch.tensor([2]), torch.tensor([0]))
+        (torch.tensor([[4.0, 6.0, 40.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 40.0]])),
+        (torch.tensor([2]), torch.tensor([0])),
     )
     loss = sum(teacher.observe(batch, targets).losses.values())
     loss.backward()
@@ -161,7 +180,10 @@ def test_every_tensor_must_fit(tmp_path: Path):
             lambda state: state.update({name: torch.zeros(3, 5)}),
             f"1 of another shape, 0 missing, 0 unexpected; the first of another shape is '{name}'",
         ),
-        (lambda state: state.update({name: value, "stray": torch.zeros(1)}), "0 missing, 1 unexpected; the first unexpected is 'stray'"),
+        (
+            lambda state: state.update({name: value, "stray": torch.zeros(1)}),
+            "0 missing, 1 unexpected; the first unexpected is 'stray'",
+        ),
     ):
         edit(tmp_path, change)
         with pytest.raises(UserError, match=told) as error:
@@ -234,8 +256,12 @@ def test_unserved_gaps_and_broken_labels_are_refused(tmp_path: Path):
 def test_no_network_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
     monkeypatch.setattr(hub, "reachable", lambda name: asked.append(name) or False)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **keywords: pytest.fail("the hub client was called"))
-    with pytest.raises(UserError, match=r"hf:nobody/nothing: no such folder, not in the hub's cache .*can't be reached"):
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda *args, **keywords: pytest.fail("the hub client was called")
+    )
+    with pytest.raises(
+        UserError, match=r"hf:nobody/nothing: no such folder, not in the hub's cache .*can't be reached"
+    ):
         load_teacher("hf:nobody/nothing", NAMES)
     assert asked == ["huggingface.co"]
 
@@ -243,7 +269,9 @@ def test_no_network_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_what_the_cache_has_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, "deformable_detr")
     monkeypatch.setattr(hub, "reachable", lambda name: pytest.fail("the network was asked for"))
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file) if (tmp_path / file).exists() else None)
+    monkeypatch.setattr(
+        hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file) if (tmp_path / file).exists() else None
+    )
     assert hub._local("nobody/cached") is True
 
 
@@ -261,7 +289,16 @@ def test_it_teaches_is_measured_and_predicts(tmp_path: Path, capsys: pytest.Capt
 
     save(tmp_path / "host", "deformable_detr", SHAPES[::-1])
     common = ["--data", "shapes:8", "--image-size", "128", "--batch-size", "4", "--device", "cpu"]
-    shape = ["--model.strides", "8,16,32", "--model.channels", "16", "--model.tower-depth", "1", "--backbone-weights", "none"]
+    shape = [
+        "--model.strides",
+        "8,16,32",
+        "--model.channels",
+        "16",
+        "--model.tower-depth",
+        "1",
+        "--backbone-weights",
+        "none",
+    ]
     model = f"hf:{tmp_path / 'host'}"
     pair = ["--student", "gfl:mobilenetv3_small_050", "--teacher", model, "--method", "pkd", "--max-steps", "1"]
     assert cli.main(["distill", *pair, *common, *shape, "--out", str(tmp_path / "taught")]) == 0

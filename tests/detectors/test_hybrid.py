@@ -29,8 +29,8 @@ def test_it_conforms(kind: str):
     detector = stir(build(kind))
     check_detector(detector)
     info = detector.info
-    assert (info.kind, info.strides, info.query_width, info.learned_queries) == (kind, (8, 16, 32), 32, False)
-    assert info.query_parts == {"content", "reference"}
+    assert (info.kind, info.strides, info.queries.width, info.queries.learned) == (kind, (8, 16, 32), 32, False)
+    assert info.queries.parts == {"content", "reference"}
 
 
 @every_kind
@@ -46,7 +46,10 @@ def test_the_eval_forward_equals_the_hosts(kind: str, size: tuple[int, int]):
     for mine, theirs in zip(output.pyramids["neck"].levels, expected.encoder_last_hidden_state, strict=True):
         torch.testing.assert_close(mine, theirs, **CLOSE)
         assert mine.shape[1] == 32
-    projected = [p(level) for p, level in zip(detector.model.model.decoder_input_proj, expected.encoder_last_hidden_state, strict=True)]
+    projected = [
+        p(level)
+        for p, level in zip(detector.model.model.decoder_input_proj, expected.encoder_last_hidden_state, strict=True)
+    ]
     for mine, theirs in zip(output.pyramids["memory"].levels, projected, strict=True):
         torch.testing.assert_close(mine, theirs, **CLOSE)
     torch.testing.assert_close(output.queries.own.reference, expected.init_reference_points.sigmoid(), **CLOSE)
@@ -113,11 +116,16 @@ def test_other_queries_reach_the_students_memory_and_not_the_teacher(kind: str):
     stages = output.queries.redecode(replace(given, content=content))
     assert [tuple(stage.boxes.shape) for stage in stages] == [(2, 20, 4)] * 3
     weights = torch.randn(3, 2, 20, 32)  # a plain sum of normed states is constant
-    sum((stage.embeddings * weight).sum() + stage.boxes.sum() for stage, weight in zip(stages, weights, strict=True)).backward()
+    sum(
+        (stage.embeddings * weight).sum() + stage.boxes.sum() for stage, weight in zip(stages, weights, strict=True)
+    ).backward()
     assert content.grad.abs().amax(-1).gt(0).all()
     for part in (student.model.model.backbone, student.model.model.encoder, student.model.model.decoder):
         assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
-    assert all(parameter.grad is None for parameter in (*teacher.parameters(), *student.model.model.enc_score_head.parameters()))
+    assert all(
+        parameter.grad is None
+        for parameter in (*teacher.parameters(), *student.model.model.enc_score_head.parameters())
+    )
 
 
 @every_kind
@@ -184,8 +192,12 @@ def test_the_own_terms_are_those_of_the_criterion(kind: str):
     terms = output.queries.criterion(output.stages, make_targets())
     for name in NAMES:
         torch.testing.assert_close(output.losses[name], terms[name], **CLOSE)
-    rolled = [replace(s, assignment=replace(s.assignment, matched=s.assignment.matched.roll(1, 1))) for s in output.stages]
-    assert (output.queries.criterion(rolled, make_targets())["box"] - terms["box"]).abs() > 1e-3  # the assignment it carries counts
+    rolled = [
+        replace(s, assignment=replace(s.assignment, matched=s.assignment.matched.roll(1, 1))) for s in output.stages
+    ]
+    assert (
+        output.queries.criterion(rolled, make_targets())["box"] - terms["box"]
+    ).abs() > 1e-3  # the assignment it carries counts
 
 
 @every_kind
@@ -193,10 +205,14 @@ def test_the_normaliser_is_averaged_over_processes(kind: str, monkeypatch: pytes
     detector = stir(build(kind)).train()
     alone = observe(detector, make_batch(), make_targets()).losses
     for module in (criterion, matching):
-        monkeypatch.setattr(module, "mean_over_processes", lambda count: 2 * count)  # as if the other process had three times our objects
+        monkeypatch.setattr(
+            module, "mean_over_processes", lambda count: 2 * count
+        )  # as if the other process had three times our objects
     together = observe(detector, make_batch(), make_targets()).losses
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value / (1 if name.startswith("ddf") else 2), **CLOSE)  # ddf is a mean of queries
+        torch.testing.assert_close(
+            together[name], value / (1 if name.startswith("ddf") else 2), **CLOSE
+        )  # ddf is a mean of queries
 
 
 @every_kind
@@ -251,9 +267,14 @@ def test_levels_follow_the_strides_asked_for(kind: str):
 )
 def test_a_look_stops_where_the_need_is_met(kind: str, need: Need, runs: str, monkeypatch: pytest.MonkeyPatch):
     detector, ran = build(kind).eval(), []
-    for letter, part in (("p", detector.model.model.enc_bbox_head), *(("d", layer) for layer in detector.model.model.decoder.layers)):
+    for letter, part in (
+        ("p", detector.model.model.enc_bbox_head),
+        *(("d", layer) for layer in detector.model.model.decoder.layers),
+    ):
         forward = part.forward
-        monkeypatch.setattr(part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs))
+        monkeypatch.setattr(
+            part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs)
+        )
     output = observe(detector, make_batch(), need=need)
     assert "".join(ran) == runs  # the encoder's heads once at most
     assert set(output.pyramids) == ({"neck", "memory"} if runs else {"neck"})
@@ -267,8 +288,14 @@ def test_the_start_is_the_published_one(kind: str):
     output, host = observe(detector, make_batch()), detector.model.model
     assert output.stages[-1].scores().mean().item() == pytest.approx(0.01, abs=0.01)
     for stage in output.stages:  # boxes that are their references
-        torch.testing.assert_close(to_relative(stage.boxes, frame_of(make_batch())), output.queries.own.reference, rtol=0, atol=1e-5)
-    norms = [module for name, module in host.named_modules() if isinstance(module, nn.BatchNorm2d) and not name.startswith("backbone")]
+        torch.testing.assert_close(
+            to_relative(stage.boxes, frame_of(make_batch())), output.queries.own.reference, rtol=0, atol=1e-5
+        )
+    norms = [
+        module
+        for name, module in host.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and not name.startswith("backbone")
+    ]
     assert norms and all((norm.weight == 1).all() for norm in norms)
     offsets = host.decoder.layers[0].encoder_attn.sampling_offsets
     assert (offsets.weight == 0).all() and offsets.bias.abs().amax().item() >= 1  # the host's own rays are kept
@@ -277,10 +304,15 @@ def test_the_start_is_the_published_one(kind: str):
 @every_kind
 def test_a_random_backbone_trains_whole_and_its_names_are_the_hosts(kind: str):
     detector = build(kind, backbone="mobilenetv3_small_100")
-    body, plain = detector.model.model.backbone.model._backbone, timm.create_model("mobilenetv3_small_100", features_only=True)
+    body, plain = (
+        detector.model.model.backbone.model._backbone,
+        timm.create_model("mobilenetv3_small_100", features_only=True),
+    )
     assert all(norm.training for norm in detector.train().modules() if isinstance(norm, nn.BatchNorm2d))
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
-    assert [type(module) for module in body.modules()] == [type(module) for module in plain.modules()][: len(list(body.modules()))]
+    assert [type(module) for module in body.modules()] == [type(module) for module in plain.modules()][
+        : len(list(body.modules()))
+    ]
     assert detector.model.state_dict().keys() == type(detector.model)(detector.model.config).state_dict().keys()
 
 
@@ -308,14 +340,25 @@ def test_the_hosts_own_backbone_is_served_and_thawed(kind: str):
             "depths": [1] * 4,
             "stem_channels": [3, 4, 8],
         }
-        native |= {"stage_in_channels": [8, 8, 8, 16], "stage_mid_channels": [4, 4, 8, 8], "stage_out_channels": [8, 8, 16, 16]}
+        native |= {
+            "stage_in_channels": [8, 8, 8, 16],
+            "stage_mid_channels": [4, 4, 8, 8],
+            "stage_out_channels": [8, 8, 16, 16],
+        }
         native |= {"stage_num_blocks": [1] * 4, "stage_numb_of_layers": [1] * 4}
     else:
-        native = {"model_type": "rt_detr_resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
+        native = {
+            "model_type": "rt_detr_resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 8, 16, 16],
+            "depths": [1] * 4,
+        }
     native["out_features"] = ["stage3", "stage4"]
     detector = stir(build(kind, strides=(16, 32), backbone="native", backbone_config=native)).train()
     assert not any("Frozen" in type(module).__name__ for module in detector.modules())
-    assert detector.backbone_parameters() and all(parameter.requires_grad for parameter in detector.backbone_parameters())
+    assert detector.backbone_parameters() and all(
+        parameter.requires_grad for parameter in detector.backbone_parameters()
+    )
     losses = observe(detector, make_batch(), make_targets()).losses
     torch.testing.assert_close(sum(losses.values()), host_forward(detector, make_batch(), make_targets()).loss, **CLOSE)
 
@@ -325,7 +368,9 @@ def test_the_native_backbone_has_its_strides_alone(kind: str):
     config = ModelConfig(strides=(32, 64), channels=32, backbone_weights="none")
     with pytest.raises(UserError, match="has 4, 8, 16, 32"):
         BUILDERS[kind](config, "native", CLASSES)
-    with pytest.raises(UserError, match=r"backbone_weights default: a native backbone begins at random; set it to none"):
+    with pytest.raises(
+        UserError, match=r"backbone_weights default: a native backbone begins at random; set it to none"
+    ):
         BUILDERS[kind](ModelConfig(strides=(16, 32), channels=32), "native", CLASSES)
 
 
@@ -341,7 +386,9 @@ def test_what_does_not_fit_is_refused_in_one_line(kind: str):
         observe(build(kind), make_batch(64, 104))
     family = DFINE if kind == "d_fine" else RTDETR
     model = build(kind).model
-    with pytest.raises(UserError, match="3 labels, 3 levels in its encoder and 3 in its decoder, but there are 1 classes"):
+    with pytest.raises(
+        UserError, match="3 labels, 3 levels in its encoder and 3 in its decoder, but there are 1 classes"
+    ):
         family(model, ("one",), (8, 16, 32))
     model.config.eval_size = 640
     with pytest.raises(UserError, match=r"eval_size 640 is not served .*; take a model with eval_size None"):

@@ -7,12 +7,11 @@ import torch
 from torchvision.models.detection import fcos_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 from detdistill.detectors.inherit import inherit, inherited
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.fcos import FCOS
 from detdistill.detectors.torchvision.mask_rcnn import adapt
 from detdistill.detectors.torchvision.retinanet import RetinaNet
 from detdistill.errors import UserError
-from detdistill.types import Need
+from detdistill.types import Detector, EdgeInfo, Need
 from tests.detectors.builders import CLASSES, SETS, STRIDES, scene, tiny
 
 EVERY = ("retinanet", "fcos", "atss", "gfl", "faster_rcnn", "mask_rcnn", *SETS)
@@ -69,7 +68,9 @@ def test_other_widths_of_the_body_leave_the_laterals():
     teacher, student = tiny("gfl", 1, backbone="resnet18"), tiny("gfl")
     before = kept(student)
     assert inherit(student, teacher, ("neck",)) == ("inherited 6 of 12 neck tensors from the teacher",)
-    assert changed(student, before) and all("layer_blocks" in name for name in changed(student, before))  # no bias without its weight
+    assert changed(student, before) and all(
+        "layer_blocks" in name for name in changed(student, before)
+    )  # no bias without its weight
 
 
 def test_torchvisions_own_necks_are_understood():
@@ -77,20 +78,30 @@ def test_torchvisions_own_necks_are_understood():
     teacher = FCOS(host, CLASSES, (8, 16, 32, 64, 128))
     student = tiny("fcos", channels=256, tower_depth=4, strides=(8, 16, 32, 64, 128))
     told = inherit(student, teacher, ("neck", "head"))
-    assert told[0] == "inherited 10 of 16 neck tensors from the teacher"  # three outputs and P6, P7; the laterals read another body
+    assert (
+        told[0] == "inherited 10 of 16 neck tensors from the teacher"
+    )  # three outputs and P6, P7; the laterals read another body
     ours, theirs = student.model.backbone.fpn, host.backbone.fpn
     assert torch.equal(ours.extra_blocks.convolutions[1].weight, theirs.extra_blocks.p7.weight)
-    assert torch.equal(student.model.head.classification_head.cls_logits.weight, host.head.classification_head.cls_logits.weight)
+    assert torch.equal(
+        student.model.head.classification_head.cls_logits.weight, host.head.classification_head.cls_logits.weight
+    )
     assert told[1].split()[1] == told[1].split()[3]
-    masked = adapt(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4), CLASSES, (4, 8, 16, 32, 64))
+    masked = adapt(
+        maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4), CLASSES, (4, 8, 16, 32, 64)
+    )
     two_stage = tiny("faster_rcnn", channels=256, strides=(4, 8, 16, 32, 64))
     assert inherit(two_stage, masked, ("head",)) == ("inherited 14 of 14 head tensors from the teacher",)
     normed = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3)
     later = RetinaNet(normed, CLASSES, (8, 16, 32, 64, 128))
-    assert not any(".p6." in name for name in inherited(student.state_dict(), later.state_dict(), "neck", student.info, later.info))
+    assert not any(
+        ".p6." in name for name in inherited(student.state_dict(), later.state_dict(), "neck", student.info, later.info)
+    )
 
 
-@pytest.mark.parametrize(("head", "own"), [("gfl", 2), ("retinanet", 2), ("faster_rcnn", 4), ("mask_rcnn", 6), ("deformable_detr", 4)])
+@pytest.mark.parametrize(
+    ("head", "own"), [("gfl", 2), ("retinanet", 2), ("faster_rcnn", 4), ("mask_rcnn", 6), ("deformable_detr", 4)]
+)
 def test_another_order_of_classes_leaves_class_predictors_alone(head: str, own: int):
     student, teacher = tiny(head), tiny(head, 1)
     teacher.info = replace(teacher.info, classes=CLASSES[::-1])
@@ -98,7 +109,14 @@ def test_another_order_of_classes_leaves_class_predictors_alone(head: str, own: 
     (line,) = inherit(student, teacher, ("head",))
     assert line.endswith("; class predictors are its own, as the classes differ")
     assert int(line.split()[3]) - int(line.split()[1]) == own
-    per_class = ("classifier", "head.cls_logits", "cls_score", "roi_heads.box_predictor.bbox_pred", "mask_fcn_logits", "class_embed")
+    per_class = (
+        "classifier",
+        "head.cls_logits",
+        "cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+        "mask_fcn_logits",
+        "class_embed",
+    )
     alone = [name for name in before if any(part in name for part in per_class) and ".rpn." not in name]
     assert len(alone) == own
     assert not set(alone) & changed(student, before)
@@ -134,17 +152,22 @@ def test_distributions_of_other_bins_are_not_taken():
     student, teacher = tiny("d_fine"), tiny("d_fine", 1)
     taken = inherited(student.state_dict(), teacher.state_dict(), "head", student.info, teacher.info)
     coded = {name for name in taken if {"up", "reg_scale", "bbox_embed", "lqe_layers"} & set(name.split("."))}
-    other = replace(teacher.info, edge_code=(0.5, 8.0))
+    other = replace(teacher.info, edges=EdgeInfo(33, (0.5, 8.0)))
     assert coded
-    assert inherited(student.state_dict(), teacher.state_dict(), "head", student.info, other).keys() == taken.keys() - coded
+    assert (
+        inherited(student.state_dict(), teacher.state_dict(), "head", student.info, other).keys()
+        == taken.keys() - coded
+    )
 
 
 def test_what_fits_nowhere_is_refused_with_the_reason():
     with pytest.raises(
-        UserError, match="--inherit head: a fcos head shares nothing with the teacher's retinanet head; inherit the neck alone"
+        UserError,
+        match="--inherit head: a fcos head shares nothing with the teacher's retinanet head; inherit the neck alone",
     ):
         inherit(tiny("fcos"), tiny("retinanet"), ("head",))
     with pytest.raises(
-        UserError, match=r"--inherit neck: no layer .* is 32 wide on strides \(8, 16, 32\), the teacher 48 .*--model.channels"
+        UserError,
+        match=r"--inherit neck: no layer .* is 32 wide on strides \(8, 16, 32\), the teacher 48 .*--model.channels",
     ):
         inherit(tiny("fcos"), tiny("fcos", channels=48), ("neck",))

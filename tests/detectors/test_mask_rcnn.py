@@ -19,7 +19,7 @@ def test_the_mask_branch_is_there_and_sleeps():
     detector = tiny("mask_rcnn")
     assert isinstance(detector.model, MaskRCNN)
     assert detector.info.kind == "mask_rcnn"
-    assert "proposals" in detector.info.continuations
+    assert detector.info.proposals is not None
     branch = {name for name, _ in detector.named_parameters() if ".mask_" in name}
     assert len(branch) == 12
     assert branch == {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
@@ -77,7 +77,9 @@ def test_torchvisions_own_weights_teach_and_classify_other_pyramids(name: str, t
         assert pyramid.strides == (4, 8, 16, 32, 64)
         boxes = torch.stack([targets.boxes[0]] * 2)
         own = output.proposals.classify(boxes)
-        other = output.proposals.classify(boxes, Pyramid(tuple(level + 1 for level in pyramid.levels), pyramid.strides, pyramid.sizes))
+        other = output.proposals.classify(
+            boxes, Pyramid(tuple(level + 1 for level in pyramid.levels), pyramid.strides, pyramid.sizes)
+        )
     assert own.logits.shape == (2, 3, len(CLASSES))
     assert not torch.allclose(own.logits, other.logits)
     del (state := model.state_dict())[next(key for key in model.state_dict() if "roi_heads" in key)]

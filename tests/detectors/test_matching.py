@@ -20,12 +20,16 @@ def stage(seed: int, softmax: bool, queries: int = 9) -> Predictions:
     boxes = torch.rand(3, queries, 4, generator=generator) * 0.4 + 0.2
     background = torch.randn(3, queries, generator=generator) if softmax else None
     valid = torch.ones(3, queries, dtype=torch.bool)
-    return Predictions(logits, "softmax" if softmax else "sigmoid", to_pixels(boxes, SIZES), valid, background=background)
+    return Predictions(
+        logits, "softmax" if softmax else "sigmoid", to_pixels(boxes, SIZES), valid, background=background
+    )
 
 
 def truths() -> Targets:
     boxes = torch.tensor([[6.0, 8, 40, 44], [30, 10, 90, 60], [5, 5, 20, 20]])
-    return Targets((boxes[:2], boxes[:0], boxes), (torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long), torch.tensor([0, 2, 2])))
+    return Targets(
+        (boxes[:2], boxes[:0], boxes), (torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long), torch.tensor([0, 2, 2]))
+    )
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -67,11 +71,14 @@ def test_a_stage_with_a_number_that_is_none_matches_nothing_and_the_others_do():
 
 def test_more_objects_than_queries_and_no_objects_at_all():
     crowd = Targets(
-        tuple(torch.rand(7, 4).sort(-1).values * 50 for _ in range(3)), tuple(torch.zeros(7, dtype=torch.long) for _ in range(3))
+        tuple(torch.rand(7, 4).sort(-1).values * 50 for _ in range(3)),
+        tuple(torch.zeros(7, dtype=torch.long) for _ in range(3)),
     )
     (found,) = Matcher()([stage(0, False, queries=4)], SIZES, crowd)
     assert (found.matched >= 0).all()
-    none = Targets(tuple(torch.zeros(0, 4) for _ in range(3)), tuple(torch.zeros(0, dtype=torch.long) for _ in range(3)))
+    none = Targets(
+        tuple(torch.zeros(0, 4) for _ in range(3)), tuple(torch.zeros(0, dtype=torch.long) for _ in range(3))
+    )
     (found,) = Matcher()([stage(0, True)], SIZES, none)
     assert (found.matched == -1).all()
 

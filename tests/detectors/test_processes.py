@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 
-from detdistill.losses import mean_over_processes
+from detdistill.distributed import mean_over_processes
 from detdistill.types import Batch, Targets
 from tests.detectors.builders import DENSE, scene, shake, tiny
 
@@ -19,7 +19,9 @@ def share(images: slice) -> tuple[Batch, Targets]:
     batch, targets = scene()
     few = (torch.tensor([[8.0, 4, 60, 46]]), torch.tensor([1]))
     boxes, labels = (targets.boxes[0], few[0]), (targets.labels[0], few[1])
-    part = Batch(batch.images[images], batch.sizes[images], batch.originals[images], batch.ids[images], batch.names[images])
+    part = Batch(
+        batch.images[images], batch.sizes[images], batch.originals[images], batch.ids[images], batch.names[images]
+    )
     return part, Targets(boxes[images], labels[images])
 
 
@@ -40,7 +42,9 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     count = torch.tensor(COUNTS[rank])
     means = [float(mean_over_processes(value)) for value in (count, count / 100, count * 0)]
-    torch.save({"means": means, "count": float(count), "losses": task_losses(slice(rank, rank + 1))}, f"{folder}/{rank}.pt")
+    torch.save(
+        {"means": means, "count": float(count), "losses": task_losses(slice(rank, rank + 1))}, f"{folder}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 

@@ -20,7 +20,9 @@ def test_losses_and_every_stage_equal_the_hosts(kind: str, training: bool):
     torch.testing.assert_close(sum(output.losses.values()), expected.loss, **CLOSE)
     for name, value in output.losses.items():
         plain, _, part = name.partition("_")
-        part = {"": "", "encoder": "_aux_2"}.get(part, f"_dn_{part.removeprefix('denoising_')}" if "denoising" in part else f"_aux_{part}")
+        part = {"": "", "encoder": "_aux_2"}.get(
+            part, f"_dn_{part.removeprefix('denoising_')}" if "denoising" in part else f"_aux_{part}"
+        )
         torch.testing.assert_close(value, expected.loss_dict[NAMES[plain] + part], **CLOSE)
     assert len(output.losses) == len(expected.loss_dict) == 3 * (7 if training else 4)
     noisy = expected.intermediate_logits.shape[2] - 12

@@ -31,7 +31,9 @@ def body_of(detector: QueryDetector) -> nn.Module:
 
 def embeddings_of(detector: QueryDetector) -> nn.Parameter:
     host = detector.model.model
-    return (host.query_refpoint_embeddings if detector.info.kind == "dab_detr" else host.query_position_embeddings).weight
+    return (
+        host.query_refpoint_embeddings if detector.info.kind == "dab_detr" else host.query_position_embeddings
+    ).weight
 
 
 @every_kind
@@ -39,8 +41,8 @@ def test_it_conforms(kind: str):
     detector = stir(build(kind))
     check_detector(detector)
     info = detector.info
-    assert (info.kind, info.strides, info.query_width, info.learned_queries) == (kind, (16,), 32, True)
-    assert info.query_parts == {PARTS[kind]}
+    assert (info.kind, info.strides, info.queries.width, info.queries.learned) == (kind, (16,), 32, True)
+    assert info.queries.parts == {PARTS[kind]}
 
 
 @every_kind
@@ -65,7 +67,9 @@ def test_other_queries_reach_the_students_memory_and_not_the_teacher(kind: str):
     stages = output.queries.redecode(given)
     assert [tuple(stage.boxes.shape) for stage in stages] == [(2, 33, 4)] * 3
     weights = torch.randn(3, 2, 33, 32)  # a plain sum of normed states is constant
-    sum((stage.embeddings * weight).sum() + stage.boxes.sum() for stage, weight in zip(stages, weights, strict=True)).backward()
+    sum(
+        (stage.embeddings * weight).sum() + stage.boxes.sum() for stage, weight in zip(stages, weights, strict=True)
+    ).backward()
     for part in (student.model.model.backbone, student.model.model.encoder, student.model.model.decoder):
         assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
     assert embeddings_of(student).grad is None
@@ -180,7 +184,9 @@ def test_a_random_backbone_trains_whole_with_its_norms_and_activations(kind: str
     body, plain = body_of(detector), timm.create_model("mobilenetv3_small_100", features_only=True, out_indices=(4,))
     assert all(parameter.requires_grad for parameter in detector.parameters())
     assert len(detector.backbone_parameters()) == len(list(plain.parameters()))
-    assert sorted(type(module).__name__ for module in body.modules()) == sorted(type(module).__name__ for module in plain.modules())
+    assert sorted(type(module).__name__ for module in body.modules()) == sorted(
+        type(module).__name__ for module in plain.modules()
+    )
     assert all(norm.training for norm in detector.train().modules() if isinstance(norm, nn.BatchNorm2d))
     assert not any("Frozen" in type(module).__name__ for module in detector.modules())
     assert detector.observe(make_batch(), make_targets()).pyramids["neck"].levels[0].shape == (2, 32, 2, 3)
@@ -188,7 +194,13 @@ def test_a_random_backbone_trains_whole_with_its_norms_and_activations(kind: str
 
 @every_kind
 def test_a_native_backbone_is_served_and_thawed(kind: str):
-    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "layer_type": "basic"}
+    resnet = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "layer_type": "basic",
+    }
     detector = build(kind, backbone="native", stride=32, backbone_config=resnet | {"out_features": ["stage4"]})
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
     assert any(isinstance(module, nn.BatchNorm2d) for module in detector.family.body().modules())
@@ -211,7 +223,9 @@ def test_loaded_weights_arrive_and_keep_their_norms(kind: str, tmp_path):
     assert torch.equal(body.bn1.running_mean, before)
     assert not body.bn1.weight.requires_grad
     assert body.conv1.weight.requires_grad
-    assert build(kind, "resnet18").state_dict().keys() == detector.state_dict().keys()  # a run can be rebuilt without the weights' file
+    assert (
+        build(kind, "resnet18").state_dict().keys() == detector.state_dict().keys()
+    )  # a run can be rebuilt without the weights' file
 
 
 @every_kind
@@ -230,7 +244,9 @@ def test_a_look_stops_where_the_need_is_met(kind: str, need: Need, runs: str, mo
     parts = [("e", detector.model.model.encoder), *(("d", layer) for layer in detector.model.model.decoder.layers)]
     for letter, part in parts:
         forward = part.forward
-        monkeypatch.setattr(part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs))
+        monkeypatch.setattr(
+            part, "forward", lambda *args, f=forward, c=letter, **kwargs: ran.append(c) or f(*args, **kwargs)
+        )
     output = detector.observe(make_batch(), need=need)
     assert "".join(ran) == runs
     assert set(output.pyramids) == ({"neck", "memory"} if runs else {"neck"})
@@ -249,7 +265,9 @@ def test_half_precision_keeps_boxes_in_single(kind: str):
 
 @every_kind
 def test_depths_of_the_recipe_are_taken(kind: str):
-    config = ModelConfig(strides=(32,), channels=32, queries=5, encoder_layers=1, decoder_layers=1, backbone_weights="none")
+    config = ModelConfig(
+        strides=(32,), channels=32, queries=5, encoder_layers=1, decoder_layers=1, backbone_weights="none"
+    )
     detector = getattr(FAMILIES[kind], kind)(config, "resnet18", CLASSES)
     assert (len(detector.model.model.encoder.layers), len(detector.model.model.decoder.layers)) == (1, 1)
     assert [stage.boxes.shape for stage in detector.observe(make_batch(), make_targets()).stages] == [(2, 5, 4)]

@@ -60,7 +60,9 @@ def crowd(shapes: tuple[tuple[int, int], ...], reach: float, quality: bool) -> t
     boxes = torch.cat([middle - sides + jitter, middle + sides + jitter], -1)
     logits = 2 * torch.randn(2, len(middle), 2, generator=generator)
     sizes = torch.tensor([[shapes[0][0] * 8, shapes[0][1] * 8], [shapes[0][0] * 5, shapes[0][1] * 6]])
-    batch = Batch(torch.zeros(2, 3, *sizes[0].tolist(), dtype=torch.uint8), sizes, sizes, torch.tensor([1, 2]), ("a", "b"))
+    batch = Batch(
+        torch.zeros(2, 3, *sizes[0].tolist(), dtype=torch.uint8), sizes, sizes, torch.tensor([1, 2]), ("a", "b")
+    )
     extra = torch.randn(2, len(middle), generator=generator) if quality else None
     return Predictions(logits, "sigmoid", boxes, layout.valid(sizes), layout, quality=extra), batch
 
@@ -72,12 +74,16 @@ def compare(stage: Predictions, batch: Batch, threshold: float, overlap: float, 
     for mine, theirs in zip(suppress(stage, batch, config, overlap), slow, strict=True):
         assert mine.labels.tolist() == [label for _, _, label in theirs]
         torch.testing.assert_close(mine.scores, torch.tensor([score for score, _, _ in theirs]))
-        torch.testing.assert_close(mine.boxes, torch.tensor([box for _, box, _ in theirs], dtype=torch.float32), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(
+            mine.boxes, torch.tensor([box for _, box, _ in theirs], dtype=torch.float32), rtol=1e-5, atol=1e-3
+        )
     return [len(found) for found in slow]
 
 
 @pytest.mark.parametrize("quality", [False, True])
-@pytest.mark.parametrize(("threshold", "overlap", "most"), [(0.01, 0.6, 100), (0.05, 0.3, 1000), (0.5, 0.6, 1000), (0.01, 0.6, 7)])
+@pytest.mark.parametrize(
+    ("threshold", "overlap", "most"), [(0.01, 0.6, 100), (0.05, 0.3, 1000), (0.5, 0.6, 1000), (0.01, 0.6, 7)]
+)
 def test_it_equals_a_slow_version(quality: bool, threshold: float, overlap: float, most: int):
     stage, batch = crowd(((12, 16), (6, 8)), 2.0, quality)
     found = compare(stage, batch, threshold, overlap, most)

@@ -14,8 +14,16 @@ HEADS = ("retinanet", "fcos")
 def host_inputs():
     """The scene as torchvision wants it: images of their own size in 0..1, which its transform pads to the same tensor."""
     batch, targets = scene()
-    images = [image[:, :height, :width].float() / 255 for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)]
-    return batch, targets, images, [{"boxes": b, "labels": n} for b, n in zip(targets.boxes, targets.labels, strict=True)]
+    images = [
+        image[:, :height, :width].float() / 255
+        for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
+    ]
+    return (
+        batch,
+        targets,
+        images,
+        [{"boxes": b, "labels": n} for b, n in zip(targets.boxes, targets.labels, strict=True)],
+    )
 
 
 def unresized(model: torch.nn.Module) -> torch.nn.Module:

@@ -26,11 +26,18 @@ from detdistill.detectors.images import normalize
 from detdistill.detectors.vit import FeatureTeacher, feature_teacher, is_vit_folder
 from detdistill.errors import UserError
 from detdistill.methods.pkd import PKD, PKDConfig
-from detdistill.types import Moment, Need
+from detdistill.types import Need, TrainState
 from tests.detectors.builders import scene, tiny
 
 NECK = Need(pyramids=frozenset({"neck"}))
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 14, "image_size": 56}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 14,
+    "image_size": 56,
+}
 REGISTERS = {"num_register_tokens": 4}
 FOLDERS = {
     "vit": (ViTConfig, ViTForImageClassification, {}, 1, "vit"),
@@ -62,12 +69,17 @@ def test_a_token_is_a_cell_of_the_declared_stride(file: str):
     # 64 x 96 pixels are 2 x 3 cells of stride 32, in the host 32 x 48 pixels: 2 x 3 patches of 16, behind one class token.
     teacher, (batch, _) = feature_teacher(f"timm:test_vit={file}"), scene()
     assert (teacher.info.kind, teacher.info.classes, teacher.info.strides) == ("vit", (), (32,))
-    assert teacher.info.channels == {"neck": 64} and teacher.info.continuations == frozenset()
+    assert (
+        teacher.info.channels == {"neck": 64}
+        and teacher.info.towers is teacher.info.queries is teacher.info.proposals is None
+    )
     output = teacher.observe(batch, need=NECK)
     neck = output.pyramids["neck"]
     assert neck.levels[0].shape == (2, 64, 2, 3) and neck.strides == (32,) and torch.equal(neck.sizes, batch.sizes)
     assert output.stages == () and not output.losses
-    images = F.interpolate(normalize(batch, (0.5,) * 3, (0.5,) * 3), (32, 48), mode="bilinear", antialias=True)  # this model's own norm
+    images = F.interpolate(
+        normalize(batch, (0.5,) * 3, (0.5,) * 3), (32, 48), mode="bilinear", antialias=True
+    )  # this model's own norm
     host = timm.create_model("test_vit", checkpoint_path=file, dynamic_img_size=True).eval()
     with torch.no_grad():
         tokens = host.forward_features(images)[:, 1:]
@@ -90,9 +102,13 @@ def test_pixels_stay_in_their_cells(file: str):
     images = torch.zeros(1, 3, 64, 96)
     images[..., :50, 50:] = 1.0
     sizes = torch.tensor([[64, 96]])
-    seen = teacher._images(replace(batch, images=images, sizes=sizes, originals=sizes, ids=torch.tensor([1]), names=("a",)))
+    seen = teacher._images(
+        replace(batch, images=images, sizes=sizes, originals=sizes, ids=torch.tensor([1]), names=("a",))
+    )
     assert seen.shape == (1, 3, 32, 32)
-    torch.testing.assert_close(seen[0, 0, 2:14, 18:28], torch.ones(12, 10))  # white is 1 behind this model's norm, black -1
+    torch.testing.assert_close(
+        seen[0, 0, 2:14, 18:28], torch.ones(12, 10)
+    )  # white is 1 behind this model's norm, black -1
     torch.testing.assert_close(seen[0, 0, 2:14, 2:14], -torch.ones(12, 12))
     assert (seen[0, :, 22:] == 0).all()  # rows 64 to 100 are padding, grey
 
@@ -101,10 +117,14 @@ def test_what_stands_in_the_padding_is_not_seen(file: str):
     teacher, (batch, _) = feature_teacher(f"timm:test_vit={file}"), scene()
     dirty = batch.images.clone()
     dirty[1, :, 50:], dirty[1, :, :, 70:] = 255, 255
-    looks = [teacher.observe(replace(batch, images=images), need=NECK).pyramids["neck"].levels[0] for images in (batch.images, dirty)]
+    looks = [
+        teacher.observe(replace(batch, images=images), need=NECK).pyramids["neck"].levels[0]
+        for images in (batch.images, dirty)
+    ]
     torch.testing.assert_close(*looks)
     byte, whole = (
-        teacher.observe(replace(batch, images=images)).pyramids["neck"].levels[0] for images in (batch.images, batch.images / 255)
+        teacher.observe(replace(batch, images=images)).pyramids["neck"].levels[0]
+        for images in (batch.images, batch.images / 255)
     )
     torch.testing.assert_close(byte, whole)
 
@@ -116,7 +136,12 @@ def test_it_is_frozen_and_teaches_a_feature_method(file: str):
     method = PKD.build(PKDConfig(least_positions=2), student.info, teacher.info)
     assert method.levels.strides == ((32, 32),)
     batch, targets = scene()
-    terms = method(student.observe(batch, targets, need=method.student_need), teacher.observe(batch, need=method.need), targets, Moment())
+    terms = method(
+        student.observe(batch, targets, need=method.student_need),
+        teacher.observe(batch, need=method.need),
+        targets,
+        TrainState(),
+    )
     terms["features"].backward()
     assert any(p.grad is not None and p.grad.any() for p in student.backbone_parameters())
 
@@ -144,7 +169,9 @@ def test_folders_of_transformers(kind: str, tmp_path: Path):
     teacher, (batch, _) = feature_teacher(f"hf:{tmp_path}"), scene()
     assert teacher.info.channels == {"neck": 32}
     (level,) = teacher.observe(batch, need=NECK).pyramids["neck"].levels
-    images = F.interpolate(normalize(batch), (28, 42), mode="bilinear", antialias=True)  # ImageNet's: there is no processor
+    images = F.interpolate(
+        normalize(batch), (28, 42), mode="bilinear", antialias=True
+    )  # ImageNet's: there is no processor
     more = {"interpolate_pos_encoding": True} if kind == "vit" else {}
     with torch.no_grad():
         tokens = getattr(host, FOLDERS[kind][4], host)(pixel_values=images, **more).last_hidden_state
@@ -157,7 +184,8 @@ def test_folders_of_transformers(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix", "norm"), [("vit_small_patch14_reg4_dinov2.lvd142m", 5, "norm"), ("eva02_tiny_patch14_224", 1, "fc_norm")]
+    ("name", "prefix", "norm"),
+    [("vit_small_patch14_reg4_dinov2.lvd142m", 5, "norm"), ("eva02_tiny_patch14_224", 1, "fc_norm")],
 )
 def test_registers_are_dropped_and_the_last_norm_is_applied(
     name: str, prefix: int, norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +197,9 @@ def test_registers_are_dropped_and_the_last_norm_is_applied(
     (level,) = teacher.observe(batch, need=NECK).pyramids["neck"].levels
     weights = getattr(teacher.body, norm)
     assert level.shape[-2:] == (2, 3)
-    torch.testing.assert_close(level.mean(1), torch.zeros(2, 2, 3), atol=1e-4, rtol=0)  # a fresh layer norm's own statistics
+    torch.testing.assert_close(
+        level.mean(1), torch.zeros(2, 2, 3), atol=1e-4, rtol=0
+    )  # a fresh layer norm's own statistics
     torch.testing.assert_close(level.var(1, correction=0), torch.ones(2, 2, 3), atol=1e-2, rtol=0)
     assert weights.weight.shape == (teacher.info.channels["neck"],)
 
@@ -177,7 +207,11 @@ def test_registers_are_dropped_and_the_last_norm_is_applied(
 def test_weights_are_loaded_strictly(file: str, tmp_path: Path):
     state = load_file(file)
     for name, change, message in (
-        ("missing", {key: value for key, value in state.items() if key != "blocks.0.attn.qkv.weight"}, "1 missing, .*qkv.weight"),
+        (
+            "missing",
+            {key: value for key, value in state.items() if key != "blocks.0.attn.qkv.weight"},
+            "1 missing, .*qkv.weight",
+        ),
         ("shape", {**state, "pos_embed": torch.zeros(1, 5, 64)}, "1 of another shape, .*'pos_embed'"),
         ("odd", {**state, "neck.weight": torch.zeros(1)}, "1 unexpected .*'neck.weight'"),
     ):
@@ -187,7 +221,10 @@ def test_weights_are_loaded_strictly(file: str, tmp_path: Path):
     teacher = feature_teacher(f"timm:test_vit={file}")
     assert all(torch.equal(value, state[name.removeprefix("body.")]) for name, value in teacher.state_dict().items())
     host = written("dinov2", tmp_path)
-    save_file({key: value for key, value in host.state_dict().items() if "layernorm" not in key}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value for key, value in host.state_dict().items() if "layernorm" not in key},
+        tmp_path / "model.safetensors",
+    )
     with pytest.raises(UserError, match=r"2 missing.*layernorm"):
         feature_teacher(f"hf:{tmp_path}")
 

@@ -13,9 +13,9 @@ from detdistill.detectors.backbone import build_neck
 from detdistill.detectors.build import build
 from detdistill.detectors.weights import load_strictly, load_teacher
 from detdistill.errors import UserError
-from detdistill.models import load
 from detdistill.recipe import ModelConfig
-from detdistill.runfolder import Card, RunFolder
+from detdistill.run.folder import Card, RunFolder
+from detdistill.run.models import load
 from tests.detectors.builders import CLASSES, tiny
 
 SMALL = ModelConfig(strides=(8, 16, 32), channels=32, tower_depth=2)
@@ -47,7 +47,10 @@ def test_a_state_dict_of_the_users_own_teaches(tmp_path: Path, bare: bool):
     save_file(detector.model.state_dict() if bare else detector.state_dict(), file)  # the host's own names, or ours
     teacher, report = load_teacher(f"retinanet:mobilenetv2_035={file}", CLASSES, SMALL)
     assert report.complete
-    assert torch.equal(teacher.model.head.classification_head.cls_logits.weight, detector.model.head.classification_head.cls_logits.weight)
+    assert torch.equal(
+        teacher.model.head.classification_head.cls_logits.weight,
+        detector.model.head.classification_head.cls_logits.weight,
+    )
     with pytest.raises(UserError, match="of another shape"):
         load_teacher(f"retinanet:mobilenetv2_035={file}", CLASSES, SMALL.model_copy(update={"channels": 64}))
 
@@ -56,10 +59,16 @@ def test_weights_of_frozen_norms_are_read_as_they_were_trained(tmp_path: Path):
     """Without counters they come from frozen norms, whose eps torchvision sets to 0 for these."""
     host = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
     for frozen in (True, False):
-        state = {name: value for name, value in host.state_dict().items() if not (frozen and name.endswith("num_batches_tracked"))}
+        state = {
+            name: value
+            for name, value in host.state_dict().items()
+            if not (frozen and name.endswith("num_batches_tracked"))
+        }
         torch.save(state, tmp_path / "own.pt")
         teacher, _ = load_teacher(f"torchvision:retinanet_resnet50_fpn={tmp_path / 'own.pt'}", CLASSES)
-        assert {norm.eps for norm in teacher.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {0.0 if frozen else 1e-5}
+        assert {norm.eps for norm in teacher.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {
+            0.0 if frozen else 1e-5
+        }
 
 
 def test_a_two_stage_file_without_a_column_for_the_background_is_refused(tmp_path: Path):
@@ -70,7 +79,9 @@ def test_a_two_stage_file_without_a_column_for_the_background_is_refused(tmp_pat
 
 
 def test_a_vit_gives_one_level():
-    with pytest.raises(UserError, match=r"timm:vit_tiny_patch16_224: teacher.model.strides \(8, 16\): a ViT gives one level"):
+    with pytest.raises(
+        UserError, match=r"timm:vit_tiny_patch16_224: teacher.model.strides \(8, 16\): a ViT gives one level"
+    ):
         load_teacher("timm:vit_tiny_patch16_224", CLASSES, ModelConfig(strides=(8, 16)))
 
 
@@ -78,7 +89,9 @@ def test_a_vit_gives_one_level():
 def test_a_run_over_loaded_weights_goes_on_with_its_norms_as_they_were(head: str, tmp_path: Path):
     save_file(timm.create_model("mobilenetv2_035", pretrained=False).state_dict(), tmp_path / "body.safetensors")
     for weights, frozen in ((str(tmp_path / "body.safetensors"), True), ("none", False)):
-        config = ModelConfig(name=f"{head}:mobilenetv2_035", strides=(8, 16, 32), channels=32, decoder_layers=2, backbone_weights=weights)
+        config = ModelConfig(
+            name=f"{head}:mobilenetv2_035", strides=(8, 16, 32), channels=32, decoder_layers=2, backbone_weights=weights
+        )
         folder = RunFolder(tmp_path / weights.rpartition("/")[2].partition(".")[0])
         folder.path.mkdir()
         folder.save(build(config, CLASSES), Card(model=config, classes=CLASSES, category_ids=(1, 2, 3), image_size=64))

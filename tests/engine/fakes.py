@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detdistill.engine.watch import Sight
 from detdistill.methods import Method
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, DetectorOutput, Moment, Need, Pyramid, Targets
+from detdistill.types import Batch, DetectorOutput, Need, Pyramid, Targets, TrainState
 
 
 class Student(nn.Module):
@@ -52,21 +52,26 @@ class Distillation(nn.Module):
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
 
-    def need_at(self, moment: Moment) -> Need | None:
+    def need_at(self, state: TrainState) -> Need | None:
         return self.need if self.methods else None
 
     def factors(self) -> dict[str, float]:
         return {}
 
     def forward(
-        self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment(), measure: bool = False
+        self,
+        batch: Batch,
+        targets: Targets,
+        teacher_output: Tensor | None = None,
+        state: TrainState = TrainState(),
+        measure: bool = False,
     ) -> dict[str, Tensor]:
         output = self.student(batch.images / 255)
         goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
         terms = {"task_box": (output - goal).square().mean(), "task_class": output.square().mean()}
         for method in self.methods:
-            assert lesson is not None
-            terms["match_neck"] = (method(output) - lesson).square().mean()
+            assert teacher_output is not None
+            terms["match_neck"] = (method(output) - teacher_output).square().mean()
         return terms
 
 
@@ -102,8 +107,14 @@ class Match(Method):
         self.need = Need(pyramids=frozenset({pyramid}))
         self.student_need = Need(pyramids=frozenset({pyramid}))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
-        pairs = zip(student.pyramids["neck"].levels, teacher.pyramids["neck"].levels, strict=True)
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
+        pairs = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
         fine, coarse = ((one - two.detach()).square().mean() for one, two in pairs)
         return {"fine": self.weight * fine, "coarse": self.weight * coarse}
 
@@ -111,8 +122,14 @@ class Match(Method):
 class Blind(Match):
     """Its terms don't reach the neck."""
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
-        return {part: term.detach() for part, term in super().forward(student, teacher, targets).items()}
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
+        return {part: term.detach() for part, term in super().forward(student_output, teacher_output, targets).items()}
 
 
 def host(seed: int = 0) -> Host:
@@ -124,7 +141,9 @@ def host(seed: int = 0) -> Host:
 class Loader:
     """Images drawn from the seed, the epoch and the batch's number. `spoil` draws from torch's own generator too, as a bad loader does."""
 
-    def __init__(self, batches: int = 5, batch_size: int = 4, seed: int = 0, spoil: bool = False, share: slice = slice(None)) -> None:
+    def __init__(
+        self, batches: int = 5, batch_size: int = 4, seed: int = 0, spoil: bool = False, share: slice = slice(None)
+    ) -> None:
         self.steps, self.batch_size, self.seed, self.spoil, self.share = batches, batch_size, seed, spoil, share
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Batch, Targets]]:
@@ -158,7 +177,9 @@ def teacher() -> Teacher:
 
 def config(**changes: Any) -> TrainConfig:
     """Three epochs on the CPU, with everything on."""
-    return TrainConfig(**{"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3, **changes})
+    return TrainConfig(
+        **{"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3, **changes}
+    )
 
 
 class Event:

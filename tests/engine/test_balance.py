@@ -19,7 +19,7 @@ from detdistill.engine.fit import fit
 from detdistill.engine.gradients import neck_norms, shares
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
-from detdistill.types import Moment
+from detdistill.types import TrainState
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, pair
 
@@ -101,14 +101,21 @@ def test_every_term_is_logged_with_its_gradient_and_its_share(tmp_path: Path) ->
         assert sum(line[f"share_{term}"] for term in terms) == pytest.approx(1)
         norms = [line[f"gradient_{term}"] for term in terms]
         assert line["share_match_fine"] == pytest.approx(norms[2] / sum(norms))
-        whole = math.hypot(norms[2], norms[3])  # each term reads a level of its own, so that this is the norm of their sum
+        whole = math.hypot(
+            norms[2], norms[3]
+        )  # each term reads a level of its own, so that this is the norm of their sum
         assert whole / (norms[0] + norms[1]) <= line["ratio_match"] < math.inf
     assert "balance_match" not in line
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "ratio_match" in shown
     assert "gradient_" not in shown  # a line for a person
     train(tmp_path / "off", target=None)
-    assert not [name for line in log(tmp_path / "off") for name in line if name.startswith(("gradient", "share", "ratio", "balance"))]
+    assert not [
+        name
+        for line in log(tmp_path / "off")
+        for name in line
+        if name.startswith(("gradient", "share", "ratio", "balance"))
+    ]
 
 
 # The controller.
@@ -166,9 +173,9 @@ def test_two_methods_of_a_real_pair_meet_their_targets(autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         with torch.no_grad():
             lesson = teacher.observe(batch, need=whole.need)
-        terms = whole(batch, targets, lesson, Moment(0), measure=True)
+        terms = whole(batch, targets, lesson, TrainState(0), measure=True)
         assert whole.ratios == pytest.approx({"ratio_pkd": 0.0, "ratio_crosskd": 2.0}, rel=0.02)  # warm-up comes on top
-        whole(batch, targets, lesson, Moment(1), measure=True)
+        whole(batch, targets, lesson, TrainState(1), measure=True)
         assert whole.ratios["ratio_pkd"] == pytest.approx(0.1, rel=0.02)
     torch.stack([term.float() for term in terms.values()]).sum().backward()
 
@@ -179,9 +186,11 @@ def test_a_method_that_does_not_reach_the_neck_is_told() -> None:
     for method in (Blind(), Match(weight=0.0)):
         whole = Distillation(host(), [method], {"match": Schedule(balance=0.5)})
         for step in range(PATIENCE - 1):  # one batch proves nothing: it may have no pair of objects, or no positive
-            whole(batch, targets, lesson, Moment(step))
-        with pytest.raises(UserError, match=r"method match: its terms give the student's neck no gradient.*methods\.match\.balance"):
-            whole(batch, targets, lesson, Moment(PATIENCE))
+            whole(batch, targets, lesson, TrainState(step))
+        with pytest.raises(
+            UserError, match=r"method match: its terms give the student's neck no gradient.*methods\.match\.balance"
+        ):
+            whole(batch, targets, lesson, TrainState(PATIENCE))
     assert whole.eval()(batch, targets, lesson)  # nothing is measured outside training
 
 
@@ -191,9 +200,14 @@ def test_the_first_measurement_is_tried_for_at_every_step() -> None:
     method = Match()
     whole = Distillation(host(), [method], {"match": Schedule(balance=0.5)}, balance_every=10)
     balance = whole.balances["match"]
-    for step, weight, measured in ((0, 0.0, 0), (1, 3.0, 1), (2, 3.0, 1), (10, 3.0, 2)):  # silent at first, as on an empty batch
+    for step, weight, measured in (
+        (0, 0.0, 0),
+        (1, 3.0, 1),
+        (2, 3.0, 1),
+        (10, 3.0, 2),
+    ):  # silent at first, as on an empty batch
         method.weight = weight
-        whole(batch, targets, lesson, Moment(step), measure=True)
+        whole(batch, targets, lesson, TrainState(step), measure=True)
         assert balance.measurements == measured
         assert step == 0 or whole.ratios["ratio_match"] == pytest.approx(0.5, rel=1e-3)
 
@@ -214,7 +228,9 @@ def one_of_two(rank: int, out: str, port: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    whole = train(Path(out), loader=Loader(batches=4, batch_size=2, share=slice(rank, None, 2)), epochs=1, log_gradients=True)
+    whole = train(
+        Path(out), loader=Loader(batches=4, batch_size=2, share=slice(rank, None, 2)), epochs=1, log_gradients=True
+    )
     (Path(out) / f"{rank}.json").write_text(json.dumps([whole.factors(), whole.gradients]))
     torch.distributed.destroy_process_group()
 

@@ -5,7 +5,7 @@ import torch
 
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.schedule import Schedule
-from detdistill.types import Moment, Need
+from detdistill.types import Need, TrainState
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, pair
 
@@ -19,7 +19,14 @@ def test_terms_add_up_and_keep_their_names():
     with torch.no_grad():
         lesson = teacher.observe(batch, need=both.need)
     terms = both(batch, targets, lesson)
-    assert set(terms) == {"task_classification", "task_box", "task_edges", "pkd_features", "crosskd_class", "crosskd_box"}
+    assert set(terms) == {
+        "task_classification",
+        "task_box",
+        "task_edges",
+        "pkd_features",
+        "crosskd_class",
+        "crosskd_box",
+    }
     for method in methods:
         alone = Distillation(student, [method])(batch, targets, lesson)
         for name, term in alone.items():
@@ -34,7 +41,7 @@ def test_warm_up_raises_the_methods_alone():
     batch, targets = scene()
     with torch.no_grad():
         lesson = teacher.observe(batch, need=distillation.need)
-    runs = [distillation(batch, targets, lesson, Moment(step)) for step in (0, 1, 4, 9)]
+    runs = [distillation(batch, targets, lesson, TrainState(step)) for step in (0, 1, 4, 9)]
     full = runs[2]["pkd_features"]
     assert [(run["pkd_features"] / full).item() for run in runs] == pytest.approx([0, 0.25, 1, 1])
     assert len({run["task_classification"].item() for run in runs}) == 1

@@ -18,7 +18,7 @@ from detdistill.engine.device import find_device, forget_peak_memory, peak_memor
 from detdistill.engine.fit import FitSummary, fit, step_seed
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
-from detdistill.types import Batch, Moment, Targets
+from detdistill.types import Batch, Targets, TrainState
 
 from .fakes import Distillation, Loader, config, distillation, send_later, teacher
 
@@ -26,7 +26,9 @@ QUIET = Console(quiet=True)
 TIMES = ("images_per_second", "data_seconds")
 
 
-def train(out: Path, whole: Distillation, loader: Loader | None = None, resume: bool = False, **changes: Any) -> FitSummary:
+def train(
+    out: Path, whole: Distillation, loader: Loader | None = None, resume: bool = False, **changes: Any
+) -> FitSummary:
     return fit(
         whole,
         loader or Loader(),
@@ -62,7 +64,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stop", [1, 5, 7, 14])  # first step, end of an epoch (5 steps), within one, one before the end
 @pytest.mark.parametrize("spoil", [False, True])
-def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, uninterrupted: Path, stop: int, spoil: bool) -> None:
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    tmp_path: Path, uninterrupted: Path, stop: int, spoil: bool
+) -> None:
     train(tmp_path, distillation(), Loader(spoil=spoil), max_steps=stop)
     assert state(tmp_path)["step"] == stop
     torch.rand(11)  # what an evaluation in between might draw
@@ -70,7 +74,10 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, unin
     summary = train(tmp_path, fresh, Loader(spoil=spoil), resume=True)
     same(state(tmp_path), state(uninterrupted))
     assert log(tmp_path) == log(uninterrupted)
-    same(fresh.student.state_dict(), {name[7:]: value for name, value in state(uninterrupted)["average"].items() if name != "n_averaged"})
+    same(
+        fresh.student.state_dict(),
+        {name[7:]: value for name, value in state(uninterrupted)["average"].items() if name != "n_averaged"},
+    )
     assert (summary.steps, summary.epochs) == (15, 3.0)
     assert summary.images_per_second == pytest.approx(60 / summary.train_seconds)
 
@@ -175,8 +182,22 @@ def test_teacher_is_in_evaluation_without_gradients_and_in_no_checkpoint(tmp_pat
 
 def test_without_methods_the_teacher_is_left_out(tmp_path: Path) -> None:
     unasked = teacher()
-    fit(distillation(methods=False), Loader(), teacher=unasked, config=config(max_steps=2), out=tmp_path / "a", console=QUIET)
-    fit(distillation(methods=False), Loader(), teacher=None, config=config(max_steps=2), out=tmp_path / "b", console=QUIET)
+    fit(
+        distillation(methods=False),
+        Loader(),
+        teacher=unasked,
+        config=config(max_steps=2),
+        out=tmp_path / "a",
+        console=QUIET,
+    )
+    fit(
+        distillation(methods=False),
+        Loader(),
+        teacher=None,
+        config=config(max_steps=2),
+        out=tmp_path / "b",
+        console=QUIET,
+    )
     assert unasked.seen == []
     same(state(tmp_path / "a"), state(tmp_path / "b"))
     with pytest.raises(ValueError, match="need a teacher"):
@@ -185,15 +206,26 @@ def test_without_methods_the_teacher_is_left_out(tmp_path: Path) -> None:
 
 def test_one_step_of_sgd_by_hand(tmp_path: Path) -> None:
     whole, other = distillation(methods=False, dropout=0.0), distillation(methods=False, dropout=0.0)
-    settings = {"optimizer": "sgd", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": None, "ema": None, "max_steps": 1}
-    whole.student.head.weight.grad = torch.full_like(whole.student.head.weight, 1e3)  # a caller's, which is no part of the run
+    settings = {
+        "optimizer": "sgd",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+        "ema": None,
+        "max_steps": 1,
+    }
+    whole.student.head.weight.grad = torch.full_like(
+        whole.student.head.weight, 1e3
+    )  # a caller's, which is no part of the run
     train(tmp_path, whole, **settings)
     batch, targets = Loader().batch(0, 0)
     sum(other(batch, targets).values()).backward()
     for trained, start in zip(whole.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(trained, start - 0.01 * start.grad)
     train(tmp_path / "clipped", clipped := distillation(methods=False, dropout=0.0), **settings | {"clip_norm": 1e-3})
-    moved = torch.cat([(one - two).flatten() for one, two in zip(clipped.parameters(), other.parameters(), strict=True)]).norm()
+    moved = torch.cat(
+        [(one - two).flatten() for one, two in zip(clipped.parameters(), other.parameters(), strict=True)]
+    ).norm()
     assert moved.item() == pytest.approx(0.01 * 1e-3, rel=0.02)
 
 
@@ -209,10 +241,15 @@ class Spoiled(Distillation):
     """One term becomes NaN at a step."""
 
     def forward(
-        self, batch: Batch, targets: Targets, lesson: Tensor | None = None, moment: Moment = Moment(), measure: bool = False
+        self,
+        batch: Batch,
+        targets: Targets,
+        teacher_output: Tensor | None = None,
+        state: TrainState = TrainState(),
+        measure: bool = False,
     ) -> dict[str, Tensor]:
-        terms = super().forward(batch, targets, lesson, moment, measure)
-        return {**terms, "match_neck": terms["match_neck"] * (float("nan") if moment.step == 6 else 1.0)}
+        terms = super().forward(batch, targets, teacher_output, state, measure)
+        return {**terms, "match_neck": terms["match_neck"] * (float("nan") if state.step == 6 else 1.0)}
 
 
 def test_nan_stops_before_a_weight_has_met_it(tmp_path: Path) -> None:
@@ -226,7 +263,9 @@ def test_nan_stops_before_a_weight_has_met_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [7, 2])  # a checkpoint is due after the bad step; the next step finds it
-def test_on_a_gpu_a_nan_is_found_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+def test_on_a_gpu_a_nan_is_found_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
     monkeypatch.setattr("detdistill.engine.watch._send", send_later)
     whole = distillation()
     whole.__class__ = Spoiled
@@ -285,7 +324,12 @@ def one_of_two(rank: int, out: str, port: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    train(Path(out), distillation(norm=False, dropout=0.0), Loader(batches=2, batch_size=2, share=slice(rank, None, 2)), epochs=1)
+    train(
+        Path(out),
+        distillation(norm=False, dropout=0.0),
+        Loader(batches=2, batch_size=2, share=slice(rank, None, 2)),
+        epochs=1,
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -300,7 +344,9 @@ def test_two_processes_of_one_image_equal_one_of_two(tmp_path: Path) -> None:
         assert one == pytest.approx(two, rel=1e-4)
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of resident memory can be reset on Linux alone")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of resident memory can be reset on Linux alone"
+)
 def test_peak_memory_is_of_what_was_held_since_it_was_forgotten():
     cpu = torch.device("cpu")
     forget_peak_memory(cpu)

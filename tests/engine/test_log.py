@@ -63,7 +63,15 @@ def run(console: Console, last: int = 400) -> None:
     with Progress(console, start=0, last=last, epochs=4, per_epoch=last // 4, every=3) as progress:
         for step in range(1, last + 1):
             due = step % 3 == 0 or step in (1, last)
-            row = {"step": step, "epoch": 1, "lr": 0.1, "task_box": 0.123456, "total": 0.5, "images_per_second": 8.0, "data_seconds": 0.1}
+            row = {
+                "step": step,
+                "epoch": 1,
+                "lr": 0.1,
+                "task_box": 0.123456,
+                "total": 0.5,
+                "images_per_second": 8.0,
+                "data_seconds": 0.1,
+            }
             progress.advance(step, row if due else None)
 
 
@@ -97,7 +105,9 @@ def test_watch_lets_the_scaled_gradient_overflow() -> None:
     assert watch.settle() == {"total": 2.0, "grad_norm": float("inf")}
 
 
-def test_on_a_gpu_a_step_is_read_while_the_next_is_computed_and_before_anything_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_a_step_is_read_while_the_next_is_computed_and_before_anything_is_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("detdistill.engine.watch._send", send_later)
     watch = Watch()
     watch.look(1, ("a.jpg",), {"total": torch.tensor(1.0)})

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, parameter_groups, rest_frozen, set_learning_rate
+from detdistill.engine.optim import (
+    build_optimizer,
+    learning_rate,
+    moving_average,
+    parameter_groups,
+    rest_frozen,
+    set_learning_rate,
+)
 
 from .fakes import Student, config, distillation
 
@@ -16,7 +23,9 @@ from .fakes import Student, config, distillation
 def test_groups_by_share_and_decay() -> None:
     whole = distillation()
     groups = parameter_groups(whole, config(lr=0.1, backbone_lr_factor=0.1, weight_decay=0.05))
-    found = {(group["share"], group["weight_decay"]): {id(parameter) for parameter in group["params"]} for group in groups}
+    found = {
+        (group["share"], group["weight_decay"]): {id(parameter) for parameter in group["params"]} for group in groups
+    }
     convolution, norm = whole.student.backbone
     connector = whole.methods[0]
     expected = {
@@ -54,7 +63,9 @@ def test_fused_step_is_the_plain_one(name: str) -> None:
     settings = config(optimizer=name, lr=0.1)
     optimizer = build_optimizer(fused, settings)
     other = (
-        type(optimizer)([{**group, "fused": False} for group in parameter_groups(plain, settings)], momentum=0.9) if name == "sgd" else None
+        type(optimizer)([{**group, "fused": False} for group in parameter_groups(plain, settings)], momentum=0.9)
+        if name == "sgd"
+        else None
     )
     other = other or torch.optim.AdamW(parameter_groups(plain, settings), fused=False)
     for step in range(5):

@@ -9,7 +9,7 @@ from rich.console import Console
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
 from detdistill.engine.schedule import Schedule
-from detdistill.types import Moment, Need
+from detdistill.types import Need, TrainState
 
 from .fakes import Loader, Match, config, host
 
@@ -27,15 +27,15 @@ from .fakes import Loader, Match, config, host
     ],
 )
 def test_factors_by_hand(schedule: Schedule, by_step: dict[int, float]) -> None:
-    found = {step: schedule.factor(Moment(step, 100)) for step in by_step}
+    found = {step: schedule.factor(TrainState(step, 100)) for step in by_step}
     assert found == pytest.approx(by_step, abs=1e-12)
 
 
 def test_a_weight_that_ends_asks_for_the_length_of_the_run() -> None:
-    assert Schedule(warmup_steps=2).factor(Moment(1)) == 0.5
+    assert Schedule(warmup_steps=2).factor(TrainState(1)) == 0.5
     for schedule in (Schedule(decay="linear"), Schedule(stop=0.5)):
-        with pytest.raises(ValueError, match=r"moment=Moment\(step, steps\)"):
-            schedule.factor(Moment(1))
+        with pytest.raises(ValueError, match=r"state=TrainState\(step, steps\)"):
+            schedule.factor(TrainState(1))
 
 
 def test_each_stop_silences_its_method_and_lowers_the_need() -> None:
@@ -43,13 +43,13 @@ def test_each_stop_silences_its_method_and_lowers_the_need() -> None:
     student = host()
     whole = Distillation(student, methods, {"short": Schedule(stop=0.3), "long": Schedule(stop=0.6)})
     both, one = Need(pyramids=frozenset({"neck", "backbone"})), Need(pyramids=frozenset({"neck"}))
-    assert [whole.need_at(Moment(step, 10)) for step in (0, 2, 3, 5, 6, 9)] == [both, both, one, one, None, None]
+    assert [whole.need_at(TrainState(step, 10)) for step in (0, 2, 3, 5, 6, 9)] == [both, both, one, one, None, None]
     assert whole.need == both
     batch, targets = Loader().batch(0, 0)
     lesson = host(1).observe(batch)
-    terms = [{name.split("_")[0] for name in whole(batch, targets, lesson, Moment(step, 10))} for step in (2, 3)]
+    terms = [{name.split("_")[0] for name in whole(batch, targets, lesson, TrainState(step, 10))} for step in (2, 3)]
     assert terms == [{"task", "long", "short"}, {"task", "long"}]
-    assert set(whole(batch, targets, None, Moment(6, 10))) == {"task_box", "task_class"}  # and no lesson is missed
+    assert set(whole(batch, targets, None, TrainState(6, 10))) == {"task_box", "task_class"}  # and no lesson is missed
     assert student.seen == [both, one, Need()]
 
 

@@ -31,7 +31,9 @@ class FakeDetector(nn.Module):
 
     def _detections(self, rows: Rows) -> Detections:
         boxes = torch.tensor([box for box, _, _ in rows]).reshape(-1, 4)
-        return Detections(boxes, torch.tensor([score for _, score, _ in rows]), torch.tensor([label for _, _, label in rows]).long())
+        return Detections(
+            boxes, torch.tensor([score for _, score, _ in rows]), torch.tensor([label for _, _, label in rows]).long()
+        )
 
 
 def shown(*ids: int) -> tuple[Batch, Targets]:

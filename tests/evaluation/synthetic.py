@@ -22,13 +22,25 @@ def random_set(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             side = rng.choice([12.0, 50.0, 150.0]) * rng.uniform(0.7, 1.3, 2)  # small, medium, large
             box = [*rng.uniform(0, 200, 2), *side]
             category = int(rng.choice([9, 0, 40]))
-            annotation = {"image_id": image, "category_id": category, "bbox": box, "area": side[0] * side[1] * rng.uniform(0.6, 1)}
+            annotation = {
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": side[0] * side[1] * rng.uniform(0.6, 1),
+            }
             annotations.append({"id": len(annotations) + 1, "iscrowd": int(rng.random() < 0.15), **annotation})
             if image != 64:
                 for _ in range(rng.integers(0, 4)):
                     results.append(_near(box, image, category, rng))
         for _ in range(130 if image == 1000 else 3 * (image != 64)):
-            results.append(_near([*rng.uniform(0, 200, 2), 40, 40], image, 0 if image == 1000 else int(rng.choice([9, 0, 40, 5])), rng))
+            results.append(
+                _near(
+                    [*rng.uniform(0, 200, 2), 40, 40],
+                    image,
+                    0 if image == 1000 else int(rng.choice([9, 0, 40, 5])),
+                    rng,
+                )
+            )
     return dataset(annotations), [results[index] for index in rng.permutation(len(results))]
 
 
@@ -40,7 +52,9 @@ def dataset(annotations: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def reference(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[list[float | None], dict[str, float | None]]:
+def reference(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]]
+) -> tuple[list[float | None], dict[str, float | None]]:
     """pycocotools' twelve numbers and AP by class, 0..100, None for its -1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()

@@ -26,7 +26,9 @@ def repeated(ground_truth: dict, results: list, weights: list[int]) -> tuple[dic
         for turn in range(times):
             number = 10_000 * (turn + 1) + image
             images.append({**next(entry for entry in ground_truth["images"] if entry["id"] == image), "id": number})
-            annotations += [{**entry, "image_id": number} for entry in ground_truth["annotations"] if entry["image_id"] == image]
+            annotations += [
+                {**entry, "image_id": number} for entry in ground_truth["annotations"] if entry["image_id"] == image
+            ]
             found += [{**entry, "image_id": number} for entry in results if entry["image_id"] == image]
     return {**ground_truth, "images": images, "annotations": annotations}, found
 

@@ -20,8 +20,15 @@ NUMBERS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 def truth(*boxes: list[float]) -> dict[str, Any]:
     """One image with boxes (x, y, width, height) of one class."""
-    rows = [{"id": n, "image_id": 5, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0} for n, box in enumerate(boxes)]
-    return {"images": [{"id": 5, "height": 100, "width": 100}], "categories": [{"id": 3, "name": "cell"}], "annotations": rows}
+    rows = [
+        {"id": n, "image_id": 5, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for n, box in enumerate(boxes)
+    ]
+    return {
+        "images": [{"id": 5, "height": 100, "width": 100}],
+        "categories": [{"id": 3, "name": "cell"}],
+        "annotations": rows,
+    }
 
 
 def result(box: list[float], score: float, image: Any = 5, category: Any = 3) -> dict[str, Any]:
@@ -73,17 +80,34 @@ def test_equal_to_pycocotools(seed: int) -> None:
 
 
 corner, side = st.integers(0, 30), st.sampled_from([4, 8, 16, 40, 110])
-annotation = st.tuples(st.sampled_from(IMAGES), st.sampled_from(list(CATEGORIES)), corner, corner, side, side, st.booleans())
+annotation = st.tuples(
+    st.sampled_from(IMAGES), st.sampled_from(list(CATEGORIES)), corner, corner, side, side, st.booleans()
+)
 detection = st.tuples(
-    st.sampled_from(IMAGES), st.sampled_from(list(CATEGORIES)), corner, corner, side, side, st.sampled_from([0.1, 0.5, 0.9])
+    st.sampled_from(IMAGES),
+    st.sampled_from(list(CATEGORIES)),
+    corner,
+    corner,
+    side,
+    side,
+    st.sampled_from([0.1, 0.5, 0.9]),
 )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(annotation, max_size=12), st.lists(detection, min_size=1, max_size=20))
-def test_equal_to_pycocotools_on_anything(annotations: list[tuple[Any, ...]], detections: list[tuple[Any, ...]]) -> None:
+def test_equal_to_pycocotools_on_anything(
+    annotations: list[tuple[Any, ...]], detections: list[tuple[Any, ...]]
+) -> None:
     rows = [
-        {"id": n + 1, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": int(crowd)}
+        {
+            "id": n + 1,
+            "image_id": image,
+            "category_id": category,
+            "bbox": [x, y, w, h],
+            "area": w * h,
+            "iscrowd": int(crowd),
+        }
         for n, (image, category, x, y, w, h, crowd) in enumerate(annotations)
     ]
     results = [result([x, y, w, h], score, image, category) for image, category, x, y, w, h, score in detections]
@@ -142,7 +166,8 @@ def test_two_classes_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [result([0, 0, 1, 1], float("nan")), result([0, 0, 1, 1], float("inf")), result([0, float("nan"), 1, 1], 0.5)]
+    "bad",
+    [result([0, 0, 1, 1], float("nan")), result([0, 0, 1, 1], float("inf")), result([0, float("nan"), 1, 1], 0.5)],
 )
 def test_what_is_not_finite_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(FloatingPointError, match=r"result 1 \(image 5\).*isn't finite"):
@@ -161,7 +186,9 @@ def test_results_of_other_images_or_classes_are_refused(bad: dict[str, Any], fie
 def batch() -> Batch:
     """Two images in one padded tensor of 64 x 96: 50 x 101 shrunk to 32 x 64, and 32 x 48 doubled to 64 x 96."""
     sizes, originals = torch.tensor([[32, 64], [64, 96]]), torch.tensor([[50, 101], [32, 48]])
-    return Batch(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), sizes, originals, torch.tensor([70, 8]), ("a.png", "b.png"))
+    return Batch(
+        torch.zeros(2, 3, 64, 96, dtype=torch.uint8), sizes, originals, torch.tensor([70, 8]), ("a.png", "b.png")
+    )
 
 
 def detections(scores: float = 0.75, label: int = 1) -> list[Detections]:

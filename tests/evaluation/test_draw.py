@@ -29,7 +29,9 @@ def test_label_stands_on_the_box() -> None:
     plate = picture.crop((100, 180, 200, 199))
     assert sum(plate.getpixel((x, y)) == color(1) for x in range(100) for y in range(19)) > 300
     # Another score is another text: the label is not a plate alone.
-    assert ImageChops.difference(plate, drawn((800, 600), [([100.0, 200.0, 300.0, 400.0], 1, 0.5)]).crop((100, 180, 200, 199))).getbbox()
+    assert ImageChops.difference(
+        plate, drawn((800, 600), [([100.0, 200.0, 300.0, 400.0], 1, 0.5)]).crop((100, 180, 200, 199))
+    ).getbbox()
 
 
 def test_small_pictures_are_enlarged_with_their_boxes() -> None:
@@ -41,7 +43,9 @@ def test_small_pictures_are_enlarged_with_their_boxes() -> None:
 
 def test_only_scores_from_the_threshold_on_are_drawn() -> None:
     box = [100.0, 200.0, 300.0, 400.0]
-    assert ImageChops.difference(drawn((800, 600), [(box, 1, 0.25)]), Image.new("RGB", (800, 600), GRAY)).getbbox() is None
+    assert (
+        ImageChops.difference(drawn((800, 600), [(box, 1, 0.25)]), Image.new("RGB", (800, 600), GRAY)).getbbox() is None
+    )
     assert drawn((800, 600), [(box, 1, 0.5)], threshold=0.5).getpixel((100, 300)) == color(1)
 
 
@@ -69,4 +73,8 @@ def test_the_image_itself_is_left_alone_and_any_mode_is_taken() -> None:
 
 def test_colors_of_neighbors_differ() -> None:
     shades = [color(label) for label in range(12)]
-    assert all(sum(abs(a - b) for a, b in zip(one, two, strict=True)) > 60 for n, one in enumerate(shades) for two in shades[:n])
+    assert all(
+        sum(abs(a - b) for a, b in zip(one, two, strict=True)) > 60
+        for n, one in enumerate(shades)
+        for two in shades[:n]
+    )

@@ -14,7 +14,11 @@ from .fake import FakeDetector, shown
 NAMES = {9: "ship", 2: "cat"}
 CATEGORY_IDS = (9, 2)
 # Files of 100 x 200 are shown at 32 x 64, so boxes grow by 3.125 on the way back.
-FOUND = {70: [([16.0, 8.0, 48.0, 24.0], 0.75, 0)], 4: [([0.0, 0.0, 32.0, 16.0], 0.5, 1), ([0.0, 0.0, 8.0, 8.0], 0.25, 1)], 11: []}
+FOUND = {
+    70: [([16.0, 8.0, 48.0, 24.0], 0.75, 0)],
+    4: [([0.0, 0.0, 32.0, 16.0], 0.5, 1), ([0.0, 0.0, 8.0, 8.0], 0.25, 1)],
+    11: [],
+}
 RESULTS = [
     {"image_id": 4, "category_id": 2, "bbox": [0.0, 0.0, 100.0, 50.0], "score": 0.5},
     {"image_id": 4, "category_id": 2, "bbox": [0.0, 0.0, 25.0, 25.0], "score": 0.25},
@@ -79,7 +83,9 @@ def test_other_images_than_those_of_the_ground_truth_are_refused(ids: tuple[int,
 
 
 def test_an_image_shown_twice_counts_once() -> None:
-    _, results = evaluate(FakeDetector(FOUND), [shown(70, 11), shown(4, 4), shown(70)], truth(), CATEGORY_IDS, NAMES, "cpu")
+    _, results = evaluate(
+        FakeDetector(FOUND), [shown(70, 11), shown(4, 4), shown(70)], truth(), CATEGORY_IDS, NAMES, "cpu"
+    )
     assert results == RESULTS
 
 

@@ -52,13 +52,24 @@ def test_each_box_is_on_one_level_only_by_a_side_one_pixel_longer():
     assert box_levels(box, STRIDES).tolist() == [0]
     tiny, huge = torch.tensor([[3.0, 3, 3, 3]]), torch.tensor([[0.0, 0, 128, 128]])
     assert [int(level.sum()) for level in decoupled_regions([tiny], shapes(128, 128), STRIDES)] == [1, 0, 0, 0]
-    assert [int(level.sum()) for level in decoupled_regions([huge], shapes(128, 128), STRIDES, base=8.0)] == [0, 0, 0, 16]
+    assert [int(level.sum()) for level in decoupled_regions([huge], shapes(128, 128), STRIDES, base=8.0)] == [
+        0,
+        0,
+        0,
+        16,
+    ]
 
 
 def test_the_base_follows_the_finest_stride_where_asked():
     box = [torch.tensor([[0.0, 0, 63, 63]])]
-    assert [bool(level.any()) for level in decoupled_regions(box, [(16, 16), (8, 8)], [8, 16], base=32.0)] == [False, True]
-    assert [bool(level.any()) for level in decoupled_regions(box, [(16, 16), (8, 8)], [8, 16], base=None)] == [True, False]
+    assert [bool(level.any()) for level in decoupled_regions(box, [(16, 16), (8, 8)], [8, 16], base=32.0)] == [
+        False,
+        True,
+    ]
+    assert [bool(level.any()) for level in decoupled_regions(box, [(16, 16), (8, 8)], [8, 16], base=None)] == [
+        True,
+        False,
+    ]
 
 
 def test_it_stays_where_it_is_when_the_batch_is_padded_further_and_is_cut_at_the_map():

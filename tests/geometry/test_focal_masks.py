@@ -12,7 +12,12 @@ def test_by_hand():
     boxes = [torch.tensor([[12.0, 5, 25, 18], [30, 20, 39, 29]]), torch.zeros(0, 4)]
     foreground, background = focal_masks(boxes, (4, 5), 10, torch.tensor([[40, 50], [40, 50]]))
     ninth, quarter = 1 / 9, 1 / 4
-    expected = [[0, ninth, ninth, ninth, 0], [0, ninth, ninth, ninth, 0], [0, ninth, ninth, quarter, quarter], [0, 0, 0, quarter, quarter]]
+    expected = [
+        [0, ninth, ninth, ninth, 0],
+        [0, ninth, ninth, ninth, 0],
+        [0, ninth, ninth, quarter, quarter],
+        [0, 0, 0, quarter, quarter],
+    ]
     torch.testing.assert_close(foreground[0], torch.tensor(expected))
     torch.testing.assert_close(background[0], (torch.tensor(expected) == 0) / 8)
     assert not foreground[1].any()

@@ -3,7 +3,15 @@
 import torch
 from torchvision.ops import box_iou
 
-from detdistill.geometry import atss_assign, cell_points, centerness, fcos_assign, side_distances, square_anchors, to_boxes
+from detdistill.geometry import (
+    atss_assign,
+    cell_points,
+    centerness,
+    fcos_assign,
+    side_distances,
+    square_anchors,
+    to_boxes,
+)
 
 
 def levels() -> list[torch.Tensor]:
@@ -49,7 +57,8 @@ def test_fcos_by_hand():
     # Points at 4, 12, 20, 28 of stride 8. A 16-pixel box around (16, 16): points 12 and 20 lie inside and within 1.5 strides of its centre;
     # its farthest side is at most 12, below 4 strides, so only the finest level takes it.
     fine, coarse = (
-        torch.cat([p - s / 2, p + s / 2], -1).reshape(-1, 4) for p, s in ((cell_points(4, 4, 8, 0.5), 8), (cell_points(2, 2, 16, 0.5), 16))
+        torch.cat([p - s / 2, p + s / 2], -1).reshape(-1, 4)
+        for p, s in ((cell_points(4, 4, 8, 0.5), 8), (cell_points(2, 2, 16, 0.5), 16))
     )
     matched = fcos_assign([fine, coarse], torch.tensor([[8.0, 8, 24, 24]]))
     assert matched[:16].view(4, 4).eq(0).nonzero().tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]

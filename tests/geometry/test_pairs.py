@@ -25,7 +25,9 @@ def test_no_other_pairs_cost_less(seed: int, rows: int, columns: int):
     assert len(mine) == min(rows, columns)
     assert len(set(theirs.tolist())) == len(theirs)
     table = cost if rows <= columns else cost.t()
-    least = min(sum(table[i, j] for i, j in enumerate(order)) for order in permutations(range(table.shape[1]), table.shape[0]))
+    least = min(
+        sum(table[i, j] for i, j in enumerate(order)) for order in permutations(range(table.shape[1]), table.shape[0])
+    )
     torch.testing.assert_close(cost[mine, theirs].sum(), torch.as_tensor(least))
 
 

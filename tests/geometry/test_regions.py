@@ -22,7 +22,9 @@ def legacy_anchors(scales: tuple[int, ...], rows: int = 38, columns: int = 50, s
     return torch.cat([middle - half, middle + half], dim=-1)
 
 
-@pytest.mark.parametrize(("scales", "each", "union"), [((8, 16, 32), (156, 98, 738), 804), ((4, 8, 16, 32), (156, 20, 738), 804)])
+@pytest.mark.parametrize(
+    ("scales", "each", "union"), [((8, 16, 32), (156, 98, 738), 804), ((4, 8, 16, 32), (156, 20, 738), 804)]
+)
 def test_golden_counts(scales: tuple[int, ...], each: tuple[int, ...], union: int):
     # From running the published code. A small box without a small anchor has a large region: the threshold is relative.
     anchors = legacy_anchors(scales)

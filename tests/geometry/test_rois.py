@@ -25,7 +25,10 @@ def pyramid(strides: tuple[int, ...], images: int = 2, side: int = 256, channels
 def test_a_level_begins_at_14_strides():
     boxes = squares(1, 111.9, 112, 223.9, 224, 447.9, 448, 5000)
     assert box_levels(boxes, STRIDES).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert box_levels(torch.tensor([[0.0, 0, 448, 28], [0, 0, 448, 29]]), STRIDES).tolist() == [1, 1]  # sides are of the area: 112, 114
+    assert box_levels(torch.tensor([[0.0, 0, 448, 28], [0, 0, 448, 29]]), STRIDES).tolist() == [
+        1,
+        1,
+    ]  # sides are of the area: 112, 114
     assert box_levels(torch.tensor([[0.0, 0, 448, 27]]), STRIDES).tolist() == [0]
 
 
@@ -63,11 +66,16 @@ def test_it_is_torchvisions_pooler_with_cells_at_their_centres():
     named = OrderedDict((str(index), level) for index, level in enumerate(levels))
     per_image = [boxes[:15], boxes[15:]]
     shifted = [(boxes - shift)[:15], (boxes - shift)[15:]]
-    torch.testing.assert_close(pool_rois(levels, STRIDES, per_image, size=5), host(named, shifted, []), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pool_rois(levels, STRIDES, per_image, size=5), host(named, shifted, []), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_rows_come_image_by_image_and_empty_images_give_none():
-    levels = [torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 64, 64), torch.arange(10.0, 13).view(3, 1, 1, 1).expand(3, 1, 16, 16)]
+    levels = [
+        torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 64, 64),
+        torch.arange(10.0, 13).view(3, 1, 1, 1).expand(3, 1, 16, 16),
+    ]
     large, small = squares(200), squares(20)
     boxes = [torch.cat([large, small, large]), small[:0], torch.cat([small, large])]
     pooled = pool_rois(levels, (4, 14), boxes, size=2)

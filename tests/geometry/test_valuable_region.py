@@ -21,8 +21,15 @@ def test_by_hand():
     expected = torch.tensor([0, 3 / 5, 1 / 3, 0])
     for region in ("diou", "iof_compat"):
         torch.testing.assert_close(valuable_region([anchors], box, region=region), expected)
-    torch.testing.assert_close(valuable_region([anchors], box, gamma=0.5), torch.tensor([0, 3 / 5, 0, 0]))  # 0.4231 < 0.4454
-    assert valuable_region([anchors], box, region="inside").tolist() == [1, 1, 0, 0]  # centres at 2, 3, 4, 5: strictly inside
+    torch.testing.assert_close(
+        valuable_region([anchors], box, gamma=0.5), torch.tensor([0, 3 / 5, 0, 0])
+    )  # 0.4231 < 0.4454
+    assert valuable_region([anchors], box, region="inside").tolist() == [
+        1,
+        1,
+        0,
+        0,
+    ]  # centres at 2, 3, 4, 5: strictly inside
 
 
 def test_the_published_region_leaves_out_small_anchors_inside_a_large_box():

@@ -35,7 +35,9 @@ def test_channel_wise_golden(temperature: float, value: float):
 def test_the_cross_entropy_form_has_the_same_gradient_and_the_entropy_for_its_minimum():
     assert channel_wise(STUDENT, TEACHER, cross_entropy=True).item() == GOLDEN(4.707968934947826)  # the formula's
     student = STUDENT.clone().requires_grad_()
-    plain, crossed = (torch.autograd.grad(channel_wise(student, TEACHER, 2.0, form), student)[0] for form in (False, True))
+    plain, crossed = (
+        torch.autograd.grad(channel_wise(student, TEACHER, 2.0, form), student)[0] for form in (False, True)
+    )
     torch.testing.assert_close(plain, crossed)
     entropy = torch.distributions.Categorical(logits=TEACHER.flatten(2)).entropy().mean()
     torch.testing.assert_close(channel_wise(TEACHER, TEACHER, 1.0, True), entropy)
@@ -57,7 +59,9 @@ def test_channel_wise_by_hand_and_on_a_larger_map():
 def test_attentions_golden_and_their_mean_is_one():
     spatial, channel = attentions(TEACHER, 0.5)
     assert spatial[0, 0, :3].tolist() == GOLDEN([0.9360850169733743, 2.1887898773886656, 1.850789411840662])
-    assert channel[0].tolist() == GOLDEN([0.9715141543431238, 1.0112080049014591, 1.0084592683209772, 1.0088185724344405])
+    assert channel[0].tolist() == GOLDEN(
+        [0.9715141543431238, 1.0112080049014591, 1.0084592683209772, 1.0088185724344405]
+    )
     torch.testing.assert_close(spatial.mean((1, 2)), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(channel.mean(1), torch.ones(2, dtype=torch.float64))
 
@@ -84,7 +88,12 @@ def test_squared_distance_golden():
 def generator() -> nn.Sequential:
     """The generation block with the weights that the golden numbers were made with."""
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).double()
-    waves = [((4, 4, 3, 3), 0.61, 0.3, 0.3), ((4,), 0.9, 0.1, 0.1), ((4, 4, 3, 3), 0.47, 0.9, 0.3), ((4,), 0.5, 0.6, 0.1)]
+    waves = [
+        ((4, 4, 3, 3), 0.61, 0.3, 0.3),
+        ((4,), 0.9, 0.1, 0.1),
+        ((4, 4, 3, 3), 0.47, 0.9, 0.3),
+        ((4,), 0.5, 0.6, 0.1),
+    ]
     with torch.no_grad():
         for parameter, shape in zip(layers.parameters(), waves, strict=True):
             parameter.copy_(wave(*shape))
@@ -103,7 +112,9 @@ def test_weighted_distances_by_hand():
     student = torch.tensor([1.0, 3, 2, 0]).view(1, 2, 1, 2)
     weights = torch.tensor([0.25, 0.75]).view(1, 1, 2)
     assert weighted_square(student, torch.zeros_like(student), weights).item() == 8
-    assert weighted_square(student, torch.zeros_like(student), weights / 100).item() == pytest.approx(8)  # a mean has no floor of 1
+    assert weighted_square(student, torch.zeros_like(student), weights / 100).item() == pytest.approx(
+        8
+    )  # a mean has no floor of 1
     assert weighted_square(student, torch.zeros_like(student), weights * 0).item() == 0
     # Two logits of 0 in each cell cost ln 2 each, whatever the target: 2 ln 2 in each cell, and so in their mean.
     logits = torch.zeros(1, 1, 2, 2)

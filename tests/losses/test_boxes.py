@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torchvision.ops import generalized_box_iou
 
-from detdistill.losses import giou_distance, log_iou_distance, mean_over_processes, paired_iou, pairwise_giou
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import giou_distance, log_iou_distance, paired_iou, pairwise_giou
 
 UNIT = torch.tensor([[0.0, 0, 2, 2]], dtype=torch.float64)
 
@@ -63,4 +64,6 @@ def test_every_row_with_every_row_is_torchvisions(seed: int, rows: int, columns:
     assert table.shape == (2, rows, columns)
     for image in range(2):
         torch.testing.assert_close(table[image], generalized_box_iou(boxes[image, :rows], boxes[image, rows:]))
-        torch.testing.assert_close(table[image], 1 - giou_distance(boxes[image, :rows, None], boxes[image, None, rows:]))
+        torch.testing.assert_close(
+            table[image], 1 - giou_distance(boxes[image, :rows, None], boxes[image, None, rows:])
+        )

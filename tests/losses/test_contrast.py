@@ -24,7 +24,9 @@ def scored() -> list[torch.Tensor]:
     """Scores of either side's vectors against the other's bank, divided by the constant Z of that side."""
     raw = [contrast_scores(vectors, bank, INDEX) for vectors, bank in zip(VECTORS, reversed(BANKS), strict=True)]
     constants = [scores.mean() * 50 for scores in raw]
-    assert [constant.item() for constant in constants] == pytest.approx([5742986.222444714, 20518012.99047179], rel=1e-6)
+    assert [constant.item() for constant in constants] == pytest.approx(
+        [5742986.222444714, 20518012.99047179], rel=1e-6
+    )
     return [scores / constant for scores, constant in zip(raw, constants, strict=True)]
 
 

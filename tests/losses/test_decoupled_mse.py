@@ -30,7 +30,10 @@ def test_by_hand():
     student = torch.tensor([[1.0, 3], [2, 0]]).view(1, 2, 1, 2)
     region = torch.tensor([[[True, False]]])
     assert [part.item() for part in decoupled_mse(student, torch.zeros_like(student), region)] == [1.25, 2.25]
-    assert [part.item() for part in decoupled_mse(student, torch.zeros_like(student), region, per_channel=False)] == [2.5, 4.5]
+    assert [part.item() for part in decoupled_mse(student, torch.zeros_like(student), region, per_channel=False)] == [
+        2.5,
+        4.5,
+    ]
 
 
 def test_a_part_without_cells_is_zero_and_batches_may_double():

@@ -37,14 +37,18 @@ def test_pearson_distance_equals_an_independent_derivation():
     rows = [m.transpose(0, 1).reshape(4, -1).numpy() for m in (STUDENT, TEACHER)]
     correlation = np.array([np.corrcoef(s, t)[0, 1] for s, t in zip(*rows, strict=True)])
     m = rows[0].shape[1]
-    assert pearson_distance(STUDENT, TEACHER).item() == pytest.approx(((m - 1) / m * (1 - correlation)).mean(), rel=1e-5)
+    assert pearson_distance(STUDENT, TEACHER).item() == pytest.approx(
+        ((m - 1) / m * (1 - correlation)).mean(), rel=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=25)
 @given(scale=st.floats(0.1, 10), shift=st.floats(-5, 5))
 def test_pearson_distance_ignores_positive_affine_maps(scale: float, shift: float):
     assert pearson_distance(STUDENT, scale * STUDENT + shift).item() < 1e-9
-    assert pearson_distance(scale * STUDENT + shift, TEACHER).item() == pytest.approx(pearson_distance(STUDENT, TEACHER).item(), rel=1e-4)
+    assert pearson_distance(scale * STUDENT + shift, TEACHER).item() == pytest.approx(
+        pearson_distance(STUDENT, TEACHER).item(), rel=1e-4
+    )
 
 
 def test_pearson_distance_of_the_negative_is_the_largest():

@@ -7,7 +7,14 @@ from torch.autograd import gradcheck
 from detdistill.losses import hierarchical_context, hint_distance, masked_squares
 from tests.losses.test_features import STUDENT, TEACHER, wave
 
-CONTEXT = {(8, 8): 0.61858469, (4, 8): 0.59007066, (2, 2): 0.89950871, (1, 1): 0.09000265, (5, 13): 0.63914949, (3, 5): 0.64216357}
+CONTEXT = {
+    (8, 8): 0.61858469,
+    (4, 8): 0.59007066,
+    (2, 2): 0.89950871,
+    (1, 1): 0.09000265,
+    (5, 13): 0.63914949,
+    (3, 5): 0.64216357,
+}
 
 
 def waves(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +59,9 @@ def test_hints_golden():
 
 def test_normalized_hints_know_direction_only():
     cosine = torch.nn.functional.cosine_similarity(STUDENT.flatten(1), TEACHER.flatten(1))
-    assert hint_distance(7 * STUDENT, TEACHER / 3, "normalized").item() == pytest.approx((2 - 2 * cosine).mean().item(), rel=1e-9)
+    assert hint_distance(7 * STUDENT, TEACHER / 3, "normalized").item() == pytest.approx(
+        (2 - 2 * cosine).mean().item(), rel=1e-9
+    )
 
 
 def test_masked_squares_by_hand():

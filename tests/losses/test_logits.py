@@ -17,7 +17,9 @@ STUDENT, TEACHER = wave((4, 10), 0.7, 0.1, 3.0), wave((4, 10), 1.3, 0.5, 3.0)
 LABELS = torch.tensor([0, 3, 7, 9])
 
 
-@pytest.mark.parametrize(("temperature", "golden"), [(1.0, 2.3697012326439073), (2.0, 3.5579301165715944), (4.0, 4.256155069292156)])
+@pytest.mark.parametrize(
+    ("temperature", "golden"), [(1.0, 2.3697012326439073), (2.0, 3.5579301165715944), (4.0, 4.256155069292156)]
+)
 def test_softmax_kl_golden(temperature: float, golden: float):
     assert softmax_kl(STUDENT, TEACHER, temperature).mean().item() == pytest.approx(golden, rel=1e-9)
 
@@ -48,7 +50,8 @@ def test_quality_focal_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "golden"), [(1.0, 8.0, 36.26705886481297), (1.0, 0.0, 0.17337103858608266), (0.0, 1.0, 4.51171097827836)]
+    ("alpha", "beta", "golden"),
+    [(1.0, 8.0, 36.26705886481297), (1.0, 0.0, 0.17337103858608266), (0.0, 1.0, 4.51171097827836)],
 )
 def test_decoupled_kl_golden(alpha: float, beta: float, golden: float):
     rows = decoupled_kl(STUDENT, TEACHER, LABELS, alpha, beta, 4.0)
@@ -58,7 +61,9 @@ def test_decoupled_kl_golden(alpha: float, beta: float, golden: float):
 
 def test_decoupled_kl_by_hand():
     # Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2), label 0: 1/2 ln 2 + 1/2 ln(2/3), and among the others 1/2 ln(3/2) + 1/2 ln(3/4).
-    teacher, student = (torch.tensor([shares], dtype=torch.float64).log() for shares in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+    teacher, student = (
+        torch.tensor([shares], dtype=torch.float64).log() for shares in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5])
+    )
     label = torch.tensor([0])
     assert decoupled_kl(student, teacher, label, 1.0, 0.0, 1.0).item() == pytest.approx(math.log(4 / 3) / 2)
     assert decoupled_kl(student, teacher, label, 0.0, 1.0, 1.0).item() == pytest.approx(math.log(9 / 8) / 2)
@@ -89,10 +94,14 @@ def test_relation_match_golden(temperature: float, golden: float):
 def test_relation_match_by_hand():
     # Rows (.2, .3, .5) and (.3, .2, .5) against (.2, .5, .3) and (.3, .5, .2), all about a mean of 1/3 with squares of 14/300. Products are
     # 2/300 and -13/300: r = 1/7 and -13/14, in the mean -11/28. Down the first class r = 1; in the others one side is constant: 0.
-    student, teacher = (torch.tensor(rows, dtype=torch.float64).log() for rows in ([[2, 3, 5], [3, 2, 5]], [[2, 5, 3], [3, 5, 2]]))
+    student, teacher = (
+        torch.tensor(rows, dtype=torch.float64).log() for rows in ([[2, 3, 5], [3, 2, 5]], [[2, 5, 3], [3, 5, 2]])
+    )
     assert relation_match(student, teacher, gamma=0.0).item() == pytest.approx(1 + 11 / 28)
     assert relation_match(student, teacher, beta=0.0).item() == pytest.approx(1 - 1 / 3, abs=1e-6)
-    assert relation_match(student, teacher, beta=2.0, gamma=3.0).item() == pytest.approx(2 * 39 / 28 + 3 * 2 / 3, abs=1e-5)
+    assert relation_match(student, teacher, beta=2.0, gamma=3.0).item() == pytest.approx(
+        2 * 39 / 28 + 3 * 2 / 3, abs=1e-5
+    )
 
 
 def test_relation_match_sees_neither_scale_nor_shift_of_scores():

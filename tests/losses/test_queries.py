@@ -79,11 +79,13 @@ def test_the_relation_is_the_published_one_and_not_symmetric():
 def test_class_costs_by_hand():
     """One class: s = 0 against p = 0.25: ln 2. Softmax over (a class, background) with equal logits against (0.9, 0.1): ln 2 too."""
     assert soft_class_costs(torch.zeros(1, 1), torch.tensor([[0.25]])).item() == pytest.approx(math.log(2))
-    assert soft_class_costs(torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]), "softmax").item() == pytest.approx(math.log(2))
-    # ln 3 against certainty: -ln 3/4
-    assert soft_class_distance(torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0]), "softmax").item() == pytest.approx(
-        math.log(4 / 3)
+    assert soft_class_costs(torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]), "softmax").item() == pytest.approx(
+        math.log(2)
     )
+    # ln 3 against certainty: -ln 3/4
+    assert soft_class_distance(
+        torch.tensor([math.log(3), 0.0]), torch.tensor([1.0, 0.0]), "softmax"
+    ).item() == pytest.approx(math.log(4 / 3))
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -95,7 +97,9 @@ def test_costs_agree_with_the_distance_of_pairs_and_the_entropy_is_the_minimum(a
     table = soft_class_costs(logits, scores, activation)
     for row in range(5):
         for column in range(5):
-            torch.testing.assert_close(table[:, row, column], soft_class_distance(logits[:, row], scores[:, column], activation))
+            torch.testing.assert_close(
+                table[:, row, column], soft_class_distance(logits[:, row], scores[:, column], activation)
+            )
     torch.testing.assert_close(soft_class_distance(other, scores, activation), soft_class_entropy(scores, activation))
     assert (soft_class_distance(logits, scores, activation) >= soft_class_entropy(scores, activation)).all()
 
@@ -117,11 +121,17 @@ def test_gradients():
     logits, scores, _, _ = (value.clone() for value in published())
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda s: soft_class_distance(s, scores), logits)
-    assert torch.autograd.gradcheck(lambda s: soft_class_distance(s, scores / scores.sum(-1, keepdim=True), "softmax"), logits)
+    assert torch.autograd.gradcheck(
+        lambda s: soft_class_distance(s, scores / scores.sum(-1, keepdim=True), "softmax"), logits
+    )
     student, teacher = (wave(24, rate).view(6, 4).requires_grad_() for rate in (0.3, 0.8))
     assert torch.autograd.gradcheck(relation_contrast, (student, teacher))
     maps = wave(24, 0.4).view(1, 2, 3, 4).requires_grad_()
-    fixed = (wave(24, 0.9).view(1, 2, 3, 4).requires_grad_(), wave(12, 0.2).view(1, 3, 4), torch.ones(1, 3, 4, dtype=torch.double))
+    fixed = (
+        wave(24, 0.9).view(1, 2, 3, 4).requires_grad_(),
+        wave(12, 0.2).view(1, 3, 4),
+        torch.ones(1, 3, 4, dtype=torch.double),
+    )
     assert torch.autograd.gradcheck(lambda given: target_aware_distance(given, *fixed), maps)
     target_aware_distance(maps, *fixed).backward()
     assert fixed[0].grad is None

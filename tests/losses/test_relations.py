@@ -20,7 +20,9 @@ STUDENT, TEACHER = wave((2, 3, 4, 4), 0.37, 0.2), wave((2, 5, 4, 4), 0.53, 0.4)
 def test_attention_transfer_golden():
     # From running the published function on these inputs; the second with maps of two sizes.
     assert attention_transfer(STUDENT, TEACHER).item() == pytest.approx(0.02035065958651186, rel=1e-9)
-    assert attention_transfer(STUDENT, wave((2, 5, 2, 2), 0.53, 0.4)).item() == pytest.approx(0.024681404415419498, rel=1e-9)
+    assert attention_transfer(STUDENT, wave((2, 5, 2, 2), 0.53, 0.4)).item() == pytest.approx(
+        0.024681404415419498, rel=1e-9
+    )
 
 
 def test_attention_by_hand():

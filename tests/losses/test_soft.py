@@ -28,7 +28,9 @@ def test_soft_cross_entropy_by_hand():
     # Teacher (3/4, 1/4), student (1/2, 1/2), weights (2, 1): (2 * 3/4 + 1/4) ln 2. The weights stand on classes, not on the row.
     teacher = torch.tensor([math.log(3.0), 0.0], dtype=torch.float64)
     weights = torch.tensor([2.0, 1.0], dtype=torch.float64)
-    assert soft_cross_entropy(torch.zeros(2, dtype=torch.float64), teacher, weights).item() == pytest.approx(1.75 * math.log(2))
+    assert soft_cross_entropy(torch.zeros(2, dtype=torch.float64), teacher, weights).item() == pytest.approx(
+        1.75 * math.log(2)
+    )
 
 
 def test_without_weights_it_is_kl_and_the_teachers_entropy():
@@ -83,6 +85,8 @@ def test_gradcheck():
 
 def test_nothing_gives_nothing():
     codes, logits = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 3, requires_grad=True)
-    total = bounded_regression(codes, codes, codes.detach()).sum() + soft_cross_entropy(logits, logits, torch.ones(3)).sum()
+    total = (
+        bounded_regression(codes, codes, codes.detach()).sum() + soft_cross_entropy(logits, logits, torch.ones(3)).sum()
+    )
     total.backward()
     assert total.item() == 0

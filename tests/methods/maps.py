@@ -14,4 +14,6 @@ def info(channels: int, strides: tuple[int, ...] = (8,)) -> DetectorInfo:
 def output(*levels: Tensor, strides: tuple[int, ...] = (8,), sizes: Tensor | None = None) -> DetectorOutput:
     """One whose neck has these levels; sizes: valid ones, by default the whole of the finest level."""
     whole = torch.tensor(levels[0].shape[-2:]) * strides[0]
-    return DetectorOutput({"neck": Pyramid(levels, strides, whole.expand(len(levels[0]), 2) if sizes is None else sizes)})
+    return DetectorOutput(
+        {"neck": Pyramid(levels, strides, whole.expand(len(levels[0]), 2) if sizes is None else sizes)}
+    )

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 
-from detdistill.detectors.protocol import Detector
 from detdistill.methods import METHODS, Method
 from detdistill.methods.presets import preset
-from detdistill.pairing import configure
-from detdistill.types import Batch, DetectorOutput, Targets
+from detdistill.run.pairing import configure
+from detdistill.types import Batch, Detector, DetectorOutput, Targets
 from tests.detectors.builders import scene, shake, tiny
 
 

@@ -79,7 +79,12 @@ def test_a_batch_twice_and_one_without_objects_change_nothing():
     doubled = []
     for output in (mine, theirs):
         neck = output.pyramids["neck"]
-        doubled.append(replace(output, pyramids={"neck": replace(neck, levels=tuple(level.repeat(2, 1, 1, 1) for level in neck.levels))}))
+        doubled.append(
+            replace(
+                output,
+                pyramids={"neck": replace(neck, levels=tuple(level.repeat(2, 1, 1, 1) for level in neck.levels))},
+            )
+        )
     torch.testing.assert_close(method(doubled[0], doubled[1], targets)["attention"], once)
     torch.testing.assert_close(method(*looks(method, student, teacher, scene(objects=False)))["attention"], once)
 

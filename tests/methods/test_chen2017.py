@@ -25,7 +25,9 @@ def alone(**options: float) -> Chen2017:
 
 
 @pytest.mark.parametrize(("mu", "ratio"), [(0.5, 1.0), (0.8, 0.25)])
-def test_the_class_term_is_golden_times_the_ratio_of_soft_to_hard(mu: float, ratio: float, monkeypatch: pytest.MonkeyPatch):
+def test_the_class_term_is_golden_times_the_ratio_of_soft_to_hard(
+    mu: float, ratio: float, monkeypatch: pytest.MonkeyPatch
+):
     # The golden number has the background first, rows have it last.
     nothing = torch.zeros(4, 9, 4).double()
     rows = Rows(STUDENT.roll(-1, 1), TEACHER.roll(-1, 1), nothing, nothing, torch.full((4,), 9), torch.zeros(4, 4))
@@ -47,10 +49,14 @@ def test_the_box_term_is_golden_and_positives_alone_make_it(monkeypatch: pytest.
     method = alone(margin=0.01)
     whole = method(None, None, Targets((), ()))["roi_box"].item()
     assert whole == pytest.approx(0.5971444735661128, rel=1e-9)
-    assert alone(margin=1e6)(None, None, Targets((), ()))["roi_box"].item() == pytest.approx(0.5 * 3.2949687787974278, rel=1e-9)  # no bound
+    assert alone(margin=1e6)(None, None, Targets((), ()))["roi_box"].item() == pytest.approx(
+        0.5 * 3.2949687787974278, rel=1e-9
+    )  # no bound
     # A background row joins the number of rows and nothing else: as many times as the rows of the classes, half the value.
     rows = Rows(
-        *(torch.cat([own, own]) for own in (logits, logits, *codes)), torch.cat([labels, torch.full((5,), 2)]), torch.cat([AIM, AIM])
+        *(torch.cat([own, own]) for own in (logits, logits, *codes)),
+        torch.cat([labels, torch.full((5,), 2)]),
+        torch.cat([AIM, AIM]),
     )
     assert method(None, None, Targets((), ()))["roi_box"].item() == pytest.approx(whole / 2, rel=1e-9)
 
@@ -101,7 +107,9 @@ def test_the_adapter_is_there_for_equal_widths_too_and_the_hint_is_a_mean():
         assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 32, 1, 1)] * 4
         assert method.need == Need(pyramids=frozenset({"neck"}))  # no head of the teacher
         mine, lesson, targets = seen(method, student, teacher)
-        levels = zip(mine.pyramids["neck"].levels, lesson.pyramids["neck"].levels, method.levels.connectors, strict=True)
+        levels = zip(
+            mine.pyramids["neck"].levels, lesson.pyramids["neck"].levels, method.levels.connectors, strict=True
+        )
         expected = 2 * torch.stack([distance(adapt(guess), taught) for guess, taught, adapt in levels]).mean()
         terms = method(mine, lesson, targets)
         assert set(terms) == {"hint"}
@@ -127,7 +135,8 @@ def test_what_weighs_nothing_is_left_out(options: dict, left: set[str]):
 
 def test_other_anchors_are_refused_unless_the_rpn_is_left_out():
     info, coarse = tiny("faster_rcnn").info, tiny("faster_rcnn", strides=(8, 16, 32)).info
-    wider = replace(info, cell_anchors=tuple(tuple((w + 1, h) for w, h in cell) for cell in info.cell_anchors))
+    cells = tuple(tuple((w + 1, h) for w, h in cell) for cell in info.cell_anchors)
+    wider = replace(info, grid=replace(info.grid, cell_anchors=cells))
     for other in (coarse, wider):
         with pytest.raises(UserError, match=r"the RPNs' anchors differ .* or set methods.chen2017.weight_rpn=0"):
             Chen2017.build(Chen2017Config(), other, info)
@@ -135,7 +144,9 @@ def test_other_anchors_are_refused_unless_the_rpn_is_left_out():
     method = built("chen2017", student, teacher, weight_rpn=0.0)
     assert method.need == Need(pyramids=frozenset({"neck"}), classify=True)  # the teacher's RPN is not run
     assert all(term.isfinite() for term in method(*seen(method, student, teacher)).values())
-    assert Chen2017.build(Chen2017Config(mu=1.0, nu=0.0), coarse, info).levels is not None  # a hint alone reads no anchors
+    assert (
+        Chen2017.build(Chen2017Config(mu=1.0, nu=0.0), coarse, info).levels is not None
+    )  # a hint alone reads no anchors
 
 
 def test_weights_of_nothing_are_refused():

@@ -8,15 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.shared.classes import SharedClasses, select
-from detdistill.types import Assignment, DetectorInfo, Predictions, Targets
+from detdistill.types import Assignment, Detector, DetectorInfo, Predictions, Targets
 from tests.detectors.builders import CLASSES, shake, tiny
 from tests.methods.pairs import built, looks, pair
 
-DENSE, TWO_STAGE = ("crosskd", "mimicking", "bckd", "dist", "ld"), ("dist", "kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017")
+DENSE, TWO_STAGE = (
+    ("crosskd", "mimicking", "bckd", "dist", "ld"),
+    ("dist", "kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017"),
+)
 LOGITS = {"crosskd", "mimicking", "bckd"}  # each class by itself, in a head with sigmoids
 
 
@@ -27,7 +29,9 @@ def info(*classes: str) -> DetectorInfo:
 def predictions(logits: torch.Tensor, background: torch.Tensor | None = None, **parts: torch.Tensor) -> Predictions:
     rows = logits.shape[:2]
     activation = "sigmoid" if background is None else "softmax"
-    return Predictions(logits, activation, torch.zeros(*rows, 4), torch.ones(rows, dtype=torch.bool), background=background, **parts)
+    return Predictions(
+        logits, activation, torch.zeros(*rows, 4), torch.ones(rows, dtype=torch.bool), background=background, **parts
+    )
 
 
 def relabelled(teacher: Detector, *classes: str) -> Detector:
@@ -60,15 +64,21 @@ def test_columns_are_matched_by_name(mine: tuple, theirs: tuple, columns: tuple)
     shared = SharedClasses.between("x", info(*mine), info(*theirs))
     assert (shared.student, shared.teacher) == columns
     student, teacher = torch.arange(len(mine)) + 10.0, torch.arange(len(theirs)) + 20.0
-    assert shared.of_student(predictions(student.expand(1, 2, -1))).logits[0, 0].tolist() == [10.0 + place for place in columns[0]]
-    assert shared.of_teacher(predictions(teacher.expand(1, 2, -1))).logits[0, 0].tolist() == [20.0 + place for place in columns[1]]
+    assert shared.of_student(predictions(student.expand(1, 2, -1))).logits[0, 0].tolist() == [
+        10.0 + place for place in columns[0]
+    ]
+    assert shared.of_teacher(predictions(teacher.expand(1, 2, -1))).logits[0, 0].tolist() == [
+        20.0 + place for place in columns[1]
+    ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_probability_of_unshared_classes_joins_the_background(data: st.DataObject):
     size = data.draw(st.integers(1, 6))
-    columns = data.draw(st.permutations(range(size)).flatmap(lambda order: st.integers(1, size).map(lambda count: order[:count])))
+    columns = data.draw(
+        st.permutations(range(size)).flatmap(lambda order: st.integers(1, size).map(lambda count: order[:count]))
+    )
     values = data.draw(st.lists(st.floats(-30, 30), min_size=size + 1, max_size=size + 1))
     logits = torch.tensor(values, dtype=torch.float64)[None, None]
     before = predictions(logits[..., :-1], logits[..., -1])
@@ -148,13 +158,16 @@ def test_a_class_that_only_the_student_knows_is_left_to_the_labels(name: str):
     assert (logits.grad[..., [CLASSES.index("disc"), CLASSES.index("cross")]].abs().sum((0, 1)) > 0).all()
 
 
-@pytest.mark.parametrize(("head", "name"), [("gfl", name) for name in DENSE] + [("faster_rcnn", name) for name in TWO_STAGE])
+@pytest.mark.parametrize(
+    ("head", "name"), [("gfl", name) for name in DENSE] + [("faster_rcnn", name) for name in TWO_STAGE]
+)
 def test_nothing_in_common_is_refused(head: str, name: str):
     student = tiny(head).info
     teacher = replace(student, classes=("ring", "oval"))
     kind = METHODS[name]
     with pytest.raises(
-        UserError, match=f"method {name}: no class in common, the student knows disc, square, cross, the teacher ring, oval; a feature"
+        UserError,
+        match=f"method {name}: no class in common, the student knows disc, square, cross, the teacher ring, oval; a feature",
     ):
         kind.build(kind.Config(), student, teacher)
 
@@ -163,5 +176,8 @@ def test_a_feature_method_never_looks():
     student, teacher = pair("gfl")
     other = relabelled(teacher, "ring", "oval")
     first, second = (built("pkd", student, lecturer) for lecturer in (teacher, other))
-    terms = [method(*looks(method, student, lecturer))["features"] for method, lecturer in ((first, teacher), (second, other))]
+    terms = [
+        method(*looks(method, student, lecturer))["features"]
+        for method, lecturer in ((first, teacher), (second, other))
+    ]
     torch.testing.assert_close(*terms)

@@ -40,7 +40,9 @@ def test_by_hand():
     # cells of 1/4; the other two count 1/2 each. Squares 1 4 9 / 16 25 36: foreground (1 + 4 + 16 + 25) / 4, background (9 + 36) / 2.
     student = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]], dtype=torch.float64)
     targets = Targets((torch.tensor([[1.0, 1, 7, 7]]),), (torch.tensor([0]),))
-    method = CLoCKDistill.build(CLoCKDistillConfig(weight_foreground=2.0, weight_background=10.0), info(1), info(1)).double()
+    method = CLoCKDistill.build(
+        CLoCKDistillConfig(weight_foreground=2.0, weight_background=10.0), info(1), info(1)
+    ).double()
     terms = method(output(student), output(torch.zeros_like(student)), targets)
     assert {name: term.item() for name, term in terms.items()} == {"foreground": 2 * 46 / 4, "background": 10 * 45 / 2}
 
@@ -66,7 +68,9 @@ def test_zero_for_itself_and_no_gradient_in_the_teacher():
 def test_weights_are_published_and_one_of_zero_is_left_out():
     config = CLoCKDistillConfig()
     assert (config.weight_foreground, config.weight_background, config.pyramid) == (5e-5, 1e-7, "memory")
-    plain, scaled = (given(**options)(output(STUDENT), output(TEACHER), TARGETS) for options in ({}, {"weight_background": 3.0}))
+    plain, scaled = (
+        given(**options)(output(STUDENT), output(TEACHER), TARGETS) for options in ({}, {"weight_background": 3.0})
+    )
     torch.testing.assert_close(scaled, {"foreground": plain["foreground"], "background": 3 * plain["background"]})
     only = given(weight_background=0.0)(output(STUDENT), output(TEACHER), TARGETS)
     torch.testing.assert_close(only, {"foreground": plain["foreground"]})
@@ -75,7 +79,9 @@ def test_weights_are_published_and_one_of_zero_is_left_out():
 def test_padding_moves_nothing_and_twice_is_the_same():
     method, sizes = given(), torch.tensor([[48, 64], [40, 50]])
     once = method(output(STUDENT, sizes=sizes), output(TEACHER, sizes=sizes), TARGETS)
-    padded = [output(F.pad(side, (0, 5, 0, 3), value=value), sizes=sizes) for side, value in ((STUDENT, 1.0), (TEACHER, -1.0))]
+    padded = [
+        output(F.pad(side, (0, 5, 0, 3), value=value), sizes=sizes) for side, value in ((STUDENT, 1.0), (TEACHER, -1.0))
+    ]
     torch.testing.assert_close(method(*padded, TARGETS), once)
     doubled = [output(side.repeat(2, 1, 1, 1), sizes=sizes.repeat(2, 1)) for side in (STUDENT, TEACHER)]
     torch.testing.assert_close(method(*doubled, Targets(TARGETS.boxes * 2, TARGETS.labels * 2)), once)
@@ -89,7 +95,9 @@ def test_levels_are_paired_by_stride_and_summed():
     coarse = STUDENT[..., ::2, ::2], TEACHER[..., ::2, ::2]
     sizes = torch.tensor([[48, 64]] * 2)
     mine = output(STUDENT, coarse[0], strides=(8, 16), sizes=sizes)
-    theirs = output(TEACHER.repeat_interleave(2, 2).repeat_interleave(2, 3), TEACHER, coarse[1], strides=(4, 8, 16), sizes=sizes)
+    theirs = output(
+        TEACHER.repeat_interleave(2, 2).repeat_interleave(2, 3), TEACHER, coarse[1], strides=(4, 8, 16), sizes=sizes
+    )
     expected = sum(
         region_squares(s, t, torch.stack(focal_masks(BOXES, s.shape[-2:], stride, sizes)))
         for s, t, stride in ((STUDENT, TEACHER, 8), (*coarse, 16))
@@ -123,7 +131,9 @@ def test_widths_may_differ_and_the_neck_may_be_taken():
     sum(method(output(STUDENT[:, :2]), output(TEACHER), TARGETS).values()).backward()
     assert method.levels.connectors[0].weight.grad.any()
     student, teacher = tiny("fcos"), tiny("retinanet")
-    assert CLoCKDistill.build(CLoCKDistillConfig(pyramid="neck"), student.info, teacher.info).need == Need(pyramids=frozenset({"neck"}))
+    assert CLoCKDistill.build(CLoCKDistillConfig(pyramid="neck"), student.info, teacher.info).need == Need(
+        pyramids=frozenset({"neck"})
+    )
 
 
 def test_what_it_cannot_serve_is_refused_at_build():

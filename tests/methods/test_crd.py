@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 
+from detdistill.distributed import gather_rows
 from detdistill.errors import UserError
 from detdistill.losses import contrast_scores, noise_contrast, unit
 from detdistill.methods.crd import CRD, CRDConfig
-from detdistill.methods.shared.bank import InstanceBank, gather_rows
-from detdistill.types import Moment, Targets
+from detdistill.methods.shared.bank import InstanceBank
+from detdistill.types import Targets, TrainState
 from tests.losses.test_contrast import BANKS, VECTORS
 from tests.methods.instances import info, look, maps, part, targets
 from tests.methods.pairs import built, looks, pair
@@ -27,8 +28,10 @@ def built_on(*widths: int, **options: object) -> CRD:
 
 
 def call(method: CRD, step: int = 0, ids: tuple[int, ...] = (7, 9), given: Targets | None = None) -> torch.Tensor:
-    moment = Moment(step, ids=torch.tensor(ids), generator=torch.Generator().manual_seed(step))
-    return method(look(4, 2 * step, len(ids)), look(6, 2 * step + 1, len(ids)), given or targets(*LABELS), moment)["contrast"]
+    state = TrainState(step, ids=torch.tensor(ids), generator=torch.Generator().manual_seed(step))
+    return method(look(4, 2 * step, len(ids)), look(6, 2 * step + 1, len(ids)), given or targets(*LABELS), state)[
+        "contrast"
+    ]
 
 
 def bank_with(labels: list[int], capacity: int = 10) -> InstanceBank:
@@ -76,7 +79,9 @@ def test_slots_are_given_once_and_the_oldest_are_given_anew():
     assert register((5, 1), (1, 1)) == ([1, 2], [False, True])  # slot 1's turn, but its instance is here
     assert bank.labels.tolist() == [9, 5, 1, 8]
     assert bank.keys.tolist() == [[9, 0], [5, 1], [1, 1], [8, 0]]
-    with pytest.raises(UserError, match=r"5 instances in one batch don't fit 4 slots; set a larger methods\.crd\.capacity"):
+    with pytest.raises(
+        UserError, match=r"5 instances in one batch don't fit 4 slots; set a larger methods\.crd\.capacity"
+    ):
         register(*((2, box) for box in range(5)))
     slots, new = bank.register(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
     assert len(slots) == len(new) == 0
@@ -123,7 +128,9 @@ def test_the_term_is_the_formula_and_z_is_kept():
         vectors = [unit(side(given)) for side, given in zip(method.maps, (found.student, found.teacher), strict=True)]
     constants = [(own @ other.t() / 0.07).exp().mean() * 16 for own, other in zip(vectors, before.flip(0), strict=True)]
     torch.testing.assert_close(method.constants, torch.stack(constants))
-    index = method.bank.draw(torch.arange(5), 6, False, torch.Generator().manual_seed(0))  # image 7's boxes, then image 9's
+    index = method.bank.draw(
+        torch.arange(5), 6, False, torch.Generator().manual_seed(0)
+    )  # image 7's boxes, then image 9's
     memory = before.clone()
     memory[:, :5] = torch.stack(vectors)  # new slots begin as their own
     rows = [
@@ -131,7 +138,9 @@ def test_the_term_is_the_formula_and_z_is_kept():
         for own, other, constant in zip(vectors, memory.flip(0), constants, strict=True)
     ]
     torch.testing.assert_close(first.detach(), 0.5 * (rows[0] + rows[1]).mean())
-    torch.testing.assert_close(method.bank.vectors[:, :5], torch.stack(vectors))  # half old, half new: the same at first
+    torch.testing.assert_close(
+        method.bank.vectors[:, :5], torch.stack(vectors)
+    )  # half old, half new: the same at first
     call(method, step=1)
     torch.testing.assert_close(method.constants, torch.stack(constants))
     assert not torch.allclose(method.bank.vectors[:, :5], torch.stack(vectors))
@@ -141,7 +150,7 @@ def test_the_term_is_the_formula_and_z_is_kept():
 def test_gradient_goes_to_the_student_and_both_maps_alone():
     method = built_on(4, 6)
     student, teacher = look(4, 0), look(6, 1)
-    method(student, teacher, targets(*LABELS), Moment(ids=torch.tensor([7, 9])))["contrast"].backward()
+    method(student, teacher, targets(*LABELS), TrainState(ids=torch.tensor([7, 9])))["contrast"].backward()
     assert maps(student)[0].grad.abs().sum() > 0
     assert all(level.grad is None for level in maps(teacher))
     assert all(side.weight.grad.abs().sum() > 0 for side in method.maps)
@@ -156,7 +165,7 @@ def test_without_boxes_it_is_zero_and_remembers_nothing():
 
 
 def test_without_ids_it_refuses():
-    with pytest.raises(ValueError, match=r"needs moment\.ids"):
+    with pytest.raises(ValueError, match=r"needs state\.ids"):
         built_on(4, 6)(look(4, 0), look(6, 1), targets(*LABELS))
 
 
@@ -178,8 +187,8 @@ def test_draws_come_from_the_moment():
     terms = []
     for seed in (0, 0, 1):
         method, generator = built_on(4, 6), torch.Generator().manual_seed(seed)
-        moment = Moment(ids=torch.tensor([7, 9]), generator=generator)
-        terms.append(method(look(4, 0), look(6, 1), targets(*LABELS), moment)["contrast"].item())
+        state = TrainState(ids=torch.tensor([7, 9]), generator=generator)
+        terms.append(method(look(4, 0), look(6, 1), targets(*LABELS), state)["contrast"].item())
     assert terms[0] == terms[1] != terms[2]
 
 
@@ -195,7 +204,7 @@ def test_a_two_stage_pair_contrasts_roi_embeddings_one_a_box():
     method = built("crd", student, teacher, capacity=16, negatives=6)
     torch.manual_seed(0)
     mine, theirs, given = looks(method, student, teacher)
-    term = method(mine, theirs, given, Moment(ids=torch.tensor([3, 4])))["contrast"]
+    term = method(mine, theirs, given, TrainState(ids=torch.tensor([3, 4])))["contrast"]
     term.backward()
     assert term > 0 and method.maps[0].weight.shape == (128, 128)
     assert method.bank.keys[:3].tolist() == [[3, 0], [3, 1], [3, 2]] and (method.bank.keys[3:] == -1).all()
@@ -204,7 +213,9 @@ def test_a_two_stage_pair_contrasts_roi_embeddings_one_a_box():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-PAIR = targets([0], [1])  # one box an image: the other image's is the only possible negative, so that nothing hangs on the draw
+PAIR = targets(
+    [0], [1]
+)  # one box an image: the other image's is the only possible negative, so that nothing hangs on the draw
 
 
 def two_steps(images: slice) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -212,9 +223,9 @@ def two_steps(images: slice) -> tuple[list[float], dict[str, torch.Tensor]]:
     method, terms = built_on(4, 6), []
     for step in range(2):
         student, teacher = (part(look(width, 2 * step + side), images) for side, width in enumerate((4, 6)))
-        moment = Moment(step, ids=torch.tensor([7, 9])[images])
+        state = TrainState(step, ids=torch.tensor([7, 9])[images])
         given = Targets(PAIR.boxes[images], PAIR.labels[images])
-        terms.append(method(student, teacher, given, moment)["contrast"].item())
+        terms.append(method(student, teacher, given, state)["contrast"].item())
     return terms, method.state_dict()
 
 

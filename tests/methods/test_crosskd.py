@@ -63,7 +63,10 @@ def test_every_position_of_a_published_tower(depth: int):
     assert all(term > 0 for term in terms.values())
     sum(terms.values()).backward()
     for blocks in (student.towers.classification, student.towers.regression):
-        learned = [any(p.grad is not None and bool(p.grad.any()) for layer in block for p in layer.parameters()) for block in blocks]
+        learned = [
+            any(p.grad is not None and bool(p.grad.any()) for layer in block for p in layer.parameters())
+            for block in blocks
+        ]
         assert learned == [place < depth for place in range(4)]
     assert any(bool(p.grad.any()) for p in student.backbone_parameters())
 
@@ -110,7 +113,9 @@ def test_the_taps_differ_and_post_relu_sees_no_negative(monkeypatch: pytest.Monk
     for tap in ("post_relu", "pre_act"):
         method = built("crosskd", student, teacher, depth=1, tap=tap)
         mine, theirs, targets = looks(method, student, teacher)
-        monkeypatch.setattr("detdistill.methods.crosskd.match_statistics", lambda s, t: seen.append((s.min(), t.min())) or s)
+        monkeypatch.setattr(
+            "detdistill.methods.crosskd.match_statistics", lambda s, t: seen.append((s.min(), t.min())) or s
+        )
         method(mine, theirs, targets)
         monkeypatch.undo()
         results[tap] = method(mine, theirs, targets)["class"]
@@ -121,7 +126,9 @@ def test_the_taps_differ_and_post_relu_sees_no_negative(monkeypatch: pytest.Monk
     assert original is torch.Tensor.relu
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("fcos", "gfl"), ("gfl", "fcos"), ("gfl", "retinanet"), ("retinanet", "atss")])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("fcos", "gfl"), ("gfl", "fcos"), ("gfl", "retinanet"), ("retinanet", "atss")]
+)
 def test_other_families_are_compared_in_the_teachers_space(student: str, teacher: str):
     mine, theirs = pair(student, teacher)
     method = built("crosskd", mine, theirs)
@@ -154,7 +161,9 @@ def test_mean_terms_do_not_change_when_the_batch_is_doubled(normalizer: str):
     method = built("crosskd", student, teacher, box_normalizer=normalizer)
     batch, targets = scene()
     twice = replace(
-        batch, **{name: torch.cat([getattr(batch, name)] * 2) for name in ("images", "sizes", "originals", "ids")}, names=batch.names * 2
+        batch,
+        **{name: torch.cat([getattr(batch, name)] * 2) for name in ("images", "sizes", "originals", "ids")},
+        names=batch.names * 2,
     )
     both = Targets(targets.boxes * 2, targets.labels * 2)
     once = method(*looks(method, student, teacher))

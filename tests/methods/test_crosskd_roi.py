@@ -20,14 +20,22 @@ def test_the_teachers_head_speaks_of_both_pyramids():
     mine, lesson, targets = seen(method, student, teacher)
     boxes, valid = mine.proposals.boxes, mine.proposals.valid
     crossed, own = lesson.proposals.classify(boxes, mine.pyramids["neck"]), lesson.proposals.classify(boxes)
-    scores = [torch.cat([stage.logits, stage.background[..., None]], -1)[valid].log_softmax(-1) for stage in (crossed, own)]
+    scores = [
+        torch.cat([stage.logits, stage.background[..., None]], -1)[valid].log_softmax(-1) for stage in (crossed, own)
+    ]
     expected = (scores[1].exp() * (scores[1] - scores[0])).sum(-1).mean()
     assert expected > 1e-3
     torch.testing.assert_close(method(mine, lesson, targets)["class"], expected)
     loud = replace(
-        mine, stages=(mine.stages[0], replace(mine.stages[1], logits=mine.stages[1].logits + 9, deltas=mine.stages[1].deltas + 9))
+        mine,
+        stages=(
+            mine.stages[0],
+            replace(mine.stages[1], logits=mine.stages[1].logits + 9, deltas=mine.stages[1].deltas + 9),
+        ),
     )
-    torch.testing.assert_close(method(loud, lesson, targets), method(mine, lesson, targets))  # the student's head isn't asked
+    torch.testing.assert_close(
+        method(loud, lesson, targets), method(mine, lesson, targets)
+    )  # the student's head isn't asked
 
 
 def test_gradient_passes_the_teachers_head_into_the_students_neck_alone():
@@ -73,7 +81,8 @@ def test_a_class_that_the_teacher_lacks_is_no_hindrance():
 def test_levels_that_the_student_lacks_are_refused_at_build():
     coarse, fine = tiny("faster_rcnn", strides=(8, 16, 32)).info, tiny("faster_rcnn").info
     with pytest.raises(
-        UserError, match=r"cuts RoIs from strides \(4, 8, 16, 32\), the student's strides are \(8, 16, 32\); give the student"
+        UserError,
+        match=r"cuts RoIs from strides \(4, 8, 16, 32\), the student's strides are \(8, 16, 32\); give the student",
     ):
         CrossKDRoI.build(RoIConfig(), coarse, fine)
     CrossKDRoI.build(RoIConfig(), fine, coarse)  # the finest level is not asked for

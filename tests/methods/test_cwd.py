@@ -8,7 +8,7 @@ import torch
 from detdistill.errors import UserError
 from detdistill.losses import channel_wise
 from detdistill.methods.cwd import CWD, CWDConfig, logit_maps
-from detdistill.pairing import resolve
+from detdistill.run.pairing import resolve
 from detdistill.types import Need, Targets
 from tests.detectors.builders import CLASSES, scene, tiny
 from tests.losses.test_features import STUDENT, TEACHER
@@ -74,7 +74,13 @@ def test_on_the_logits_it_compares_shared_classes_in_every_channel():
 
 def test_each_weight_comes_with_what_it_was_published_with():
     teacher = tiny("gfl").info
-    rows = [{}, {"variant": "mmrazor"}, {"on": "logits"}, {"on": "logits", "variant": "original"}, {"variant": "mmrazor", "weight": 3.0}]
+    rows = [
+        {},
+        {"variant": "mmrazor"},
+        {"on": "logits"},
+        {"on": "logits", "variant": "original"},
+        {"variant": "mmrazor", "weight": 3.0},
+    ]
     resolved = [resolve({"cwd": given}, teacher, teacher)["cwd"] for given in rows]
     assert [(o["variant"], o["on"], o["weight"], o["levels"], o["temperature"]) for o in resolved] == [
         ("original", "neck", 5.0, 4, 1.0),

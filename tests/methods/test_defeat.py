@@ -33,10 +33,18 @@ def test_it_is_the_formula_over_levels():
     mine, theirs, targets = looks(method, student, teacher)
     inside, outside = [], []
     for (stride, _), layer, s, t in zip(
-        method.levels.strides, method.levels.connectors, mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True
+        method.levels.strides,
+        method.levels.connectors,
+        mine.pyramids["neck"].levels,
+        theirs.pyramids["neck"].levels,
+        strict=True,
     ):
         # All three boxes are smaller than 112 pixels: level 0, whatever its stride.
-        mask = decoupled_regions(targets.boxes, [s.shape[-2:]], [stride])[0] if stride == 8 else torch.zeros_like(s[:, 0], dtype=torch.bool)
+        mask = (
+            decoupled_regions(targets.boxes, [s.shape[-2:]], [stride])[0]
+            if stride == 8
+            else torch.zeros_like(s[:, 0], dtype=torch.bool)
+        )
         mask = mask[:, None].expand_as(s)
         squares = (layer(s) - t).square()
         inside.append((squares * mask).sum() / max(1, 2 * mask.sum()))
@@ -88,7 +96,10 @@ def test_the_object_part_stays_when_the_batch_is_padded_further():
     padded = []
     for output in (mine, theirs):
         neck = output.pyramids["neck"]
-        levels = tuple(F.pad(level, (0, 64 // stride, 0, 32 // stride)) for level, stride in zip(neck.levels, neck.strides, strict=True))
+        levels = tuple(
+            F.pad(level, (0, 64 // stride, 0, 32 // stride))
+            for level, stride in zip(neck.levels, neck.strides, strict=True)
+        )
         padded.append(replace(output, pyramids={"neck": replace(neck, levels=levels)}))
     torch.testing.assert_close(method(padded[0], padded[1], targets)["object"], once["object"])
 
@@ -116,7 +127,8 @@ def test_counting_cells_alone_weighs_as_many_times_more_as_there_are_channels():
 def test_the_base_moves_boxes_between_levels():
     student, teacher = pair("retinanet")
     terms = [
-        built("defeat", student, teacher, base=base)(*looks(built("defeat", student, teacher), student, teacher)) for base in (56, 20, None)
+        built("defeat", student, teacher, base=base)(*looks(built("defeat", student, teacher), student, teacher))
+        for base in (56, 20, None)
     ]
     assert terms[0]["object"] != terms[1]["object"]
     assert terms[0]["object"] == terms[2]["object"]  # 14 strides of 8: 112, and no box is larger
@@ -124,7 +136,9 @@ def test_the_base_moves_boxes_between_levels():
 
 def test_the_head_splits_its_rows_by_what_they_were_sampled_for():
     student, teacher = pair("faster_rcnn")
-    method = built("defeat", student, teacher, weight_head_object=2.0, weight_head_background=5.0, temperature_background=3.0)
+    method = built(
+        "defeat", student, teacher, weight_head_object=2.0, weight_head_background=5.0, temperature_background=3.0
+    )
     assert method.need == Need(pyramids=frozenset({"neck"}), classify=True)
     mine, theirs, targets = looks(method, student, teacher)
     terms = method(mine, theirs, targets)
@@ -132,8 +146,12 @@ def test_the_head_splits_its_rows_by_what_they_were_sampled_for():
     rows = roi_rows(mine, theirs, targets, method.shared)
     objects = rows.labels < 3
     assert 0 < objects.sum() < len(objects)
-    torch.testing.assert_close(terms["head_object"], 2 * softmax_kl(rows.student[objects], rows.teacher[objects]).mean())
-    torch.testing.assert_close(terms["head_background"], 5 * softmax_kl(rows.student[~objects], rows.teacher[~objects], 3.0).mean())
+    torch.testing.assert_close(
+        terms["head_object"], 2 * softmax_kl(rows.student[objects], rows.teacher[objects]).mean()
+    )
+    torch.testing.assert_close(
+        terms["head_background"], 5 * softmax_kl(rows.student[~objects], rows.teacher[~objects], 3.0).mean()
+    )
     (terms["head_object"] + terms["head_background"]).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert student.model.roi_heads.box_predictor.cls_score.weight.grad.abs().sum() > 0
@@ -154,7 +172,9 @@ def test_without_objects_the_head_has_no_object_rows():
 
 def test_what_it_can_not_serve_is_refused_at_build():
     dense, two_stage = tiny("retinanet").info, tiny("faster_rcnn").info
-    with pytest.raises(UserError, match=r"the student \(retinanet\) has no RoI head; take two-stage .* weight_head_background at 0"):
+    with pytest.raises(
+        UserError, match=r"the student \(retinanet\) has no RoI head; take two-stage .* weight_head_background at 0"
+    ):
         DeFeat.build(DeFeatConfig(**HEAD), dense, two_stage)
     with pytest.raises(UserError, match="no class in common"):
         DeFeat.build(DeFeatConfig(**HEAD), replace(two_stage, classes=("cat",)), two_stage)

@@ -95,7 +95,9 @@ def test_the_instance_part_by_hand():
     sizes, valid = torch.tensor([[100, 100]]), torch.ones(1, 2, dtype=torch.bool)
     boxes = torch.tensor([[[10.0, 10, 30, 30], [50, 50, 90, 90]]])
     student = Predictions(torch.zeros(1, 2, 1), "sigmoid", boxes, valid)
-    teacher = Predictions(torch.tensor([[[50.0], [0.0]]]), "sigmoid", boxes + torch.tensor([[[10.0, 0, 10, 0], [0, 0, 0, 0]]]), valid)
+    teacher = Predictions(
+        torch.tensor([[[50.0], [0.0]]]), "sigmoid", boxes + torch.tensor([[[10.0, 0, 10, 0], [0, 0, 0, 0]]]), valid
+    )
     (split,) = pair_stages([student], [teacher], [(0, 0)], sizes, [torch.tensor([[True, False]])])
     assert split.partner.tolist() == [[0, 1]]
     terms = instance_terms(split, (1.0, 5.0, 2.0))
@@ -113,14 +115,17 @@ def test_without_negatives_only_the_boxes_of_positives_count():
     sizes, valid = torch.tensor([[100, 100]]), torch.ones(1, 2, dtype=torch.bool)
     boxes = torch.tensor([[[10.0, 10, 30, 30], [50, 50, 90, 90]]])
     student = Predictions(torch.zeros(1, 2, 1), "sigmoid", boxes, valid)
-    teacher = Predictions(torch.zeros(1, 2, 1), "sigmoid", boxes + torch.tensor([[[0.0, 0, 0, 0], [10, 0, 10, 0]]]), valid)
+    teacher = Predictions(
+        torch.zeros(1, 2, 1), "sigmoid", boxes + torch.tensor([[[0.0, 0, 0, 0], [10, 0, 10, 0]]]), valid
+    )
     (split,) = pair_stages([student], [teacher], [(0, 0)], sizes, [torch.tensor([[True, False]])])
     assert instance_terms(split, (1.0, 5.0, 2.0))["box"].item() == pytest.approx(5 * 0.1 / 2, abs=1e-5)
     assert instance_terms(split, (1.0, 5.0, 2.0), negatives=False)["box"].item() == 0
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"variant": "released"}, {"pairs": "positives"}, {"stages": "last"}, {"mask": "box"}, {"mask": "off"}]
+    "options",
+    [{}, {"variant": "released"}, {"pairs": "positives"}, {"stages": "last"}, {"mask": "box"}, {"mask": "off"}],
 )
 def test_every_form_is_finite_teaches_the_student_and_not_the_teacher(options: dict[str, Any]):
     method, student, teacher, (mine, theirs, targets) = made(**options)
@@ -135,7 +140,12 @@ def test_every_form_is_finite_teaches_the_student_and_not_the_teacher(options: d
 
 
 def test_each_part_alone_and_nothing_beside_it():
-    parts = {"weight_feature": {"feature"}, "weight_assignment": {"assignment"}, "weight_relation": {"relation"}, "weight_box": {"box"}}
+    parts = {
+        "weight_feature": {"feature"},
+        "weight_assignment": {"assignment"},
+        "weight_relation": {"relation"},
+        "weight_box": {"box"},
+    }
     for weight, names in parts.items():
         method, _, _, (mine, theirs, targets) = made(**(ONE | {weight: 1.0}))
         assert method(mine, theirs, targets).keys() == names
@@ -161,9 +171,13 @@ def test_a_deeper_teacher_with_more_queries_teaches_a_shallow_student():
     pairs = method.pairs(mine, theirs, theirs.queries.match(theirs.stages, targets))
     assert len(pairs) == 6
     assert all(pair.paired.all() and pair.partner.amax() > 11 for pair in pairs)
-    assert all((pair.paired & pair.of_partner(pair.classified)).sum() == 3 for pair in pairs)  # every positive has a partner
+    assert all(
+        (pair.paired & pair.of_partner(pair.classified)).sum() == 3 for pair in pairs
+    )  # every positive has a partner
     assert all(term.isfinite() for term in method(mine, theirs, targets).values())
-    few = built("detrdistill", teacher, student).eval()  # the other way round: more student queries than the teacher has
+    few = built(
+        "detrdistill", teacher, student
+    ).eval()  # the other way round: more student queries than the teacher has
     mine, theirs, targets = looks(few, teacher, student.requires_grad_(False))
     pairs = few.pairs(mine, theirs, theirs.queries.match(theirs.stages, targets))
     assert len(pairs) == 6
@@ -208,7 +222,10 @@ def test_the_feature_part_asks_the_teacher_for_no_more_than_its_mask_reads():
 def test_classes_that_the_student_does_not_know_draw_no_mask(mask: str):
     method, student, teacher, (mine, theirs, targets) = made(**(ONE | {"weight_feature": 1.0, "mask": mask}))
     expected = method(mine, theirs, targets)["feature"]
-    foreign = [replace(stage, logits=torch.cat([torch.full_like(stage.logits[..., :1], 9.0), stage.logits], -1)) for stage in theirs.stages]
+    foreign = [
+        replace(stage, logits=torch.cat([torch.full_like(stage.logits[..., :1], 9.0), stage.logits], -1))
+        for stage in theirs.stages
+    ]
     wider = replace(teacher.info, classes=("person", *teacher.info.classes))
     other = type(method).build(method.config, student.info, wider).eval()
     other.load_state_dict(method.state_dict())
@@ -222,7 +239,9 @@ def test_padding_further_moves_no_mask_and_no_pair():
     for height, width in ((64, 96), (96, 128)):
         batch, targets = scene(height, width)
         with torch.no_grad():
-            mine, theirs = (detector.observe(batch, need=method.need).pyramids["neck"] for detector in (student, teacher))
+            mine, theirs = (
+                detector.observe(batch, need=method.need).pyramids["neck"] for detector in (student, teacher)
+            )
         levels = []
         for one in (mine, theirs):  # the same numbers on the cells of the picture, others beyond
             fixed = [torch.full_like(level, 7.0 * height) for level in one.levels]
@@ -247,7 +266,9 @@ def test_softmax_and_sigmoid_heads_say_what_the_other_can_learn():
     told = class_scores(sigmoid, softmax)  # 0.5 and 0.88 leave nothing for the background
     torch.testing.assert_close(told, torch.tensor([[[0.5 / 1.3808, 0.8808 / 1.3808, 0.0]]]), rtol=1e-3, atol=1e-4)
     modest = replace(sigmoid, logits=torch.tensor([[[-2.0, -3.0]]]))
-    torch.testing.assert_close(class_scores(modest, softmax)[0, 0, -1].item(), 1 - 0.1192 - 0.0474, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        class_scores(modest, softmax)[0, 0, -1].item(), 1 - 0.1192 - 0.0474, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_batch_without_objects_teaches_boxes_only():

@@ -31,7 +31,9 @@ def test_two_stages_are_compared_on_the_students_proposals_with_the_background()
     mine, theirs, targets = looks(method, student, teacher)
     rows = roi_rows(mine, theirs, targets, method.shared)
     assert rows.student.shape[1] == 4
-    torch.testing.assert_close(method(mine, theirs, targets)["relations"], 2 * relation_match(rows.student, rows.teacher))
+    torch.testing.assert_close(
+        method(mine, theirs, targets)["relations"], 2 * relation_match(rows.student, rows.teacher)
+    )
     # Without objects the rows are background, and there are still rows.
     assert method(*looks(method, student, teacher, scene(objects=False)))["relations"].isfinite()
 
@@ -73,4 +75,6 @@ def test_what_it_cannot_serve_is_refused_at_build():
     for nothing in (DISTConfig(weight=0.0), DISTConfig(beta=0.0, gamma=0.0)):
         with pytest.raises(UserError, match="method dist: all its weights are 0"):
             DIST.build(nothing, gfl, gfl)
-    assert DIST.build(DISTConfig(), faster, replace(faster, classes=("disc",))).two_stage  # the background is the other class
+    assert DIST.build(
+        DISTConfig(), faster, replace(faster, classes=("disc",))
+    ).two_stage  # the background is the other class

@@ -8,18 +8,24 @@ from torchvision.ops import roi_align
 
 from detdistill.errors import UserError
 from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings, Instances, one_a_box
-from detdistill.types import Need
+from detdistill.types import Need, ProposalInfo
 from tests.methods.instances import info, look, maps, targets
 from tests.methods.pairs import built, looks, pair
 
 
 def test_a_box_on_the_neck_is_the_mean_of_its_region():
     embeddings = InstanceEmbeddings.build("pkt", EmbeddingConfig(), info(4), info(6))
-    assert (embeddings.embedding, embeddings.widths, embeddings.need) == ("neck", (4, 6), Need(pyramids=frozenset({"neck"})))
+    assert (embeddings.embedding, embeddings.widths, embeddings.need) == (
+        "neck",
+        (4, 6),
+        Need(pyramids=frozenset({"neck"})),
+    )
     student, teacher, given = look(4, 0), look(6, 1), targets([0], [1, 0, 1])
     found = embeddings(student, teacher, given)
     assert (found.images.tolist(), found.boxes.tolist()) == ([0, 1, 1, 1], [0, 0, 1, 2])
-    region = roi_align(maps(teacher)[0], [given.boxes[0], given.boxes[1]], 7, 1 / 8, 2, aligned=True)  # small boxes: the finest level
+    region = roi_align(
+        maps(teacher)[0], [given.boxes[0], given.boxes[1]], 7, 1 / 8, 2, aligned=True
+    )  # small boxes: the finest level
     torch.testing.assert_close(found.teacher, region.mean((2, 3)))
     assert found.student.shape == (4, 4) and found.student.requires_grad and not found.teacher.requires_grad
     assert len(embeddings(student, teacher, targets([], [])).student) == 0
@@ -48,7 +54,9 @@ def test_a_box_is_the_mean_of_its_proposals():
     assert (found.images.tolist(), found.boxes.tolist()) == ([0, 1, 1], [0, 0, 2])
     assert found.student.tolist() == [[2, 6], [8, 8], [2, 6]]
     assert found.teacher.tolist() == [[2], [8], [2]]
-    nothing = one_a_box(Instances(vectors[:0], vectors[:0], torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)))
+    nothing = one_a_box(
+        Instances(vectors[:0], vectors[:0], torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    )
     assert nothing.student.shape == (0, 2)
 
 
@@ -56,10 +64,17 @@ def test_mixed_pairs_meet_at_the_neck_and_roi_is_refused_there():
     mixed = info(4), info(6, embedding=8)
     assert InstanceEmbeddings.build("crd", EmbeddingConfig(), *mixed).widths == (4, 6)
     asked = EmbeddingConfig("roi")
-    with pytest.raises(UserError, match=r"method crd: the student \(any\) has no RoI head; .*methods\.crd\.embedding=neck"):
+    with pytest.raises(
+        UserError, match=r"method crd: the student \(any\) has no RoI head; .*methods\.crd\.embedding=neck"
+    ):
         InstanceEmbeddings.build("crd", asked, *mixed)
     with pytest.raises(UserError, match="without embeddings"):
-        InstanceEmbeddings.build("crd", asked, info(4, embedding=8), replace(info(6, embedding=8), embedding_channels=None))
+        InstanceEmbeddings.build(
+            "crd",
+            asked,
+            info(4, embedding=8),
+            replace(info(6, embedding=8), proposals=ProposalInfo((8, 16), (10.0, 10.0, 5.0, 5.0))),
+        )
     assert InstanceEmbeddings.build("crd", EmbeddingConfig("neck"), info(4, 8), info(6, 8)).embedding == "neck"
 
 

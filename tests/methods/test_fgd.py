@@ -9,7 +9,7 @@ from detdistill.geometry import focal_masks
 from detdistill.losses import attention_distance, focal_distance, squared_distance
 from detdistill.methods.fgd import FGD, ContextBlock, FGDConfig
 from detdistill.methods.presets import preset
-from detdistill.pairing import resolve
+from detdistill.run.pairing import resolve
 from detdistill.types import Need, Targets
 from tests.detectors.builders import scene, tiny
 from tests.losses.test_attention import BOXES
@@ -53,7 +53,9 @@ def test_a_context_block_by_hand():
 
 
 def test_a_new_block_adds_nothing_and_both_sides_learn_unless_the_teachers_is_left_out():
-    assert torch.equal(ContextBlock(6)(TEACHER[:, :1].float().expand(-1, 6, -1, -1)), TEACHER[:, :1].float().expand(-1, 6, -1, -1))
+    assert torch.equal(
+        ContextBlock(6)(TEACHER[:, :1].float().expand(-1, 6, -1, -1)), TEACHER[:, :1].float().expand(-1, 6, -1, -1)
+    )
     method = given()
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
     method(output(student), output(teacher), TARGETS)["relation"].backward()
@@ -74,7 +76,9 @@ def test_it_is_zero_for_itself_and_the_same_for_everything_twice():
     assert all(term == 0 for term in method(output(TEACHER), output(TEACHER), TARGETS).values())
     once = method(output(STUDENT), output(TEACHER), TARGETS)
     twice = Targets(TARGETS.boxes * 2, TARGETS.labels * 2)
-    torch.testing.assert_close(method(output(STUDENT.repeat(2, 1, 1, 1)), output(TEACHER.repeat(2, 1, 1, 1)), twice), once)
+    torch.testing.assert_close(
+        method(output(STUDENT.repeat(2, 1, 1, 1)), output(TEACHER.repeat(2, 1, 1, 1)), twice), once
+    )
 
 
 def test_padding_moves_no_region_but_the_published_ones():
@@ -92,7 +96,9 @@ def test_padding_moves_no_region_but_the_published_ones():
 
 def test_it_sums_over_levels_and_reads_the_neck_alone():
     student, teacher = pair("fcos", "faster_rcnn")
-    method = built("fgd", student, teacher, weight_foreground=1.0, weight_background=2.0, weight_attention=3.0, weight_relation=4.0)
+    method = built(
+        "fgd", student, teacher, weight_foreground=1.0, weight_background=2.0, weight_attention=3.0, weight_relation=4.0
+    )
     assert method.need == Need(pyramids=frozenset({"neck"}))
     assert method.levels.strides == ((8, 8), (16, 16), (32, 32))
     mine, theirs, targets = looks(method, student, teacher)
@@ -101,7 +107,9 @@ def test_it_sums_over_levels_and_reads_the_neck_alone():
     expected = torch.zeros(4)
     for stride, s, t in zip((8, 16, 32), *necks, strict=True):
         regions = torch.stack(focal_masks(targets.boxes, s.shape[-2:], stride, mine.pyramids["neck"].sizes))
-        expected += torch.stack([*focal_distance(s, t, regions, 0.5), attention_distance(s, t, 0.5), squared_distance(s, t)])
+        expected += torch.stack(
+            [*focal_distance(s, t, regions, 0.5), attention_distance(s, t, 0.5), squared_distance(s, t)]
+        )
     torch.testing.assert_close(torch.stack([terms[name] for name in TERMS]), expected * torch.tensor([1.0, 2, 3, 4]))
     sum(terms.values()).backward()
     assert all(p.grad is None for p in teacher.parameters())

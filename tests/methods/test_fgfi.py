@@ -10,11 +10,11 @@ from detdistill.errors import UserError
 from detdistill.geometry import box_levels, imitation_region, synthetic_anchors
 from detdistill.methods.fgfi import FGFI, FGFIConfig
 from detdistill.methods.presets import preset
-from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
+from detdistill.types import Batch, DetectorInfo, DetectorOutput, GridInfo, Need, Pyramid, Targets
 from tests.detectors.builders import scene, tiny
 from tests.methods.pairs import built, looks, pair
 
-INFO = DetectorInfo("atss", ("a",), (8,), {"neck": 2}, "sigmoid", cell_anchors=(((64.0, 64.0),),))
+INFO = DetectorInfo("atss", ("a",), (8,), {"neck": 2}, "sigmoid", grid=GridInfo(1, "atss", (((64.0, 64.0),),)))
 
 
 def copying(method: nn.Module) -> nn.Module:
@@ -29,7 +29,9 @@ def copying(method: nn.Module) -> nn.Module:
 def one_map(value: float, anchors: torch.Tensor | None = None, images: int = 1) -> DetectorOutput:
     """A level of 2 channels and 4 x 6 cells of 8 pixels, `value` everywhere."""
     sizes = torch.tensor([[32, 48]] * images)
-    return DetectorOutput({"neck": Pyramid((torch.full((images, 2, 4, 6), value),), (8,), sizes, None if anchors is None else (anchors,))})
+    return DetectorOutput(
+        {"neck": Pyramid((torch.full((images, 2, 4, 6), value),), (8,), sizes, None if anchors is None else (anchors,))}
+    )
 
 
 def cells(*sides: float) -> torch.Tensor:
@@ -44,7 +46,9 @@ def cells(*sides: float) -> torch.Tensor:
 TWO, HALF = torch.tensor([[8.0, 8, 24, 16]]), torch.tensor([[8.0, 8, 28, 16]])
 
 
-@pytest.mark.parametrize(("boxes", "factor", "count"), [(TWO, 0.5, 2), (HALF, 0.5, 2), (HALF, 0.4, 3), (HALF, 0.0, 3), (HALF, 1.0, 0)])
+@pytest.mark.parametrize(
+    ("boxes", "factor", "count"), [(TWO, 0.5, 2), (HALF, 0.5, 2), (HALF, 0.4, 3), (HALF, 0.0, 3), (HALF, 1.0, 0)]
+)
 @pytest.mark.parametrize("reduction", ["paper", "defeat"])
 def test_the_formula_by_hand(boxes: torch.Tensor, factor: float, count: int, reduction: str):
     # Every cell differs by 3 in both channels: 18 a cell, over 2 N cells: 9 whatever N is, 0 for an empty region; per channel 4.5.
@@ -100,7 +104,10 @@ def test_a_box_counts_on_its_own_level_or_on_all():
     student, teacher = pair("atss")
     batch, targets = scene(128, 256)
     batch = replace(batch, sizes=torch.tensor([[128, 256], [50, 70]]))
-    small, large = torch.tensor([[10.0, 10, 40, 40]]), torch.tensor([[0.0, 0, 250, 250]])  # on stride 16 from 224 pixels a side
+    small, large = (
+        torch.tensor([[10.0, 10, 40, 40]]),
+        torch.tensor([[0.0, 0, 250, 250]]),
+    )  # on stride 16 from 224 pixels a side
     assert box_levels(torch.cat([small, large]), (8, 16, 32)).tolist() == [0, 1]
     labels = torch.zeros(2, dtype=torch.long)
     targets = Targets((torch.cat([small, large]), torch.zeros(0, 4)), (labels, labels[:0]))
@@ -135,7 +142,10 @@ def test_anchors_are_the_students_the_teachers_or_made_from_the_stride():
         found = regions(method, student, teacher, scenery)
         wanted = [imitation_region(of_level, boxes, 0.8) for of_level in expected]
         assert all(torch.equal(region[0], want) for region, want in zip(found, wanted, strict=True)), anchors
-    assert any((imitation_region(a, boxes, 0.8) != imitation_region(b, boxes, 0.8)).any() for a, b in zip(own, made, strict=True))
+    assert any(
+        (imitation_region(a, boxes, 0.8) != imitation_region(b, boxes, 0.8)).any()
+        for a, b in zip(own, made, strict=True)
+    )
 
 
 @pytest.mark.parametrize("region", ["imitation", "full", "inside"])
@@ -143,10 +153,16 @@ def test_anchors_are_the_students_the_teachers_or_made_from_the_stride():
 def test_regions_stay_when_the_batch_is_padded_further(kind: str, region: str):
     student, teacher = pair(kind)
     (batch, targets), (wide, _) = scene(64, 96), scene(128, 160)
-    edge = torch.tensor([[60.0, 40, 69, 49]])  # at the corner of the second image, so that cells of the padding are near it
+    edge = torch.tensor(
+        [[60.0, 40, 69, 49]]
+    )  # at the corner of the second image, so that cells of the padding are near it
     targets = Targets((targets.boxes[0], edge), (targets.labels[0], torch.zeros(1, dtype=torch.long)))
     method = built("fgfi", student, teacher, region=region, levels_of_a_box="all")
-    pairs = zip(regions(method, student, teacher, (batch, targets)), regions(method, student, teacher, (wide, targets)), strict=True)
+    pairs = zip(
+        regions(method, student, teacher, (batch, targets)),
+        regions(method, student, teacher, (wide, targets)),
+        strict=True,
+    )
     for near, far in pairs:
         assert near.any(2).any(1).all()
         rows, columns = near.shape[1:]

@@ -61,7 +61,12 @@ def test_duplicating_the_batch_changes_nothing_and_objects_play_no_part(reductio
     doubled = []
     for output in (mine, theirs):
         neck = output.pyramids["neck"]
-        doubled.append(replace(output, pyramids={"neck": replace(neck, levels=tuple(torch.cat([level, level]) for level in neck.levels))}))
+        doubled.append(
+            replace(
+                output,
+                pyramids={"neck": replace(neck, levels=tuple(torch.cat([level, level]) for level in neck.levels))},
+            )
+        )
     torch.testing.assert_close(method(*doubled, targets)["features"], method(mine, theirs, targets)["features"])
 
 
@@ -81,7 +86,10 @@ def test_one_cell_in_the_batch_is_refused_where_there_is_batch_norm():
     one = maps.info(3), maps.info(3)
     student, teacher = (maps.output(torch.randn(1, 3, 1, 1)) for _ in range(2))
     method = FitNets.build(FitNetsConfig(connector="published"), *one)
-    with pytest.raises(UserError, match=r"method fitnets: the level of stride 8 has one cell in the whole batch.*methods\.fitnets\.levels"):
+    with pytest.raises(
+        UserError,
+        match=r"method fitnets: the level of stride 8 has one cell in the whole batch.*methods\.fitnets\.levels",
+    ):
         method(student, teacher, Targets((), ()))
     assert method.eval()(student, teacher, Targets((), ()))["features"].isfinite()
     assert FitNets.build(FitNetsConfig(), *one)(student, teacher, Targets((), ()))["features"].isfinite()

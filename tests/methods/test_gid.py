@@ -61,7 +61,9 @@ def test_instances_lie_apart_within_their_images_and_no_label_has_a_part_in_them
 
 
 def test_the_terms_are_the_formulas():
-    method, _, _, (mine, theirs, targets) = made("retinanet", weight_feature=2.0, weight_relation=3.0, weight_response=5.0, pairs="sum")
+    method, _, _, (mine, theirs, targets) = made(
+        "retinanet", weight_feature=2.0, weight_relation=3.0, weight_response=5.0, pairs="sum"
+    )
     terms = method(mine, theirs, targets)
     instances = method._instances(mine.stages[0], theirs.stages[0], mine)
     cuts = [pool_rois(output.pyramids["neck"].levels, (8, 16, 32), instances.boxes) for output in (mine, theirs)]
@@ -137,7 +139,9 @@ def test_the_gfl_of_lds_code_by_hand():
     guess, taught = mine.stages[0], theirs.stages[0]
     scores, boxes, _ = disagreement((guess.scores(), taught.scores()), (guess.boxes, taught.boxes), side="difference")
     expected, first, silent = 0.0, 0, 0
-    for count, s, t in zip(guess.layout.counts, mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True):
+    for count, s, t in zip(
+        guess.layout.counts, mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True
+    ):
         rows = slice(first, first + count)
         first += count
         if not guess.assignment.positive[:, rows].any():
@@ -173,7 +177,9 @@ def test_classes_are_mapped_by_name():
 
 
 def test_what_it_can_not_serve_is_refused_at_build():
-    fcos, retinanet, two_stage, queries = (tiny(head).info for head in ("fcos", "retinanet", "faster_rcnn", "deformable_detr"))
+    fcos, retinanet, two_stage, queries = (
+        tiny(head).info for head in ("fcos", "retinanet", "faster_rcnn", "deformable_detr")
+    )
     config = GIDConfig()
     with pytest.raises(UserError, match=r"the teacher \(deformable_detr\) has no dense grid"):
         GID.build(config, fcos, queries)

@@ -30,7 +30,9 @@ def test_it_is_a_plain_loop_over_queries_and_sides():
                 partner, truth = int(one.partner[image, query]), int(stage.assignment.matched[image, query])
                 sides = edge_kl(stage.edges[image, query], theirs.stages[-1].edges[image, partner], 5.0)
                 if truth >= 0:
-                    known += [side * paired_iou(stage.boxes[image, query], targets.boxes[image][truth]) for side in sides]
+                    known += [
+                        side * paired_iou(stage.boxes[image, query], targets.boxes[image][truth]) for side in sides
+                    ]
                 else:
                     others += [side * theirs.stages[-1].scores()[image, partner].max() for side in sides]
         a, b = (len(known) / 2) ** 0.5, (len(others) / 2) ** 0.5
@@ -62,6 +64,6 @@ def test_bins_must_mean_the_same():
     with pytest.raises(UserError, match=r"rt_detr.*no side distributions"):
         kind.build(kind.Config(), tiny("rt_detr").info, d_fine)
     with pytest.raises(UserError, match="must mean the same distance"):
-        kind.build(kind.Config(), d_fine, replace(d_fine, edge_code=(0.5, 8.0)))
+        kind.build(kind.Config(), d_fine, replace(d_fine, edges=replace(d_fine.edges, code=(0.5, 8.0))))
     with pytest.raises(UserError, match=r"gfl.*no queries"):
         kind.build(kind.Config(), d_fine, tiny("gfl").info)

@@ -85,7 +85,9 @@ def test_the_order_of_classes_does_not_matter():
 
 def test_sigmoid_heads_are_sent_elsewhere():
     info = tiny("retinanet").info
-    with pytest.raises(UserError, match=r"has no RoI head; .* where classes have a sigmoid each, take mimicking or bckd"):
+    with pytest.raises(
+        UserError, match=r"has no RoI head; .* where classes have a sigmoid each, take mimicking or bckd"
+    ):
         KD.build(KDConfig(), info, info)
     two = tiny("faster_rcnn").info
     with pytest.raises(UserError, match="its weight is 0"):

@@ -9,7 +9,7 @@ import torch
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
 from detdistill.losses import giou_distance
-from detdistill.types import Moment, Predictions, QuerySet
+from detdistill.types import Predictions, QuerySet, TrainState
 from tests.detectors.builders import scene, tiny
 from tests.methods.pairs import built, looks, pair
 
@@ -20,20 +20,20 @@ def made(**options: Any):
     return method, student, teacher, looks(method, student, teacher)
 
 
-def moment(seed: int = 0) -> Moment:
-    return Moment(generator=torch.Generator().manual_seed(seed))
+def state(seed: int = 0) -> TrainState:
+    return TrainState(generator=torch.Generator().manual_seed(seed))
 
 
 def test_it_is_zero_where_the_teacher_is_the_student():
     method, student, teacher, _ = made()
     student.load_state_dict(teacher.state_dict())
     mine, theirs, targets = looks(method, student, teacher)
-    assert all(term.abs() < 1e-4 for term in method(mine, theirs, targets, moment()).values())
+    assert all(term.abs() < 1e-4 for term in method(mine, theirs, targets, state()).values())
 
 
 def test_it_teaches_the_student_and_not_the_teacher():
     method, student, teacher, (mine, theirs, targets) = made()
-    terms = method(mine, theirs, targets, moment())
+    terms = method(mine, theirs, targets, state())
     assert terms.keys() == {"class", "box", "giou"}
     assert all(term > 0 for term in terms.values())
     sum(terms.values()).backward()
@@ -49,7 +49,10 @@ def test_the_distance_by_hand():
     logits = torch.tensor([0.8, 0.2]).logit().view(1, 2, 1)
     teacher = Predictions(logits, "sigmoid", boxes, valid)
     student = Predictions(
-        torch.tensor([[[0.0], [logits[0, 1, 0]]]]), "sigmoid", boxes + torch.tensor([[[10.0, 0, 10, 0], [0, 0, 0, 0]]]), valid
+        torch.tensor([[[0.0], [logits[0, 1, 0]]]]),
+        "sigmoid",
+        boxes + torch.tensor([[[10.0, 0, 10, 0], [0, 0, 0, 0]]]),
+        valid,
     )
     terms = method.distances(student, teacher, torch.tensor([[100, 100]]))
     assert terms["class"].item() == pytest.approx(0.8 * 0.192745, abs=1e-5)
@@ -64,14 +67,18 @@ def test_the_specific_points_are_the_teachers_queries():
     own = theirs.queries.own
     answers = mine.queries.redecode(QuerySet(own.content, own.position))[-1]
     trust = theirs.stages[-1].scores().amax(-1)
-    apart = (to_relative(answers.boxes, scene()[0].sizes) - to_relative(theirs.stages[-1].boxes, scene()[0].sizes)).abs().sum(-1)
+    apart = (
+        (to_relative(answers.boxes, scene()[0].sizes) - to_relative(theirs.stages[-1].boxes, scene()[0].sizes))
+        .abs()
+        .sum(-1)
+    )
     expected = 5 * (apart * trust).sum() / trust.sum()
-    torch.testing.assert_close(method(mine, theirs, targets, moment())["box"], expected)
+    torch.testing.assert_close(method(mine, theirs, targets, state())["box"], expected)
 
 
 def test_general_points_are_drawn_anew_from_the_runs_generator():
     method, _, _, (mine, theirs, targets) = made(specific=False)
-    first, again, other = (method(mine, theirs, targets, moment(seed)) for seed in (0, 0, 1))
+    first, again, other = (method(mine, theirs, targets, state(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert first["box"] != other["box"]
     torch.manual_seed(3)
@@ -82,12 +89,17 @@ def test_general_points_are_drawn_anew_from_the_runs_generator():
 
 @pytest.mark.parametrize(
     ("head", "teacher"),
-    [("conditional_detr", "deformable_detr"), ("dab_detr", "rt_detr"), ("detr", "deformable_detr"), ("adamixer", "rt_detr")],
+    [
+        ("conditional_detr", "deformable_detr"),
+        ("dab_detr", "rt_detr"),
+        ("detr", "deformable_detr"),
+        ("adamixer", "rt_detr"),
+    ],
 )
 def test_a_student_that_reads_fewer_parts_of_a_query_learns_from_all_points(head: str, teacher: str):
     student, lecturer = pair(head, teacher)
     method = built("kddetr", student, lecturer, general=7)
-    terms = method(*looks(method, student, lecturer), moment())
+    terms = method(*looks(method, student, lecturer), state())
     assert all(term.isfinite() and term > 0 for term in terms.values())
 
 
@@ -102,11 +114,16 @@ def test_what_it_cannot_serve_is_refused():
     with pytest.raises(UserError, match="64 wide"):
         built("kddetr", tiny("deformable_detr", channels=64), deformable)
     kind = type(built("kddetr", deformable, deformable))
-    with pytest.raises(UserError, match=r"reads the reference of queries.* build both with --model\.two-stage, or neither"):
-        built("kddetr", tiny("deformable_detr", two_stage=True), deformable)
-    boxes = replace(deformable.info, kind="other", query_parts=frozenset({"reference"}))
     with pytest.raises(
-        UserError, match="reads the content and position of queries, which the teacher's other hasn't got; take a teacher of"
+        UserError, match=r"reads the reference of queries.* build both with --model\.two-stage, or neither"
+    ):
+        built("kddetr", tiny("deformable_detr", two_stage=True), deformable)
+    boxes = replace(
+        deformable.info, kind="other", queries=replace(deformable.info.queries, parts=frozenset({"reference"}))
+    )
+    with pytest.raises(
+        UserError,
+        match="reads the content and position of queries, which the teacher's other hasn't got; take a teacher of",
     ):
         kind.build(kind.Config(), deformable.info, boxes)
     with pytest.raises(UserError, match="no class in common"):

@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
 from detdistill.geometry import valuable_region
 from detdistill.losses import edge_kl, softmax_kl
 from detdistill.methods.ld import LD, LDConfig
 from detdistill.methods.presets import preset
-from detdistill.types import Targets
+from detdistill.types import Detector, EdgeInfo, Targets
 from tests.detectors.builders import DENSE, scene, shake, tiny
 from tests.methods.pairs import built, looks
 
@@ -49,7 +48,9 @@ def test_terms_are_the_published_sums(head: str):
     ring = torch.zeros(positive.shape)
     for image, inside in enumerate(guess.valid):
         kept = [level[mask] for level, mask in zip(anchors, inside.split(counts), strict=True)]
-        ring[image, inside] = valuable_region(kept, targets.boxes[image], region="inside" if head == "fcos" else "iof_compat")
+        ring[image, inside] = valuable_region(
+            kept, targets.boxes[image], region="inside" if head == "fcos" else "iof_compat"
+        )
     assert (ring > 0).any()
     if head in ("fcos", "retinanet"):
         ring = ring * ~positive
@@ -76,7 +77,11 @@ def test_teacher_as_student_gives_zero_and_the_teacher_gets_no_gradient(head: st
     assert terms.keys() == TERMS
     assert all(term.abs() < 1e-4 for term in terms.values())
     mine, theirs, targets = looks(method, student, teacher)
-    known = replace(theirs.stages[-1], logits=theirs.stages[-1].logits.requires_grad_(), edges=theirs.stages[-1].edges.requires_grad_())
+    known = replace(
+        theirs.stages[-1],
+        logits=theirs.stages[-1].logits.requires_grad_(),
+        edges=theirs.stages[-1].edges.requires_grad_(),
+    )
     sum(method(mine, replace(theirs, stages=(known,)), targets).values()).backward()
     assert known.logits.grad is None
     assert known.edges.grad is None
@@ -124,7 +129,13 @@ def test_the_ring_does_not_move_when_the_batch_is_padded_further():
 
 def test_options_of_the_ring():
     values = {}
-    for options in ({"valuable": "overlap"}, {"valuable": "mask"}, {"valuable": "score"}, {"region": "diou"}, {"gamma": 0.9}):
+    for options in (
+        {"valuable": "overlap"},
+        {"valuable": "mask"},
+        {"valuable": "score"},
+        {"region": "diou"},
+        {"gamma": 0.9},
+    ):
         method, outputs = lesson("gfl", **options)
         values[str(options)] = method(*outputs)["valuable_edges"].item()
     assert len(set(values.values())) == len(values)
@@ -145,17 +156,23 @@ def test_a_batch_without_objects_is_zero_with_a_gradient(head: str):
 def test_positives_of_a_class_the_teacher_does_not_know_teach_no_classes():
     _, (mine, theirs, targets) = lesson("gfl")
     student = tiny("gfl").info
-    strange = LD.build(LDConfig(), student, replace(student, classes=("disc", "ring", "cross")))  # the second is another class
+    strange = LD.build(
+        LDConfig(), student, replace(student, classes=("disc", "ring", "cross"))
+    )  # the second is another class
     only_square = Targets(targets.boxes, tuple(torch.ones_like(labels) for labels in targets.labels))
     assert strange(mine, theirs, only_square)["class"] == 0
     assert strange(mine, theirs, only_square)["edges"] > 0
 
 
 def test_what_it_cannot_serve_is_refused_at_build():
-    gfl, plain, edged = tiny("gfl").info, tiny("atss", edges=False, edge_bins=17).info, replace(tiny("fcos").info, edge_bins=17)
+    gfl, plain, edged = (
+        tiny("gfl").info,
+        tiny("atss", edges=False, edge_bins=17).info,
+        replace(tiny("fcos").info, edges=EdgeInfo(17)),
+    )
     for student, teacher, config, message in (
         (plain, gfl, LDConfig(), r"the student \(atss\) has no distance distributions; take gfl, or .* --model.edges"),
-        (gfl, replace(gfl, edge_bins=9), LDConfig(), "have 17 and 9 bins"),
+        (gfl, replace(gfl, edges=EdgeInfo(9)), LDConfig(), "have 17 and 9 bins"),
         (gfl, edged, LDConfig(), "distances are from other points in gfl and fcos"),
         (tiny("faster_rcnn").info, gfl, LDConfig(), "no dense head"),
         (gfl, replace(gfl, strides=(8, 16)), LDConfig(), "predictions are compared cell by cell"),

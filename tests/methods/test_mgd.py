@@ -6,8 +6,8 @@ from torch import nn
 
 from detdistill.errors import UserError
 from detdistill.methods.mgd import MGD, MGDConfig, kept_cells
-from detdistill.pairing import resolve
-from detdistill.types import Moment, Need, Targets
+from detdistill.run.pairing import resolve
+from detdistill.types import Need, Targets, TrainState
 from tests.detectors.builders import scene, tiny
 from tests.losses.test_attention import generator
 from tests.losses.test_features import STUDENT, TEACHER
@@ -24,8 +24,8 @@ def golden(**options: object) -> MGD:
     return method
 
 
-def seeded(seed: int) -> Moment:
-    return Moment(generator=torch.Generator().manual_seed(seed))
+def seeded(seed: int) -> TrainState:
+    return TrainState(generator=torch.Generator().manual_seed(seed))
 
 
 def test_golden_without_a_mask():
@@ -42,7 +42,10 @@ def test_the_mask_drops_that_share_of_cells_for_all_channels_and_is_drawn_from_t
     assert kept_cells(like, 0.0, None).all()
     assert not kept_cells(like, 1.0, None).any()
     method = golden()
-    terms = [method(output(STUDENT), output(TEACHER), NO_TARGETS, moment)["features"] for moment in (seeded(1), seeded(1), seeded(2))]
+    terms = [
+        method(output(STUDENT), output(TEACHER), NO_TARGETS, state)["features"]
+        for state in (seeded(1), seeded(1), seeded(2))
+    ]
     assert terms[0] == terms[1] != terms[2]
 
 
@@ -51,9 +54,9 @@ def test_levels_and_steps_draw_anew():
     seen = []
     for block in method.generators:
         block.register_forward_hook(lambda block, given, made: seen.append(given[0] != 0))
-    moment, two = seeded(0), {"strides": (8, 16)}
+    state, two = seeded(0), {"strides": (8, 16)}
     for _ in range(2):
-        method(output(STUDENT, STUDENT, **two), output(TEACHER, TEACHER, **two), NO_TARGETS, moment)
+        method(output(STUDENT, STUDENT, **two), output(TEACHER, TEACHER, **two), NO_TARGETS, state)
     masks = {tuple(mask[:, 0].flatten().tolist()) for mask in seen}
     assert len(masks) == len(seen) == 4
 

@@ -20,7 +20,9 @@ BOXES = torch.tensor([[[8.0, 8, 40, 40], [0, 0, 30, 90]], [[60, 60, 100, 90], [0
 VALID = torch.tensor([[True, True], [True, False]])
 
 
-def synthetic(*widths: int, boxes: torch.Tensor = BOXES, valid: torch.Tensor = VALID) -> tuple[DetectorOutput, DetectorOutput]:
+def synthetic(
+    *widths: int, boxes: torch.Tensor = BOXES, valid: torch.Tensor = VALID
+) -> tuple[DetectorOutput, DetectorOutput]:
     """Two pyramids; the student's detector proposes `boxes`."""
     student, teacher = (look(width, seed) for seed, width in enumerate(widths))
     return replace(student, proposals=Proposals(boxes, valid, lambda boxes: None)), teacher
@@ -100,7 +102,9 @@ def test_a_two_stage_pair_takes_either_sides_proposals(whose: str):
     torch.manual_seed(0)
     mine, theirs, given = looks(method, student, teacher)
     chosen = (mine if whose == "student" else theirs).proposals
-    assert sum(len(boxes) for boxes in method._proposals(mine if whose == "student" else theirs)) == int(chosen.valid.sum())
+    assert sum(len(boxes) for boxes in method._proposals(mine if whose == "student" else theirs)) == int(
+        chosen.valid.sum()
+    )
     term = method(mine, theirs, given)["regions"]
     term.backward()
     assert term > 0 and all(parameter.grad is None for parameter in teacher.parameters())

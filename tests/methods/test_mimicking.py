@@ -63,11 +63,13 @@ def test_teacher_as_student_gives_the_minimum(head: str):
 
 
 def test_other_grids_are_refused():
-    with pytest.raises(UserError, match=r"9 anchors a cell, the teacher at .* with 1; predictions are compared cell by cell"):
+    with pytest.raises(
+        UserError, match=r"9 anchors a cell, the teacher at .* with 1; predictions are compared cell by cell"
+    ):
         Mimicking.build(PredictionConfig(), tiny("retinanet").info, tiny("fcos").info)
     info = tiny("retinanet").info
     with pytest.raises(UserError, match="anchors of a cell differ in size"):
-        Mimicking.build(PredictionConfig(), info, replace(info, cell_anchors=()))
+        Mimicking.build(PredictionConfig(), info, replace(info, grid=replace(info.grid, cell_anchors=())))
     with pytest.raises(UserError, match="no dense head"):
         Mimicking.build(PredictionConfig(), info, tiny("faster_rcnn").info)
 

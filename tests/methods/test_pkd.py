@@ -66,7 +66,11 @@ def test_a_connector_is_learned_only_where_widths_differ():
     assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 3
     method(*looks(method, student, teacher))["features"].backward()
     # The smallest level has fewer than 16 cells in this batch and is left out.
-    assert [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in method.parameters() if p.ndim == 4] == [True, True, False]
+    assert [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in method.parameters() if p.ndim == 4] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_tiny_levels_are_left_out_and_nothing_left_is_an_error():
@@ -98,14 +102,18 @@ def test_duplicating_the_batch_changes_it_by_the_degrees_of_freedom_only():
 def test_plain_squares_in_place_of_correlation():
     student, teacher = pair("fcos")
     options = {"weight": 3.0, "levels": 2}
-    plain, correlated = (built("pkd", student, teacher, distance=distance, **options) for distance in ("mse", "pearson"))
+    plain, correlated = (
+        built("pkd", student, teacher, distance=distance, **options) for distance in ("mse", "pearson")
+    )
     mine, theirs, targets = looks(plain, student, teacher)
     levels = list(zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True))[:2]
     expected = 3 * sum((s - t).square().mean() / 2 for s, t in levels)
     torch.testing.assert_close(plain(mine, theirs, targets)["features"], expected)
     neck = mine.pyramids["neck"]
     scaled = replace(mine, pyramids={"neck": replace(neck, levels=tuple(2 * level + 1 for level in neck.levels))})
-    torch.testing.assert_close(*(correlated(output, theirs, targets)["features"] for output in (mine, scaled)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        *(correlated(output, theirs, targets)["features"] for output in (mine, scaled)), rtol=1e-4, atol=0
+    )
     assert plain(scaled, theirs, targets)["features"] > 1.5 * plain(mine, theirs, targets)["features"]
 
 
@@ -118,7 +126,9 @@ def test_tower_features_at_every_depth(head: str, teacher: str, depth: int):
     mine, theirs, targets = looks(method, student, lecturer)
     states = [output.towers.states[depth] for output in (mine, theirs)]
     pairs = [
-        (s, t) for tower in ("classification", "regression") for s, t in zip(*(getattr(state, tower) for state in states), strict=True)
+        (s, t)
+        for tower in ("classification", "regression")
+        for s, t in zip(*(getattr(state, tower) for state in states), strict=True)
     ]
     shown = [(s.relu(), t.relu()) if depth else (s, t) for s, t in pairs if s[:, 0].numel() >= 16]
     assert len(shown) == 4

@@ -26,7 +26,8 @@ def test_the_weight_is_that_of_a_batch_of_64_whatever_the_number_of_boxes():
     twice = Targets(tuple(own.repeat(2, 1) for own in given.boxes), tuple(own.repeat(2) for own in given.labels))
     with torch.no_grad():
         ratios = [
-            float(kind(student, teacher, twice)["relations"] / kind(student, teacher, given)["relations"]) for kind in (method, plain)
+            float(kind(student, teacher, twice)["relations"] / kind(student, teacher, given)["relations"])
+            for kind in (method, plain)
         ]
     assert ratios == pytest.approx([1.0, 0.5], rel=1e-3)
 
@@ -53,7 +54,9 @@ def test_the_diagonal_is_an_option():
     student, teacher, given = look(4, 0), look(6, 1), targets([0, 1, 0], [1, 1])
     method = built_on(4, 6, diagonal=False, batch=None, weight=2.0)
     found = method.embeddings(student, teacher, given)
-    torch.testing.assert_close(method(student, teacher, given)["relations"], 2 * pkt(found.student, found.teacher, diagonal=False))
+    torch.testing.assert_close(
+        method(student, teacher, given)["relations"], 2 * pkt(found.student, found.teacher, diagonal=False)
+    )
 
 
 def test_instances_of_all_images_are_related():

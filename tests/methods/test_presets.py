@@ -8,7 +8,9 @@ from detdistill.methods.presets import preset
 from tests.detectors.builders import tiny
 
 
-@pytest.mark.parametrize(("head", "alone", "beside"), [("gfl", 10, 6), ("retinanet", 10, 2), ("fcos", 10, 2), ("atss", 10, 1)])
+@pytest.mark.parametrize(
+    ("head", "alone", "beside"), [("gfl", 10, 6), ("retinanet", 10, 2), ("fcos", 10, 2), ("atss", 10, 1)]
+)
 def test_pkd_weighs_less_beside_crosskd(head: str, alone: float, beside: float):
     info = tiny(head).info
     assert preset("pkd", info, info)["weight"] == alone
@@ -37,7 +39,16 @@ RELEASED = {
     "atss": (1.0, 1.0, 1.0, "giou", "valid", "valid", "positives", "positives", 3),
     "fcos": (0.4, 0.75, 0.0, "log_iou", "all", "all", "quality", "quality", 2),
 }
-WRITTEN = ["weight_class", "weight_box", "weight_quality", "box", "class_region", "box_region", "class_normalizer", "box_normalizer"]
+WRITTEN = [
+    "weight_class",
+    "weight_box",
+    "weight_quality",
+    "box",
+    "class_region",
+    "box_region",
+    "class_normalizer",
+    "box_normalizer",
+]
 
 
 @pytest.mark.parametrize("head", RELEASED)
@@ -48,7 +59,12 @@ def test_crosskd_and_mimicking_are_as_released(head: str):
     for config in (crossed, Mimicking.Config(**preset("mimicking", info, info))):
         assert [getattr(config, name) for name in WRITTEN] == values
         assert (config.beta, config.temperature, config.trust) == (1.0, 1.0, True)
-    assert (info.tower_depth + crossed.depth, crossed.student_depth, crossed.align, crossed.tap) == (depth, None, True, "post_relu")
+    assert (info.towers.depth + crossed.depth, crossed.student_depth, crossed.align, crossed.tap) == (
+        depth,
+        None,
+        True,
+        "post_relu",
+    )
 
 
 @pytest.mark.parametrize("head", RELEASED)

@@ -7,13 +7,17 @@ from functools import cache
 import pytest
 import torch
 
-from detdistill.detectors.protocol import Detector
 from detdistill.methods import METHODS, Method
-from detdistill.types import Batch, Moment, Targets
+from detdistill.types import Batch, Detector, Targets, TrainState
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, looks, pair
 
-SETS = {"detrdistill": "deformable_detr", "kddetr": "deformable_detr", "clockdistill": "deformable_detr", "go_lsd": "d_fine"}
+SETS = {
+    "detrdistill": "deformable_detr",
+    "kddetr": "deformable_detr",
+    "clockdistill": "deformable_detr",
+    "go_lsd": "d_fine",
+}
 TWO_STAGE = ("kd", "dkd", "dist", "proposal_kd", "crosskd_roi", "chen2017")
 SUMS = {"ld_edges": 2.0, "ld_valuable_edges": 2.0}  # L_ld is not divided by positives in the published code
 DRAWN = ("mgd", "crd")  # what they draw is another for another batch; tested where they are
@@ -42,7 +46,7 @@ def terms(name: str, scenery: tuple[Batch, Targets]) -> dict[str, torch.Tensor]:
             norm.train()  # as in training; statistics of a doubled batch are the same
     torch.manual_seed(5)
     mine, theirs, targets = looks(method, student, teacher, scenery)
-    return method(mine, theirs, targets, Moment(ids=scenery[0].ids, generator=torch.Generator().manual_seed(1)))
+    return method(mine, theirs, targets, TrainState(ids=scenery[0].ids, generator=torch.Generator().manual_seed(1)))
 
 
 def twice(batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
@@ -74,7 +78,10 @@ def test_a_batch_without_objects_is_finite(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in DRAWN and name not in OF_THE_BATCH])
 def test_a_batch_seen_twice_changes_a_term_by_its_stated_factor(name: str) -> None:
     batch, targets = scene()
-    full = (batch, Targets((targets.boxes[0],) * 2, (targets.labels[0],) * 2))  # no image without objects: their floors count images
+    full = (
+        batch,
+        Targets((targets.boxes[0],) * 2, (targets.labels[0],) * 2),
+    )  # no image without objects: their floors count images
     once, doubled = terms(name, full), terms(name, twice(*full))
     for part, value in once.items():
         factor = SUMS.get(f"{name}_{part}", 1.0)

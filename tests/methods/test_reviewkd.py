@@ -42,7 +42,10 @@ def test_names_sizes_and_initial_values_are_the_published():
     assert sum(p.numel() for p in fused.parameters()) == 3_286_024
     deepest = [name for name, _ in fused.named_parameters() if name.startswith("abfs.0.")]
     assert deepest == [f"abfs.0.conv{i}.{part}" for i in (1, 2) for part in ("0.weight", "1.weight", "1.bias")]
-    assert [tuple(p.shape) for name, p in fused.named_parameters() if "abfs.1.att_conv" in name] == [(2, 512, 1, 1), (2,)]
+    assert [tuple(p.shape) for name, p in fused.named_parameters() if "abfs.1.att_conv" in name] == [
+        (2, 512, 1, 1),
+        (2,),
+    ]
     bound = (3 / 256) ** 0.5  # Kaiming's for a linear unit, a = 1
     first = fused.abfs[0].conv1[0].weight.abs().max().item()
     assert 0.99 * bound < first <= bound
@@ -85,7 +88,12 @@ def test_gradient_reaches_blocks_and_body_and_not_the_teacher():
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
     assert all(p.grad is None for p in student.parameters() if p.shape[:1] == (3,))  # the classifier
     assert all(p.grad is None for p in teacher.parameters())
-    assert method.blocks.abfs[0].conv1[0].weight.shape == (48, 48, 1, 1)  # fused at the student's width, given out at the teacher's
+    assert method.blocks.abfs[0].conv1[0].weight.shape == (
+        48,
+        48,
+        1,
+        1,
+    )  # fused at the student's width, given out at the teacher's
     assert method.blocks.abfs[0].conv2[0].weight.shape == (32, 48, 3, 3)
 
 
@@ -93,7 +101,10 @@ def test_deeper_levels_of_the_student_learn_from_a_finer_one_of_the_teacher():
     # The review: the gradient of the finest comparison alone reaches every student level; by paths `same` it reaches its own.
     levels = [torch.randn(1, 4, 8 // 2**index, 8 // 2**index, requires_grad=True) for index in range(3)]
     shapes = [(8, 8), (4, 4), (2, 2)]
-    for blocks, reached in ((FusedLevels([4] * 3, 4, [4] * 3), 3), (SeparateLevels([4] * 3, 4, [4] * 3, taught_pairs("same", 3)), 1)):
+    for blocks, reached in (
+        (FusedLevels([4] * 3, 4, [4] * 3), 3),
+        (SeparateLevels([4] * 3, 4, [4] * 3, taught_pairs("same", 3)), 1),
+    ):
         gradients = torch.autograd.grad(blocks(levels, shapes)[0].square().sum(), levels, allow_unused=True)
         assert sum(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in gradients) == reached
 
@@ -129,7 +140,12 @@ def test_duplicating_the_batch_changes_nothing():
     doubled = []
     for output in (mine, theirs):
         neck = output.pyramids["neck"]
-        doubled.append(replace(output, pyramids={"neck": replace(neck, levels=tuple(torch.cat([level, level]) for level in neck.levels))}))
+        doubled.append(
+            replace(
+                output,
+                pyramids={"neck": replace(neck, levels=tuple(torch.cat([level, level]) for level in neck.levels))},
+            )
+        )
     torch.testing.assert_close(method(*doubled, targets)["features"], method(mine, theirs, targets)["features"])
 
 
@@ -162,7 +178,10 @@ def test_what_it_cannot_serve_is_refused():
         ReviewKD.build(ReviewKDConfig(), replace(student.info, strides=(4,)), teacher.info)
     method = built("reviewkd", student, teacher)
     mine, theirs, targets = looks(method, student, teacher)
-    cell = [replace(o.pyramids["neck"], levels=tuple(level[:1, :, :1, :1] for level in o.pyramids["neck"].levels)) for o in (mine, theirs)]
+    cell = [
+        replace(o.pyramids["neck"], levels=tuple(level[:1, :, :1, :1] for level in o.pyramids["neck"].levels))
+        for o in (mine, theirs)
+    ]
     one = [replace(output, pyramids={"neck": neck}) for output, neck in zip((mine, theirs), cell, strict=True)]
     with pytest.raises(UserError, match="stride 8 has one cell in the whole batch"):
         method(*one, targets)

@@ -61,7 +61,9 @@ def test_assigned_codes_are_those_of_the_hosts_losses():
         assert not assignment.deltas[~assignment.positive].any()
         coder = detector.model.rpn.box_coder if name == "rpn_box_reg" else detector.model.roi_heads.box_coder
         decoded = coder.decode(assignment.deltas[own], [origins[own]])[:, 0]
-        boxes = torch.cat([own_boxes[rows[rows >= 0]] for own_boxes, rows in zip(targets.boxes, assignment.matched, strict=True)])
+        boxes = torch.cat(
+            [own_boxes[rows[rows >= 0]] for own_boxes, rows in zip(targets.boxes, assignment.matched, strict=True)]
+        )
         torch.testing.assert_close(decoded, boxes, rtol=1e-4, atol=1e-3)
         guess = stage.deltas[own]
         if name == "box_reg":
@@ -81,12 +83,12 @@ def test_codes_stay_finite_without_targets():
 
 def test_what_the_second_stage_reads_is_known_beforehand():
     detector = tiny("faster_rcnn", strides=(4, 8, 16, 32, 64))
-    assert detector.info.roi_strides == (4, 8, 16, 32)  # the fifth level is for the RPN alone
-    assert detector.info.roi_code == (10.0, 10.0, 5.0, 5.0)
+    assert detector.info.proposals.strides == (4, 8, 16, 32)  # the fifth level is for the RPN alone
+    assert detector.info.proposals.code == (10.0, 10.0, 5.0, 5.0)
     batch, _ = scene()
     levels, _ = detector._look(batch)
-    assert tuple(detector._pooled(levels).values()) == detector.info.roi_strides
-    assert tiny("fcos").info.roi_strides == tiny("fcos").info.roi_code == ()
+    assert tuple(detector._pooled(levels).values()) == detector.info.proposals.strides
+    assert tiny("fcos").info.proposals is None
 
 
 # ---- rows
@@ -188,7 +190,9 @@ def test_terms_by_hand():
     torch.testing.assert_close(terms["class"], 2 * divergence / 2)
     torch.testing.assert_close(terms["box"], torch.tensor(3 * (0.5 * 4 + 0.5 * 8) / (4 * 1.0)))
     unsure = Rows(student[:1], teacher[:1], mine[:1], theirs[:1], rows.labels[:1], rows.aims[:1])
-    assert roi_terms(unsure, RoIConfig(weight_box=1.0))["box"].item() == pytest.approx(0.5)  # the sum of trust is at least 1
+    assert roi_terms(unsure, RoIConfig(weight_box=1.0))["box"].item() == pytest.approx(
+        0.5
+    )  # the sum of trust is at least 1
 
 
 def test_a_background_that_is_surest_still_weighs_by_the_likeliest_class():
@@ -254,8 +258,10 @@ def test_what_they_cannot_serve_is_refused_at_build(name: str):
 @pytest.mark.parametrize("name", ["proposal_kd", "chen2017"])
 def test_codes_of_another_scale_are_refused(name: str):
     info, kind = tiny("faster_rcnn").info, METHODS[name]
-    other = replace(info, roi_code=(1.0, 1.0, 1.0, 1.0))
-    with pytest.raises(UserError, match=r"weighted by \(10.0, 10.0, 5.0, 5.0\) \(student\) and \(1.0, .*build both with the same"):
+    other = replace(info, proposals=replace(info.proposals, code=(1.0, 1.0, 1.0, 1.0)))
+    with pytest.raises(
+        UserError, match=r"weighted by \(10.0, 10.0, 5.0, 5.0\) \(student\) and \(1.0, .*build both with the same"
+    ):
         kind.build(kind.Config(), info, other)
     without = {"weight_box": 0} if name == "proposal_kd" else {"nu": 0}
     kind.build(kind.Config(**without), info, other)  # no code is compared

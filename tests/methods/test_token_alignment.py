@@ -25,7 +25,9 @@ NOTHING = Targets((torch.zeros(0, 4),) * 2, (torch.zeros(0, dtype=torch.long),) 
 def given(student: int = 4, teacher: int = 4, strides: tuple[int, ...] = (8,), **options: object) -> TokenAlignment:
     """The method on maps of these widths, in double; its projector the identity where they agree."""
     torch.manual_seed(0)
-    method = TokenAlignment.build(TokenAlignmentConfig(**options), info(student, strides), info(teacher, strides)).double()
+    method = TokenAlignment.build(
+        TokenAlignmentConfig(**options), info(student, strides), info(teacher, strides)
+    ).double()
     if student == teacher:
         torch.nn.init.dirac_(method.projector.weight)
         torch.nn.init.zeros_(method.projector.bias)
@@ -111,7 +113,10 @@ def test_the_coarsest_common_level_is_taken_or_the_one_asked_for():
 def test_pyramids_by_name_else_the_teachers_neck():
     student = replace(info(4, (32,)), channels={"neck": 8, "memory": 4})
     method = TokenAlignment.build(TokenAlignmentConfig(pyramid="memory"), student, info(6, (32,)))
-    assert (method.student_need, method.need) == (Need(pyramids=frozenset({"memory"})), Need(pyramids=frozenset({"neck"})))
+    assert (method.student_need, method.need) == (
+        Need(pyramids=frozenset({"memory"})),
+        Need(pyramids=frozenset({"neck"})),
+    )
     assert method.projector.weight.shape == (6, 4, 1, 1)
     same = TokenAlignment.build(TokenAlignmentConfig(pyramid="memory"), student, student)
     assert same.need == same.student_need and same.projector.weight.shape == (4, 4, 1, 1)
@@ -138,7 +143,12 @@ def test_a_vit_teaches_any_detector(head: str, tmp_path: object):
 def test_what_it_cannot_serve_is_refused_at_build():
     for config, student, teacher, message in (
         (TokenAlignmentConfig(), info(4, (8,)), info(4, (16,)), "no level in common"),
-        (TokenAlignmentConfig(stride=8), info(4, (8, 16)), info(4, (16,)), "stride 8 is not one that both sides have; both have 16"),
+        (
+            TokenAlignmentConfig(stride=8),
+            info(4, (8, 16)),
+            info(4, (16,)),
+            "stride 8 is not one that both sides have; both have 16",
+        ),
         (TokenAlignmentConfig(pyramid="memory"), info(4), info(4), "no pyramid 'memory' on the student; it has neck"),
     ):
         with pytest.raises(UserError, match=f"method token_alignment: .*{message}"):

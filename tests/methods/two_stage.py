@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
 from detdistill.methods import Method
 from detdistill.testing import check_pair, learn
 from detdistill.testing import scene as whole_scene
-from detdistill.types import Batch, DetectorOutput, Targets
+from detdistill.types import Batch, Detector, DetectorOutput, Targets
 from tests.detectors.builders import CLASSES
 from tests.methods.pairs import built, looks, pair
 
@@ -57,12 +56,23 @@ def with_boxes(output: DetectorOutput, boxes: torch.Tensor) -> DetectorOutput:
     return replace(output, proposals=replace(output.proposals, boxes=boxes))
 
 
-PARTS = {"neck": "backbone", "rpn": "rpn", "box_head": "box_head", "classes": "cls_score", "codes": "box_predictor.bbox_pred"}
+PARTS = {
+    "neck": "backbone",
+    "rpn": "rpn",
+    "box_head": "box_head",
+    "classes": "cls_score",
+    "codes": "box_predictor.bbox_pred",
+}
 
 
 def touched(detector: Detector) -> set[str]:
     """The parts of a Faster R-CNN that a gradient reached, be it of zeros."""
-    return {part for part, where in PARTS.items() for name, own in detector.named_parameters() if where in name and own.grad is not None}
+    return {
+        part
+        for part, where in PARTS.items()
+        for name, own in detector.named_parameters()
+        if where in name and own.grad is not None
+    }
 
 
 @cache

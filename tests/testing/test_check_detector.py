@@ -10,7 +10,7 @@ from torch import nn
 
 from detdistill.detectors.build import DETECTORS
 from detdistill.testing import check_detector, scene
-from detdistill.types import Batch, DetectorOutput, Need, Targets, Towers, TowerState
+from detdistill.types import Batch, DetectorOutput, GridInfo, Need, Targets, TowerInfo, Towers, TowerState
 from tests.detectors.builders import shake, tiny
 
 
@@ -27,7 +27,9 @@ def test_every_detector_passes_and_is_left_alone(head: str):
 class Bent(nn.Module):
     """A detector whose outputs are bent. What `observe` gives goes through `bend`, with the targets it was asked for."""
 
-    def __init__(self, bend: Callable[[DetectorOutput, Targets | None], DetectorOutput], head: str = "gfl", **info: Any):
+    def __init__(
+        self, bend: Callable[[DetectorOutput, Targets | None], DetectorOutput], head: str = "gfl", **info: Any
+    ):
         super().__init__()
         self.inner, self.bend = shake(tiny(head)), bend
         self.info = replace(self.inner.info, **info)
@@ -52,7 +54,10 @@ def stages_bent(**changes: Callable) -> Callable:
 
     def bend(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:
         return replace(
-            output, stages=tuple(replace(s, **{name: f(getattr(s, name)) for name, f in changes.items()}) for s in output.stages)
+            output,
+            stages=tuple(
+                replace(s, **{name: f(getattr(s, name)) for name, f in changes.items()}) for s in output.stages
+            ),
         )
 
     return bend
@@ -62,7 +67,9 @@ def activated(output: DetectorOutput, targets: Targets | None) -> DetectorOutput
     if output.towers is None:
         return output
     after = {
-        depth: TowerState(depth, tuple(x.relu() for x in state.classification), tuple(x.relu() for x in state.regression))
+        depth: TowerState(
+            depth, tuple(x.relu() for x in state.classification), tuple(x.relu() for x in state.regression)
+        )
         for depth, state in output.towers.states.items()
         if depth
     }
@@ -72,12 +79,20 @@ def activated(output: DetectorOutput, targets: Targets | None) -> DetectorOutput
 
 def deaf(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:
     """A resume that gives the plain predictions, whatever it is given."""
-    return output if output.towers is None else replace(output, towers=Towers(output.towers.states, lambda state: output.stages[-1]))
+    return (
+        output
+        if output.towers is None
+        else replace(output, towers=Towers(output.towers.states, lambda state: output.stages[-1]))
+    )
 
 
 def cut_off(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:
     """A resume under no_grad."""
-    return output if output.towers is None else replace(output, towers=Towers(output.towers.states, torch.no_grad()(output.towers.resume)))
+    return (
+        output
+        if output.towers is None
+        else replace(output, towers=Towers(output.towers.states, torch.no_grad()(output.towers.resume)))
+    )
 
 
 def elsewhere(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:
@@ -125,10 +140,9 @@ def test_a_bent_output_is_told(bend: Callable, told: str):
         ({"channels": {"neck": 48}}, "should be"),
         ({"channels": {"neck": 32, "memory": 32}}, "info.channels names"),
         ({"classes": ("disc", "square")}, "3 class logits for 2 classes"),
-        ({"quality": True}, "info.quality"),
-        ({"edge_bins": None}, "info.edge_bins is None"),
-        ({"tower_depth": None}, "go with the continuation"),
-        ({"tower_channels": 64}, "not 64 wide"),
+        ({"grid": GridInfo(1, "atss", quality=True)}, "info.grid.quality"),
+        ({"edges": None}, "info.edges is None"),
+        ({"towers": TowerInfo(2, 64)}, "not 64 wide"),
         ({"activation": "softmax"}, "info.activation is softmax"),
     ],
 )
@@ -157,7 +171,9 @@ def test_queries_and_proposals_that_go_astray_are_told():
     def other_queries(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:
         queries = output.queries
         return (
-            output if queries is None else replace(output, queries=replace(queries, own=replace(queries.own, content=-queries.own.content)))
+            output
+            if queries is None
+            else replace(output, queries=replace(queries, own=replace(queries.own, content=-queries.own.content)))
         )
 
     def other_boxes(output: DetectorOutput, targets: Targets | None) -> DetectorOutput:

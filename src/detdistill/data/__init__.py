@@ -5,4 +5,15 @@ from detdistill.data.faults import Faults
 from detdistill.data.layout import open_data, read_images
 from detdistill.data.records import Data, Record, Split
 
-__all__ = ["Data", "EvalLoader", "Example", "Faults", "Record", "Split", "TrainLoader", "collate", "open_data", "read_images"]
+__all__ = [
+    "Data",
+    "EvalLoader",
+    "Example",
+    "Faults",
+    "Record",
+    "Split",
+    "TrainLoader",
+    "collate",
+    "open_data",
+    "read_images",
+]

@@ -62,7 +62,9 @@ class Examples(Dataset):
             shown = augment(shown, self.config, seeded(self.seed, epoch, record.id))
         shown = kept(shown)
         boxes = shown.boxes.as_subclass(Tensor)
-        return Example(shown.image.as_subclass(Tensor), boxes, shown.labels, (record.height, record.width), record.id, record.name)
+        return Example(
+            shown.image.as_subclass(Tensor), boxes, shown.labels, (record.height, record.width), record.id, record.name
+        )
 
     def _read(self, index: int) -> tv_tensors.Image:
         """The image, fitted already where every epoch fits it alike; a random scale begins with the file's own pixels."""
@@ -88,7 +90,13 @@ def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | 
     for place, example in zip(images, sound, strict=True):
         place[:, : example.image.shape[-2], : example.image.shape[-1]] = example.image
     originals = torch.tensor([example.original for example in sound])
-    batch = Batch(images, sizes, originals, torch.tensor([example.id for example in sound]), tuple(example.name for example in sound))
+    batch = Batch(
+        images,
+        sizes,
+        originals,
+        torch.tensor([example.id for example in sound]),
+        tuple(example.name for example in sound),
+    )
     return batch, Targets(tuple(example.boxes for example in sound), tuple(example.labels for example in sound))
 
 
@@ -137,7 +145,15 @@ class TrainLoader:
     """
 
     def __init__(
-        self, split: Split, config: DataConfig, *, batch_size: int, seed: int, workers: int = 0, rank: int = 0, processes: int = 1
+        self,
+        split: Split,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         if batch_size % processes:
             raise UserError(
@@ -168,7 +184,9 @@ class EvalLoader:
     batch_size is over all processes. `len` is the number of this rank's batches.
     """
 
-    def __init__(self, split: Split, config: DataConfig, *, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, split: Split, config: DataConfig, *, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
+    ) -> None:
         self.split, self.batch_size = split, batch_size
         self.order = Order(len(split), batch_size, None, rank, processes)
         self.feed = Feed(Examples(split.records, config, None), self.order, workers)
@@ -206,5 +224,7 @@ class Feed:
             if self.workers and mine != self.turn:
                 raise RuntimeError("another pass over this loader has begun; with workers one is open at a time")
             if isinstance(item, UserError):
-                raise UserError(*item.args)  # `raise item` would tie this frame and its workers into a cycle, and collecting that takes 5 s
+                raise UserError(
+                    *item.args
+                )  # `raise item` would tie this frame and its workers into a cycle, and collecting that takes 5 s
             yield item

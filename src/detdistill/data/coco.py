@@ -41,7 +41,14 @@ def find(root: Path) -> dict[str, Source]:
             raise UserError(
                 f"{path}: {sources[split].annotations.name} is there for split {split!r} too; give explicit paths (data.{split})"
             )
-        folders = (root / suffix, root / "images" / suffix, root / split, root / "images" / split, root / "images", root)
+        folders = (
+            root / suffix,
+            root / "images" / suffix,
+            root / split,
+            root / "images" / split,
+            root / "images",
+            root,
+        )
         sources[split] = Source(path, folders)
     return sources
 
@@ -63,10 +70,14 @@ def _load(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); export the annotations again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: COCO annotations are a mapping with images, annotations and categories; export them again")
+        raise UserError(
+            f"{path}: COCO annotations are a mapping with images, annotations and categories; export them again"
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise UserError(f"{path}: {key!r} is missing or no list; COCO annotations have images, annotations and categories")
+            raise UserError(
+                f"{path}: {key!r} is missing or no list; COCO annotations have images, annotations and categories"
+            )
         if not all(isinstance(item, dict) for item in content[key]):
             raise UserError(f"{path}: {key!r} holds something else than mappings; export the annotations again")
     return content
@@ -83,12 +94,20 @@ def _categories(contents: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[int, s
             if isinstance(id, bool) or not isinstance(id, int) or not isinstance(name, str) or not name:
                 raise UserError(f"{path}: category {category} needs an integer id and a name; correct 'categories'")
             if names.setdefault(id, name) != name:
-                raise UserError(f"{path}: category {id} is {name!r} but {names[id]!r} in {origin[id]}; give an id one name in all files")
+                raise UserError(
+                    f"{path}: category {id} is {name!r} but {names[id]!r} in {origin[id]}; give an id one name in all files"
+                )
             origin.setdefault(id, path)
             parents.add(str(category.get("supercategory")))
-        used |= {annotation["category_id"] for annotation in content["annotations"] if isinstance(annotation.get("category_id"), int)}
+        used |= {
+            annotation["category_id"]
+            for annotation in content["annotations"]
+            if isinstance(annotation.get("category_id"), int)
+        }
     notes = []
-    if any(path.name == ROBOFLOW for path in contents):  # its exports open with a category for the project, which has no object
+    if any(
+        path.name == ROBOFLOW for path in contents
+    ):  # its exports open with a category for the project, which has no object
         for id in [id for id, name in names.items() if name in parents and id not in used and len(names) > 1]:
             notes.append(f"category {id} ({names.pop(id)!r}) is left out: a heading of the export without an object")
     repeated = next((name for name in names.values() if list(names.values()).count(name) > 1), None)
@@ -98,14 +117,20 @@ def _categories(contents: Mapping[Path, Mapping[str, Any]]) -> tuple[dict[int, s
     return dict(sorted(names.items())), notes
 
 
-def _records(source: Source, content: Mapping[str, Any], kinds: Mapping[int, int], faults: Faults) -> tuple[Record, ...]:
+def _records(
+    source: Source, content: Mapping[str, Any], kinds: Mapping[int, int], faults: Faults
+) -> tuple[Record, ...]:
     entries = _images(source.annotations, content["images"], faults)
     known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
     annotations: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
     for position, annotation in enumerate(content["annotations"]):
         image = annotation.get("image_id")
         if isinstance(image, bool) or not isinstance(image, int) or image not in known:
-            faults.bad(str(source.annotations), f"annotations[{position}]: image_id {image!r} is no image's id", "correct or remove it")
+            faults.bad(
+                str(source.annotations),
+                f"annotations[{position}]: image_id {image!r} is no image's id",
+                "correct or remove it",
+            )
             continue
         annotations.setdefault(image, []).append((position, annotation))
     folder = _folder(source, entries)
@@ -133,7 +158,11 @@ def _images(path: Path, entries: Sequence[dict[str, Any]], faults: Faults) -> li
         elif not isinstance(name, str) or not name:
             faults.bad(str(path), f"images[{position}]: file_name is {name!r}", "name the image file")
         elif id in sound:
-            faults.bad(str(path), f"images[{position}]: id {id} is {sound[id]['file_name']}'s already", "give every image an id of its own")
+            faults.bad(
+                str(path),
+                f"images[{position}]: id {id} is {sound[id]['file_name']}'s already",
+                "give every image an id of its own",
+            )
         else:
             sound[id] = entry
     return list(sound.values())
@@ -156,7 +185,9 @@ def _folder(source: Source, entries: Sequence[Mapping[str, Any]]) -> Path:
     if entries:
         looked = ", ".join(str(folder) for folder in source.folders)
         name = entries[0]["file_name"]
-        raise UserError(f"{source.annotations}: no image of it is there (looked for {name} in {looked}); give explicit paths in the recipe")
+        raise UserError(
+            f"{source.annotations}: no image of it is there (looked for {name} in {looked}); give explicit paths in the recipe"
+        )
     return source.folders[0]
 
 
@@ -172,7 +203,11 @@ def _add(
     path, where, image = place
     category, crowd, box = annotation.get("category_id"), annotation.get("iscrowd", 0), annotation.get("bbox")
     if isinstance(category, bool) or not isinstance(category, int) or category not in kinds:
-        faults.bad(str(path), f"{where} ({image}): category_id {category!r} is not in 'categories'", "correct it or add the category")
+        faults.bad(
+            str(path),
+            f"{where} ({image}): category_id {category!r} is not in 'categories'",
+            "correct it or add the category",
+        )
         return
     if crowd not in (0, 1):
         faults.bad(str(path), f"{where} ({image}): iscrowd is {crowd!r}", "it is 0 or 1")

@@ -46,7 +46,9 @@ class Faults:
         logger.info("%s: mended, %s %s", file, detail, MENDS[kind])
         self.mended.setdefault(kind, []).append(file)
 
-    def fit(self, corners: Sequence[object], size: tuple[int, int], file: str, where: str, inclusive: bool = False) -> list[float] | None:
+    def fit(
+        self, corners: Sequence[object], size: tuple[int, int], file: str, where: str, inclusive: bool = False
+    ) -> list[float] | None:
         """A box as written, xyxy in pixels, to the box inside an image of `size` (height, width); None where there is none to keep.
 
         inclusive: Pascal VOC's pixel indices, counted from 1 and both inside the box; 1 is taken off the first corner.
@@ -72,7 +74,9 @@ class Faults:
         inside = [max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))]
         if inside[2] <= inside[0] or inside[3] <= inside[1]:
             spot = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
-            self.bad(file, f"{where} {spot} lies wholly outside the {width}x{height} image", "correct the box or its unit")
+            self.bad(
+                file, f"{where} {spot} lies wholly outside the {width}x{height} image", "correct the box or its unit"
+            )
             return None
         if max(-left, -top, right - width, bottom - height) > ROUNDING:
             self.mend(file, "outside", where)
@@ -88,7 +92,8 @@ class Faults:
         lines = []
         if self.mended:
             parts = [
-                f"{len(files)} {_noun(kind, len(files))} {MENDS[kind]} ({_names(files)})" for kind, files in sorted(self.mended.items())
+                f"{len(files)} {_noun(kind, len(files))} {MENDS[kind]} ({_names(files)})"
+                for kind, files in sorted(self.mended.items())
             ]
             lines.append("mended: " + "; ".join(parts))
         if self.skipped:

@@ -11,7 +11,9 @@ from detdistill.data.faults import Faults
 from detdistill.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"})  # 8 bits a channel or less
+MODES = frozenset(
+    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"}
+)  # 8 bits a channel or less
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,9 +41,7 @@ class ImageFile:
         except MemoryError:
             raise
         except Exception as error:  # a decoder may raise anything on a damaged file
-            message = (
-                f"{self.path}: can't decode the image ({_one_line(error)}); restore the file, or leave it out with --on-bad-record skip"
-            )
+            message = f"{self.path}: can't decode the image ({_one_line(error)}); restore the file, or leave it out with --on-bad-record skip"
             raise UserError(message) from None
         return picture.transpose(TURNS[self.turn]) if self.turn in TURNS else picture
 
@@ -95,7 +95,9 @@ def settle(
     annotations were made on the image as stored, and it stays so.
     """
     if isinstance(found, str):
-        faults.bad(str(path), found, f"restore the file or {'remove it from the annotations' if source else 'give others'}")
+        faults.bad(
+            str(path), found, f"restore the file or {'remove it from the annotations' if source else 'give others'}"
+        )
         return None
     if declared is None or declared == found.upright:
         return ImageFile(path, found.turn), found.upright
@@ -109,7 +111,9 @@ def settle(
 
 def images_in(folder: Path) -> list[Path]:
     """Image files of a folder and of those below it, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _one_line(error: Exception) -> str:

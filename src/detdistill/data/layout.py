@@ -31,15 +31,25 @@ def open_data(config: DataConfig) -> Data:
         layout, contents = "shapes", shapes.read(config.path)
     else:
         layout, contents, also = _folder(config.path, faults)
-    splits = {name: Split(name, records, contents.classes, contents.category_ids) for name, records in contents.splits.items()}
+    splits = {
+        name: Split(name, records, contents.classes, contents.category_ids) for name, records in contents.splits.items()
+    }
     empty = next((name for name, split in splits.items() if not split.records), None)
     if empty is not None:
-        raise UserError(f"{config.path or explicit[empty].images}: split {empty!r} has no image that can be read; correct or remove it")
+        raise UserError(
+            f"{config.path or explicit[empty].images}: split {empty!r} has no image that can be read; correct or remove it"
+        )
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     count = len(contents.classes)
-    notes = [f"data: {TITLES[layout]}; images: {counts}; {count} class{'es' * (count > 1)}", *contents.notes, *faults.notes()]
+    notes = [
+        f"data: {TITLES[layout]}; images: {counts}; {count} class{'es' * (count > 1)}",
+        *contents.notes,
+        *faults.notes(),
+    ]
     if also:
-        notes.insert(1, f"the folder also has a {' and a '.join(TITLES[other] for other in also)} layout, which is not read")
+        notes.insert(
+            1, f"the folder also has a {' and a '.join(TITLES[other] for other in also)} layout, which is not read"
+        )
     return Data(layout, contents.classes, contents.category_ids, splits, tuple(notes), faults)
 
 
@@ -53,7 +63,9 @@ def read_images(paths: list[Path] | list[str] | tuple[Path | str, ...], config: 
     for path in map(Path, paths):
         found = images_in(path) if path.is_dir() else [path]
         if not found:
-            raise UserError(f"{path}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))}); give a folder of images")
+            raise UserError(
+                f"{path}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))}); give a folder of images"
+            )
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder; give images or folders of images")
         files += found
@@ -74,7 +86,9 @@ def _folder(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
     if not path:
         raise UserError("no data: give a folder or shapes:N with --data")
     if not root.exists():
-        raise UserError(f"{path}: there is no such folder; --data is a folder in COCO, Pascal VOC or YOLO layout, or shapes:N")
+        raise UserError(
+            f"{path}: there is no such folder; --data is a folder in COCO, Pascal VOC or YOLO layout, or shapes:N"
+        )
     files, lists, sheet = coco.find(root), voc.find(root), yolo.find(root)
     found = [name for name, there in (("coco", files), ("voc", lists), ("yolo", sheet)) if there]
     if files:
@@ -97,9 +111,13 @@ def _explicit(paths: Mapping[str, SplitPaths], faults: Faults) -> tuple[str, Con
         )
     layout = next(iter(layouts.values()))
     if layout == "coco":
-        return layout, coco.read({name: coco.Source(split.annotations, (split.images,)) for name, split in paths.items()}, faults)
+        return layout, coco.read(
+            {name: coco.Source(split.annotations, (split.images,)) for name, split in paths.items()}, faults
+        )
     if layout == "voc":
-        return layout, voc.read({name: voc.listed(split.annotations, split.images) for name, split in paths.items()}, faults)
+        return layout, voc.read(
+            {name: voc.listed(split.annotations, split.images) for name, split in paths.items()}, faults
+        )
     names = _names(next(iter(paths.values())).annotations)
     splits = {name: yolo.listed(split.annotations, split.images) for name, split in paths.items()}
     return layout, yolo.read(yolo.Sources(names, splits), faults)

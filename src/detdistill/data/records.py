@@ -66,7 +66,9 @@ class Record:
         """The RGB picture, EXIF rotation applied. Raises UserError naming the file where it can't be decoded."""
         picture = self.picture.open()
         if picture.size != (self.width, self.height):
-            raise UserError(f"{self.path or self.name}: the image has changed since the data set was opened; start again")
+            raise UserError(
+                f"{self.path or self.name}: the image has changed since the data set was opened; start again"
+            )
         return picture
 
 
@@ -122,7 +124,11 @@ class Split:
             images.append({"id": record.id, "file_name": record.name, "height": record.height, "width": record.width})
             columns = (record.corners.tolist(), record.kinds.tolist(), record.crowds.tolist(), record.areas.tolist())
             for (left, top, right, bottom), kind, crowd, area in zip(*columns, strict=True):
-                annotation: dict[str, Any] = {"id": len(annotations) + 1, "image_id": record.id, "category_id": self.category_ids[kind]}
+                annotation: dict[str, Any] = {
+                    "id": len(annotations) + 1,
+                    "image_id": record.id,
+                    "category_id": self.category_ids[kind],
+                }
                 annotation |= {"bbox": [left, top, right - left, bottom - top], "area": area, "iscrowd": int(crowd)}
                 annotations.append(annotation)
         categories = [{"id": id, "name": name} for id, name in zip(self.category_ids, self.classes, strict=True)]
@@ -155,7 +161,9 @@ class Data:
         for known in (name, ALIASES.get(name, name)):
             if known in self.splits:
                 return self.splits[known]
-        raise UserError(f"the data have no split {name!r}{nearest(name, self.splits)} (there are {', '.join(self.splits)})")
+        raise UserError(
+            f"the data have no split {name!r}{nearest(name, self.splits)} (there are {', '.join(self.splits)})"
+        )
 
     def training_split(self, config: DataConfig) -> Split:
         """data.train_split, or `train`."""
@@ -175,5 +183,7 @@ class Data:
 
 def _with_objects(split: Split) -> Split:
     if not any((~record.crowds).any() for record in split.records):
-        raise UserError(f"split {split.name!r}: {len(split)} images without one object; give its annotations or name another split")
+        raise UserError(
+            f"split {split.name!r}: {len(split)} images without one object; give its annotations or name another split"
+        )
     return split

@@ -43,7 +43,12 @@ class Item:
     def box(self) -> list[float]:
         """xyxy inside the image."""
         (left, top), (right, bottom) = self.outline.min(0), self.outline.max(0)
-        return [max(float(left), 0.0), max(float(top), 0.0), min(float(right), float(WIDTH)), min(float(bottom), float(HEIGHT))]
+        return [
+            max(float(left), 0.0),
+            max(float(top), 0.0),
+            min(float(right), float(WIDTH)),
+            min(float(bottom), float(HEIGHT)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,9 @@ def _background(random: np.random.Generator) -> Image.Image:
         cloud = Image.fromarray(((3 * grey + tint) // 4).astype(np.uint8))
         wide = np.asarray(cloud.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), dtype=np.int16)
         picture += (wide - 128) * int(random.integers(8, strength)) >> 7
-    return Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((WIDTH * FINE, HEIGHT * FINE), Image.Resampling.NEAREST)
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize(
+        (WIDTH * FINE, HEIGHT * FINE), Image.Resampling.NEAREST
+    )
 
 
 def _distract(draw: ImageDraw.ImageDraw, random: np.random.Generator) -> None:
@@ -176,7 +183,9 @@ def _distract(draw: ImageDraw.ImageDraw, random: np.random.Generator) -> None:
     elif sort == 1:
         begin = float(random.random()) * 360
         corners = [*(spot - reach).tolist(), *(spot + reach).tolist()]
-        draw.arc(corners, begin, begin + 60 + 150 * float(random.random()), fill=color, width=int(random.integers(1, 6)))
+        draw.arc(
+            corners, begin, begin + 60 + 150 * float(random.random()), fill=color, width=int(random.integers(1, 6))
+        )
     else:
         rock = _ring(0.35 + 0.65 * random.random(int(random.integers(6, 12)))) * reach * 0.6 + spot
         draw.polygon([tuple(point) for point in rock.tolist()], fill=color)
@@ -197,11 +206,15 @@ def _paint(canvas: Image.Image, item: Item, random: np.random.Generator) -> None
     shape = CLASSES[item.kind]
     pattern = int(random.integers(6))
     if shape in ("plank", "ladder"):
-        lit = _stripes(item.angle + (math.pi / 2 if shape == "plank" else 0.0), item.side * 0.22, (height, width), random)
+        lit = _stripes(
+            item.angle + (math.pi / 2 if shape == "plank" else 0.0), item.side * 0.22, (height, width), random
+        )
     elif pattern < 4:
         lit = np.zeros((height, width), dtype=bool)
     elif pattern == 4:
-        lit = _stripes(float(random.random()) * math.pi, item.side * (0.15 + 0.2 * float(random.random())), (height, width), random)
+        lit = _stripes(
+            float(random.random()) * math.pi, item.side * (0.15 + 0.2 * float(random.random())), (height, width), random
+        )
     else:
         cells = (random.random((max(height // 5, 1), max(width // 5, 1))) < 0.4).astype(np.uint8) * 255
         lit = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)) > 0

@@ -44,8 +44,12 @@ def find(root: Path) -> dict[str, list[tuple[Path, Path]]]:
     for path in lists:
         if re.search(r"_(train|val|trainval|test)$", path.stem):
             continue
-        stems = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        splits[path.stem] = [(root / "Annotations" / f"{stem}.xml", root / "JPEGImages") for stem in dict.fromkeys(stems)]
+        stems = [
+            line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        splits[path.stem] = [
+            (root / "Annotations" / f"{stem}.xml", root / "JPEGImages") for stem in dict.fromkeys(stems)
+        ]
     return splits
 
 
@@ -85,12 +89,19 @@ def _sheet(path: Path, faults: Faults) -> Sheet | None:
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
-        faults.bad(str(path), f"can't read the annotations ({error.strerror})", "restore the file or take the image off the split's list")
+        faults.bad(
+            str(path),
+            f"can't read the annotations ({error.strerror})",
+            "restore the file or take the image off the split's list",
+        )
         return None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         faults.bad(str(path), f"not XML ({error})", "export the annotations again")
         return None
-    things = [_thing(item, f"object {position}", path, faults) for position, item in enumerate(root.findall("object"), start=1)]
+    things = [
+        _thing(item, f"object {position}", path, faults)
+        for position, item in enumerate(root.findall("object"), start=1)
+    ]
     sides = [number(parsed(root.findtext(f"size/{side}"))) for side in ("height", "width")]
     declared = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None  # some tools write 0
     return Sheet(tuple(thing for thing in things if thing is not None), declared)
@@ -108,7 +119,11 @@ def _thing(item: ElementTree.Element, where: str, path: Path, faults: Faults) ->
     corners = tuple(parsed(item.findtext(f"bndbox/{corner}")) for corner in CORNERS)
     absent = [corner for corner, value in zip(CORNERS, corners, strict=True) if number(value) is None]
     if absent:
-        faults.bad(str(path), f"{where} ({name}): {absent[0]} of bndbox is missing or no number", "give xmin, ymin, xmax and ymax")
+        faults.bad(
+            str(path),
+            f"{where} ({name}): {absent[0]} of bndbox is missing or no number",
+            "give xmin, ymin, xmax and ymax",
+        )
         return None
     return Thing(name, corners, difficult == "1", where)
 

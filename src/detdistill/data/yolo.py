@@ -32,7 +32,11 @@ def find(root: Path) -> Path | None:
     for name in YAMLS:
         if (root / name).is_file():
             return root / name
-    named = [path for path in sorted(root.glob("*.y*ml")) if isinstance(_peek(path), dict) and {"names", "train"} <= _peek(path).keys()]
+    named = [
+        path
+        for path in sorted(root.glob("*.y*ml"))
+        if isinstance(_peek(path), dict) and {"names", "train"} <= _peek(path).keys()
+    ]
     return named[0] if len(named) == 1 else None
 
 
@@ -44,7 +48,9 @@ def sources(path: Path) -> Sources:
     notes = []
     root = path.parent / str(content.get("path") or "")
     if not root.is_dir():
-        notes.append(f"{path.name} says path: {content['path']}, which is not there; its splits are looked for beside it")
+        notes.append(
+            f"{path.name} says path: {content['path']}, which is not there; its splits are looked for beside it"
+        )
         root = path.parent
     splits = {}
     for split in SPLITS:
@@ -63,7 +69,9 @@ def class_names(path: Path) -> dict[int, str]:
     """Class names by number, from a data.yaml (a list, or a mapping from numbers) or from a text file with a name a line."""
     names: Any
     if path.suffix == ".txt":
-        names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        names = [
+            line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
     else:
         content = _peek(path)
         names = content.get("names") if isinstance(content, dict) else None
@@ -74,7 +82,9 @@ def class_names(path: Path) -> dict[int, str]:
     if not isinstance(numbered, dict) or not numbered:
         raise UserError(f"{path}: 'names' is missing; list the class names")
     if not all(isinstance(key, int) and key >= 0 for key in numbered):
-        raise UserError(f"{path}: 'names' maps class numbers from 0 to names; got the keys {', '.join(map(str, numbered))}")
+        raise UserError(
+            f"{path}: 'names' maps class numbers from 0 to names; got the keys {', '.join(map(str, numbered))}"
+        )
     named = {key: str(name) for key, name in sorted(numbered.items())}
     if len(set(named.values())) < len(named):
         raise UserError(f"{path}: 'names' has one name twice; give every class its own")
@@ -123,7 +133,9 @@ def _images(root: Path, path: Path, split: str, entry: object) -> list[Path]:
     if place.is_file() and place.suffix == ".txt":
         lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
         return [place.parent / line.strip() for line in lines if line.strip()]
-    raise UserError(f"{path}: {split}: {entry} is neither a folder nor a list of images (looked for {place}); correct or remove it")
+    raise UserError(
+        f"{path}: {split}: {entry} is neither a folder nor a list of images (looked for {place}); correct or remove it"
+    )
 
 
 def _label(image: Path) -> Path:
@@ -155,7 +167,9 @@ def _objects(path: Path, kinds: Mapping[int, int], size: tuple[int, int], faults
     return objects
 
 
-def _lines(path: Path, kinds: Mapping[int, int], faults: Faults) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
+def _lines(
+    path: Path, kinds: Mapping[int, int], faults: Faults
+) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
     """The line, the class number and the corners in 0..1 of each object."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

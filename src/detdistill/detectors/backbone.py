@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detdistill.errors import UserError, nearest
-from detdistill.types import present
+from detdistill.types import required
 
 # What timm's families take to let go of their size, the first that is known to a model. Swin then cuts full windows and shifts them in every
 # stage, whatever the map's size, as its detectors were published; else a stage as small as one window at the nominal size never shifts.
@@ -39,7 +39,7 @@ class ExtraLevels(ExtraFPNBlock):
         self.convolutions = nn.ModuleList(layers)
         for layer in layers:
             nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(present(layer.bias))
+            nn.init.zeros_(required(layer.bias))
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         coarsest = results[-1]
@@ -77,7 +77,14 @@ class ChannelsFirst(nn.Module):
 class Neck(nn.Module):
     """timm backbone and FPN. forward: images (B, 3, H, W) to ordered maps (B, out_channels, H/stride, W/stride), fine to coarse."""
 
-    def __init__(self, body: nn.Module, reductions: tuple[int, ...], widths: tuple[int, ...], channels: int, extra: ExtraFPNBlock | None):
+    def __init__(
+        self,
+        body: nn.Module,
+        reductions: tuple[int, ...],
+        widths: tuple[int, ...],
+        channels: int,
+        extra: ExtraFPNBlock | None,
+    ):
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(list(widths), channels, extra)
@@ -85,7 +92,9 @@ class Neck(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        return self.fpn(OrderedDict((str(stride), level) for stride, level in zip(self.reductions, self.body(images), strict=True)))
+        return self.fpn(
+            OrderedDict((str(stride), level) for stride, level in zip(self.reductions, self.body(images), strict=True))
+        )
 
 
 def build_body(name: str, strides: tuple[int, ...], weights: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
@@ -99,8 +108,12 @@ def build_body(name: str, strides: tuple[int, ...], weights: str) -> tuple[nn.Mo
     try:
         reductions = _feature_info(_extractor(name)).reduction()
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"backbone {name!r}: timm gives no feature maps of it ({str(error).splitlines()[0]}); take another") from None
-    last = {reduction: index for index, reduction in enumerate(reductions)}  # of several maps at one stride, the deepest
+        raise UserError(
+            f"backbone {name!r}: timm gives no feature maps of it ({str(error).splitlines()[0]}); take another"
+        ) from None
+    last = {
+        reduction: index for index, reduction in enumerate(reductions)
+    }  # of several maps at one stride, the deepest
     given = tuple(stride for stride in strides if stride in last)
     if not given:
         raise UserError(f"backbone {name!r}: has strides {reductions}, none of model.strides {strides}")
@@ -140,7 +153,9 @@ def _try_sizes(body: nn.Module, name: str, strides: tuple[int, ...]) -> None:
         shapes = []
     body.train()
     if shapes != [(height // stride, width // stride) for stride in strides]:
-        raise UserError(f"backbone {name!r}: takes images of one size only; take another, such as swin_tiny_patch4_window7_224")
+        raise UserError(
+            f"backbone {name!r}: takes images of one size only; take another, such as swin_tiny_patch4_window7_224"
+        )
 
 
 def _feature_info(body: nn.Module) -> FeatureInfo:
@@ -167,7 +182,10 @@ def load_backbone(body: nn.Module, name: str, weights: str) -> None:
     else:
         state = read_state(Path(weights), "--backbone-weights")
     # timm's extractors of models with stage lists join the first dot: `layers.0.norm` is their `layers_0.norm`. Others hold the whole `model`.
-    spelled = {key: next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), key) for key in state}
+    spelled = {
+        key: next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), key)
+        for key in state
+    }
     renamed = {spelled[key]: value for key, value in state.items()}
     matched = {key: value for key, value in renamed.items() if key in own and own[key].shape == value.shape}
     missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
@@ -194,11 +212,17 @@ def published(name: str, source: str, remedy: str) -> Mapping[str, Tensor]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"{source}: timm has no pretrained weights of {name!r}; {remedy}")
-    if not _cached(config.hf_hub_id) and not reachable("huggingface.co"):  # the hub client would retry for most of a minute
-        raise UserError(f"{source}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}")
+    if not _cached(config.hf_hub_id) and not reachable(
+        "huggingface.co"
+    ):  # the hub client would retry for most of a minute
+        raise UserError(
+            f"{source}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}"
+        )
     try:
         return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # timm, huggingface_hub and the socket layer raise a dozen kinds; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # timm, huggingface_hub and the socket layer raise a dozen kinds; all mean the same to the user
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{source}: can't fetch the weights of {name!r} ({reason}); {remedy}") from None
 
@@ -229,7 +253,9 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
         raise UserError(f"{flag} {path}: can't read the file ({error.strerror or error})") from None
     except Exception as error:  # pickle, zip and safetensors each have their own
         reason = str(error).strip().splitlines()[0][:120]
-        raise UserError(f"{flag} {path}: not a file of plain tensors ({reason}); save a state dict, best as .safetensors") from None
+        raise UserError(
+            f"{flag} {path}: not a file of plain tensors ({reason}); save a state dict, best as .safetensors"
+        ) from None
     for key in ("state_dict", "model"):  # the usual wrappings
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -238,7 +264,7 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
     return state
 
 
-def odd_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+def unmatched_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """Names that don't fit, by what is wrong with them, of a state dict that is to go into a module whose own is `own`.
 
     Counters of batch norm, which frozen norms don't have, may be missing or left over.
@@ -263,7 +289,9 @@ def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str,
     check_strides(strides)
     body, given, widths = build_body(name, strides, weights)
     if given != strides[: len(given)]:
-        raise UserError(f"model.strides {strides}: backbone {name!r} has no map of stride {strides[0]}; it gives {given}")
+        raise UserError(
+            f"model.strides {strides}: backbone {name!r} has no map of stride {strides[0]}; it gives {given}"
+        )
     extra = len(strides) - len(given)
     block = (PooledLevels(extra) if pooled else ExtraLevels(channels, extra)) if extra else None
     return Neck(body, given, widths, channels, block)

@@ -5,13 +5,13 @@ from importlib import import_module
 
 from detdistill.detectors.dense.atss import ATSS
 from detdistill.detectors.dense.gfl import GFL
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import faster_rcnn
 from detdistill.detectors.torchvision.fcos import fcos
 from detdistill.detectors.torchvision.mask_rcnn import mask_rcnn
 from detdistill.detectors.torchvision.retinanet import retinanet
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
+from detdistill.types import Detector
 
 Builder = Callable[[ModelConfig, str, Sequence[str]], Detector]
 
@@ -34,9 +34,13 @@ DETECTORS: dict[str, Builder] = {
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
     "detr": _lazy("transformers.detr", "detr", "DETR of transformers, one level."),
-    "conditional_detr": _lazy("transformers.conditional_detr", "conditional_detr", "Conditional DETR of transformers, one level."),
+    "conditional_detr": _lazy(
+        "transformers.conditional_detr", "conditional_detr", "Conditional DETR of transformers, one level."
+    ),
     "deformable_detr": _lazy(
-        "transformers.deformable_detr", "deformable_detr", "Deformable DETR of transformers, plain, with box refinement or two-stage."
+        "transformers.deformable_detr",
+        "deformable_detr",
+        "Deformable DETR of transformers, plain, with box refinement or two-stage.",
     ),
     "dab_detr": _lazy("transformers.dab_detr", "dab_detr", "DAB-DETR of transformers, one level."),
     "rt_detr": _lazy("transformers.rt_detr", "rt_detr", "RT-DETR of transformers."),
@@ -46,7 +50,13 @@ DETECTORS: dict[str, Builder] = {
 }
 
 DENSE = ("retinanet", "fcos", "atss", "gfl")  # heads with towers
-LEARNED = ("detr", "conditional_detr", "deformable_detr", "dab_detr", "adamixer")  # heads with queries that are parameters
+LEARNED = (
+    "detr",
+    "conditional_detr",
+    "deformable_detr",
+    "dab_detr",
+    "adamixer",
+)  # heads with queries that are parameters
 SETS = (*LEARNED, "rt_detr", "rt_detr_v2", "d_fine")  # heads with queries, those that draw them from the image too
 STRIDES: dict[str, tuple[int, ...]] = {
     "detr": (32,),
@@ -65,9 +75,13 @@ def split_name(name: str) -> tuple[str, str]:
     head, colon, backbone = name.partition(":")
     if not colon or not backbone:
         heads = ", ".join(DETECTORS)
-        raise UserError(f"model {name!r}: neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})")
+        raise UserError(
+            f"model {name!r}: neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})"
+        )
     if head not in DETECTORS:
-        raise UserError(f"model {name!r}: there is no head {head!r}{nearest(head, DETECTORS)} (heads: {', '.join(DETECTORS)})")
+        raise UserError(
+            f"model {name!r}: there is no head {head!r}{nearest(head, DETECTORS)} (heads: {', '.join(DETECTORS)})"
+        )
     return head, backbone
 
 

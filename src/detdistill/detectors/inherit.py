@@ -16,9 +16,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
-from detdistill.types import DetectorInfo
+from detdistill.types import Detector, DetectorInfo
 
 Part = Literal["neck", "head"]
 State = Mapping[str, Tensor]
@@ -32,7 +31,9 @@ NECKS: dict[str, tuple[str, ...]] = {  # whose neck is one piece, taken at equal
 }
 FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
 PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
-PUBLISHED_EXTRA = re.compile(r"extra_blocks\.p\d")  # torchvision names its two extra levels p6 and p7, we count ours from 0
+PUBLISHED_EXTRA = re.compile(
+    r"extra_blocks\.p\d"
+)  # torchvision names its two extra levels p6 and p7, we count ours from 0
 PER_CLASS = {
     "cls_logits",
     "classifier",
@@ -60,26 +61,43 @@ def inherit(student: Detector, teacher: Detector, parts: Collection[Part]) -> tu
             cast(nn.Module, student).load_state_dict(taken, strict=False)
         other = part == "head" and student.info.classes != teacher.info.classes
         left_out = "; class predictors are its own, as the classes differ" if other else ""
-        told.append(f"inherited {len(taken)} of {len(_tensors(own, part, student.info))} {part} tensors from the teacher{left_out}")
+        told.append(
+            f"inherited {len(taken)} of {len(_tensors(own, part, student.info))} {part} tensors from the teacher{left_out}"
+        )
     return tuple(told)
 
 
-def inherited(student: State, teacher: State, part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> dict[str, Tensor]:
+def inherited(
+    student: State, teacher: State, part: Part, mine: DetectorInfo, theirs: DetectorInfo
+) -> dict[str, Tensor]:
     """The teacher's tensors that fit, under the student's names. student, teacher: state dicts; mine, theirs: what they are."""
     if part == "head" and mine.kind != theirs.kind and not any({mine.kind, theirs.kind} <= kinds for kinds in ALIKE):
         return {}
     wanted, given = _tensors(student, part, mine), _tensors(teacher, part, theirs)
     if part == "head":
-        left = (PER_CLASS if mine.classes != theirs.classes else set()) | (PER_LEVEL if mine.strides != theirs.strides else set())
-        left |= PER_CODE if mine.edge_code != theirs.edge_code else set()
-        given = {place: name for place, name in given.items() if place.startswith("model.rpn.") or not left & set(place.split("."))}
+        left = (PER_CLASS if mine.classes != theirs.classes else set()) | (
+            PER_LEVEL if mine.strides != theirs.strides else set()
+        )
+        left |= PER_CODE if mine.edges != theirs.edges else set()
+        given = {
+            place: name
+            for place, name in given.items()
+            if place.startswith("model.rpn.") or not left & set(place.split("."))
+        }
     layers, offers = (_layers(places, state) for places, state in ((wanted, student), (given, teacher)))
-    return {wanted[place]: teacher[given[place]] for layer in layers if layers[layer] == offers.get(layer) for place in layers[layer]}
+    return {
+        wanted[place]: teacher[given[place]]
+        for layer in layers
+        if layers[layer] == offers.get(layer)
+        for place in layers[layer]
+    }
 
 
 def _tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
     """Place to name of a part's tensors. A neck's places tell the stride in place of the level's number."""
-    names = [name for name in state if not name.endswith("num_batches_tracked")]  # a counter, which frozen norms haven't got
+    names = [
+        name for name in state if not name.endswith("num_batches_tracked")
+    ]  # a counter, which frozen norms haven't got
     whole = NECKS.get(info.kind, ())
     if part == "head":
         return {name: name for name in names if not name.startswith(BELOW_THE_HEAD + whole)}
@@ -107,7 +125,5 @@ def _layers(places: Mapping[str, str], state: State) -> dict[str, dict[str, torc
 def _reason(part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> str:
     if part == "head" and mine.kind != theirs.kind:
         return f"a {mine.kind} head shares nothing with the teacher's {theirs.kind} head; inherit the neck alone, or take a student of its kind"
-    wide = (
-        f"the student is {mine.channels['neck']} wide on strides {mine.strides}, the teacher {theirs.channels['neck']} on {theirs.strides}"
-    )
+    wide = f"the student is {mine.channels['neck']} wide on strides {mine.strides}, the teacher {theirs.channels['neck']} on {theirs.strides}"
     return f"no layer of the teacher's {part} has the names and shapes of the student's ({wide}); give the student its --model.channels"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from detdistill.detectors.towers import Predict, TowerPair
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centerness, centers, expected_distance, to_boxes
-from detdistill.losses import mean_over_processes
 from detdistill.types import Assignment, DetectorOutput, Layout, Need, Predictions, Pyramid, Targets
 
 
@@ -24,13 +24,17 @@ class DenseParts:
     losses: Callable[[Predictions, Assignment, Targets], Mapping[str, Tensor]]
 
 
-def observe_dense(pyramid: Pyramid, towers: TowerPair, parts: DenseParts, targets: Targets | None, need: Need) -> DetectorOutput:
-    """See `detectors.protocol.Detector.observe`."""
+def observe_dense(
+    pyramid: Pyramid, towers: TowerPair, parts: DenseParts, targets: Targets | None, need: Need
+) -> DetectorOutput:
+    """See `types.Detector.observe`."""
     pyramids = {"neck": pyramid}
     if targets is None and not need.head:
         return DetectorOutput(pyramids)
     if targets is None and not need.predictions:
-        return DetectorOutput(pyramids, towers=towers.states(pyramid.levels, parts.predict, need.towers), assign=parts.assign)
+        return DetectorOutput(
+            pyramids, towers=towers.states(pyramid.levels, parts.predict, need.towers), assign=parts.assign
+        )
     stage, states = towers.run(pyramid.levels, parts.predict, need.towers)
     losses: Mapping[str, Tensor] = {}
     if targets is not None:
@@ -42,7 +46,9 @@ def observe_dense(pyramid: Pyramid, towers: TowerPair, parts: DenseParts, target
 
 def dense_layout(pyramid: Pyramid, anchors_per_cell: int = 1) -> Layout:
     """The layout of a head that predicts in every cell of every level."""
-    return Layout(tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels), pyramid.strides, anchors_per_cell)
+    return Layout(
+        tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels), pyramid.strides, anchors_per_cell
+    )
 
 
 def row_strides(layout: Layout, device: torch.device) -> Tensor:
@@ -73,7 +79,9 @@ def with_centerness(assignment: Assignment, anchors: Tensor, targets: Targets) -
     """The assignment with the centre-ness of the anchors' (N, 4) centres as the positives' quality."""
     positive = assignment.positive
     quality = torch.zeros(positive.shape, device=positive.device)
-    quality[positive] = centerness(centers(anchors).expand(len(positive), -1, -1)[positive], matched_boxes(assignment, targets))
+    quality[positive] = centerness(
+        centers(anchors).expand(len(positive), -1, -1)[positive], matched_boxes(assignment, targets)
+    )
     return replace(assignment, quality=quality)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from detdistill.types import Predictions, Towers, TowerState
 
 Block = Sequence[nn.Module]  # a convolution and its norm, without the activation
-Predict = Callable[[Sequence[Tensor], Sequence[Tensor]], Predictions]  # last activated features of both towers to predictions
+Predict = Callable[
+    [Sequence[Tensor], Sequence[Tensor]], Predictions
+]  # last activated features of both towers to predictions
 
 
 def split_blocks(tower: nn.Module) -> tuple[Block, ...]:
@@ -35,7 +37,9 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield from _leaves(child)
 
 
-def _climb(blocks: Sequence[Block], features: Tensor, start: int, keep: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+def _climb(
+    blocks: Sequence[Block], features: Tensor, start: int, keep: frozenset[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
     """Blocks start.. on features that are activated already: the last activated features, and the states before the activation."""
     states = {}
     for depth, block in enumerate(blocks[start:], start + 1):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.backbone import odd_tensors, published, read_state
+from detdistill.detectors.backbone import published, read_state, unmatched_tensors
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from detdistill.errors import UserError, nearest
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
@@ -44,7 +44,7 @@ class ViT:
 
 
 class FeatureTeacher(nn.Module):
-    """A frozen ViT that offers what `detectors.protocol.Detector` asks for as far as features go: the pyramid `neck` with one level of `stride`.
+    """A frozen ViT that offers what `types.Detector` asks for as far as features go: the pyramid `neck` with one level of `stride`.
 
     Raises UserError where the body's patch tokens can't be told, or images of any size don't go through.
     """
@@ -87,7 +87,9 @@ class FeatureTeacher(nn.Module):
         images = F.pad(images, (0, columns * stride - images.shape[-1], 0, rows * stride - images.shape[-2]))
         if stride == patch:
             return images
-        return F.interpolate(images, (rows * patch, columns * patch), mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(
+            images, (rows * patch, columns * patch), mode="bilinear", align_corners=False, antialias=True
+        )
 
     def _map(self, images: Tensor) -> Tensor:
         """Whole patches (B, 3, rows * patch, columns * patch) to (B, D, rows, columns)."""
@@ -99,11 +101,15 @@ class FeatureTeacher(nn.Module):
         """Raises UserError unless a size that no weights were made for goes through, with a token for each patch."""
         rows, columns = 2, 3
         try:
-            shape = tuple(self.vit.tokens(self.body, torch.zeros(1, 3, rows * self.vit.patch, columns * self.vit.patch)).shape)
+            shape = tuple(
+                self.vit.tokens(self.body, torch.zeros(1, 3, rows * self.vit.patch, columns * self.vit.patch)).shape
+            )
         except (AssertionError, RuntimeError, ValueError, TypeError):
             shape = ()
         if shape != (1, self.vit.prefix + rows * columns, self.vit.width):
-            raise UserError(f"{self.vit.name}: takes images of one size only, or has other tokens than patches; {OTHER}")
+            raise UserError(
+                f"{self.vit.name}: takes images of one size only, or has other tokens than patches; {OTHER}"
+            )
 
 
 def feature_teacher(path: str, stride: int = STRIDE) -> FeatureTeacher:
@@ -119,7 +125,9 @@ def feature_teacher(path: str, stride: int = STRIDE) -> FeatureTeacher:
         patch = body.patch_embed.patch_size[0]
         shape = {"width": body.num_features, "patch": patch, "prefix": body.num_prefix_tokens}
     except (TypeError, AttributeError):
-        raise UserError(f"timm:{name}: no plain ViT whose position embeddings timm can fit to any image; {OTHER}") from None
+        raise UserError(
+            f"timm:{name}: no plain ViT whose position embeddings timm can fit to any image; {OTHER}"
+        ) from None
     _fill(body, read_state(Path(file), f"timm:{name}") if file else _published(name), file or path)
     config: Any = timm.get_pretrained_cfg(name)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (config.mean, config.std)
@@ -133,7 +141,9 @@ def is_vit_folder(folder: Path) -> bool:
 
 def _timm_tokens(body: Any, images: Tensor) -> Tensor:
     tokens = body.forward_features(images)
-    return body.fc_norm(tokens) if isinstance(body.norm, nn.Identity) else tokens  # a model that pools norms behind the pooling
+    return (
+        body.fc_norm(tokens) if isinstance(body.norm, nn.Identity) else tokens
+    )  # a model that pools norms behind the pooling
 
 
 def _hf_tokens(body: Any, images: Tensor) -> Tensor:
@@ -145,7 +155,7 @@ def _fill(body: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """The state into the body, in place: all of it, but the classifier's head. Raises UserError for a tensor that doesn't fit."""
     own = body.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
-    wrong = odd_tensors(own, state)
+    wrong = unmatched_tensors(own, state)
     for kind, keys in wrong.items():
         if keys:
             counts = ", ".join(f"{len(names)} {word}" for word, names in wrong.items())
@@ -169,18 +179,30 @@ def _from_folder(path: str) -> tuple[nn.Module, ViT]:
     if not is_vit_folder(folder):
         kind = _json(folder / "config.json").get("model_type")
         raise UserError(f"{path}: no config.json of a ViT there (model_type {kind!r}); served are {', '.join(HF_VITS)}")
-    options = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {
+        "local_files_only": True,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     with quiet():
         try:
             body, told = AutoModel.from_pretrained(folder, **options)
         except Exception as error:  # the config's checks, the unpickler and the model have their own each
-            raise UserError(f"{path}: can't be loaded ({' '.join(str(error).split())[:200] or type(error).__name__})") from None
-    left = {key: {name for name in told[key] if not str(name).startswith(HEADS)} for key in ("missing_keys", "unexpected_keys")}
+            raise UserError(
+                f"{path}: can't be loaded ({' '.join(str(error).split())[:200] or type(error).__name__})"
+            ) from None
+    left = {
+        key: {name for name in told[key] if not str(name).startswith(HEADS)}
+        for key in ("missing_keys", "unexpected_keys")
+    }
     if hasattr(body, "pooler"):
         body.pooler = None  # behind the tokens, and random where a classifier was saved
     check_loaded({**told, **left}, body, path)
     seen = _json(folder / "preprocessor_config.json")
-    mean, std = (tuple(seen.get(key) or default) for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)))
+    mean, std = (
+        tuple(seen.get(key) or default) for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+    )
     prefix = 1 + getattr(body.config, "num_register_tokens", 0)
     return body, ViT(path, body.config.hidden_size, body.config.patch_size, prefix, mean, std, _hf_tokens)
 

@@ -10,9 +10,8 @@ import torchvision.models.detection as host
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from detdistill.detectors.backbone import odd_tensors, reachable, read_state
+from detdistill.detectors.backbone import reachable, read_state, unmatched_tensors
 from detdistill.detectors.build import build
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
 from detdistill.detectors.torchvision.fcos import FCOS
 from detdistill.detectors.torchvision.mask_rcnn import adapt as mask_rcnn
@@ -20,6 +19,7 @@ from detdistill.detectors.torchvision.retinanet import RetinaNet
 from detdistill.detectors.vit import STRIDE, feature_teacher, is_vit_folder
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
+from detdistill.types import Detector
 
 COCO_COLUMNS = 91  # torchvision's COCO weights index columns by category id, with gaps
 Adapter = Callable[[nn.Module, Sequence[str], Sequence[int], Sequence[int]], Detector]
@@ -74,9 +74,9 @@ class LoadReport:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """The state into the module, in place. Raises UserError that tells the counts and the first of `odd_tensors`, where there are any."""
+    """The state into the module, in place. Raises UserError that tells the counts and the first of `unmatched_tensors`, where there are any."""
     own = module.state_dict()
-    odd = odd_tensors(own, state)
+    odd = unmatched_tensors(own, state)
     matched = len(own.keys() & state.keys()) - len(odd["of another shape"])
     report = LoadReport(source, matched, odd["missing"], odd["unexpected"], odd["of another shape"])
     if not report.complete:
@@ -99,7 +99,9 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
     if path.startswith("timm:") or (path.startswith("hf:") and is_vit_folder(Path(path.removeprefix("hf:")))):
         given = model.strides if model.strides != ModelConfig().strides else (STRIDE,)
         if len(given) > 1:
-            raise UserError(f"{path}: teacher.model.strides {given}: a ViT gives one level; give its stride alone, such as 16")
+            raise UserError(
+                f"{path}: teacher.model.strides {given}: a ViT gives one level; give its stride alone, such as 16"
+            )
         features = feature_teacher(path, given[0])
         return cast(Detector, features), LoadReport(path, len(features.state_dict()), (), (), ())
     if path.startswith("hf:"):
@@ -124,7 +126,9 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
 
 def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Detector, LoadReport]:
     if name not in TORCHVISION:
-        raise UserError(f"torchvision:{name}: not adapted{nearest(name, TORCHVISION)} (there are {', '.join(TORCHVISION)})")
+        raise UserError(
+            f"torchvision:{name}: not adapted{nearest(name, TORCHVISION)} (there are {', '.join(TORCHVISION)})"
+        )
     known = TORCHVISION[name]
     weights = get_model_weights(name).DEFAULT
     state = read_state(Path(file), "weights") if file else _published(name, weights)
@@ -134,7 +138,9 @@ def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Det
     names, index = _columns(columns, known, weights.meta["categories"], classes, f"{file or name}")
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
     if known.zero_eps and not any(key.endswith("num_batches_tracked") for key in state):
-        for norm in model.modules():  # torchvision does so to its frozen norms alone, which a model built without weights hasn't got
+        for norm in (
+            model.modules()
+        ):  # torchvision does so to its frozen norms alone, which a model built without weights hasn't got
             if isinstance(norm, nn.BatchNorm2d):
                 norm.eps = 0.0
     report = load_strictly(model, state, file or f"torchvision {name}")
@@ -152,7 +158,9 @@ def _columns(
     if columns == len(classes) + 1 or (columns == len(classes) and not known.background):
         start = columns - len(classes)
         return tuple(classes), list(range(start, columns))
-    raise UserError(f"{source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them")
+    raise UserError(
+        f"{source}: has {columns} class columns, the data have {len(classes)} classes; the teacher must be trained on them"
+    )
 
 
 def _published(name: str, weights: object) -> Mapping[str, Tensor]:
@@ -160,8 +168,12 @@ def _published(name: str, weights: object) -> Mapping[str, Tensor]:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     remedy = f"give torchvision:{name}=FILE with the weights of {url}"
     if not cached.exists() and not reachable("download.pytorch.org"):
-        raise UserError(f"torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}")
+        raise UserError(
+            f"torchvision:{name}: the weights are not on this machine and download.pytorch.org can't be reached; {remedy}"
+        )
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # type: ignore[attr-defined]
     except Exception as error:  # the socket layer, the hash check and the unpickler each have their own
-        raise UserError(f"torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}") from None
+        raise UserError(
+            f"torchvision:{name}: can't fetch the weights ({str(error).splitlines()[0][:120]}); {remedy}"
+        ) from None

@@ -59,7 +59,9 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no checkpoint to resume; begin the run anew with --overwrite in place of --resume") from None
+        raise UserError(
+            f"{path}: there is no checkpoint to resume; begin the run anew with --overwrite in place of --resume"
+        ) from None
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: not a checkpoint that can be read ({reason}); begin again with --overwrite") from None
@@ -71,7 +73,9 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
             training.average.load_state_dict(state["average"])
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: the checkpoint is of another model ({reason}); take the run's own recipe, or another --out") from None
+        raise UserError(
+            f"{path}: the checkpoint is of another model ({reason}); take the run's own recipe, or another --out"
+        ) from None
     if training.scaler is not None:
         training.scaler.load_state_dict(state["scaler"])
     training.step, training.images, training.seconds = state["step"], state["images"], state["seconds"]
@@ -90,7 +94,11 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def _compare(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [
-        f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in sorted({*then, *now}) if then.get(name) != now.get(name)
+        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
     ]
     if changed:
-        raise UserError(f"{path}: can't resume, since {', '.join(changed)}; take the run's own recipe, or another --out")
+        raise UserError(
+            f"{path}: can't resume, since {', '.join(changed)}; take the run's own recipe, or another --out"
+        )

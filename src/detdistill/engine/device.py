@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from detdistill.distributed import world_size
 from detdistill.errors import UserError
 from detdistill.recipe import TrainConfig
 
@@ -61,8 +62,10 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32")
     if device.type == "cuda" and device.index is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             raise UserError(f"--device {device}: under torchrun every process has a GPU of its own; use --device cuda")
         torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=device.type == "cpu")
+    return Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=device.type == "cpu"
+    )

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detdistill.distributed import broadcast_from_main
 from detdistill.engine.checkpoint import Training, load_checkpoint, save_checkpoint
 from detdistill.engine.device import forget_peak_memory, open_accelerator, peak_memory
 from detdistill.engine.interrupt import uninterrupted
@@ -24,12 +25,19 @@ from detdistill.engine.optim import build_optimizer, learning_rate, moving_avera
 from detdistill.engine.progress import Progress
 from detdistill.engine.watch import Watch
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, Moment, Targets
+from detdistill.types import Batch, Targets, TrainState
 
 if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
 
-MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every"}  # in a run that is resumed
+MAY_CHANGE = {
+    "device",
+    "workers",
+    "max_steps",
+    "log_every",
+    "log_gradients",
+    "checkpoint_every",
+}  # in a run that is resumed
 
 
 class Loader(Protocol):
@@ -99,7 +107,9 @@ def fit(
         if main:
             save_checkpoint(training, shared, out)
 
-    progress = Progress(console, start=training.step, last=last, epochs=config.epochs, per_epoch=loader.steps, every=config.log_every)
+    progress = Progress(
+        console, start=training.step, last=last, epochs=config.epochs, per_epoch=loader.steps, every=config.log_every
+    )
     with progress, Log(out if main else None, training.step) as log:
         try:
             while training.step < last:
@@ -114,15 +124,21 @@ def fit(
                         rate = learning_rate(training.step, steps, config)
                         set_learning_rate(optimizer, rate)
                         batch, targets = batch.to(device), targets.to(device)
-                        moment = Moment(training.step, steps)
+                        state = TrainState(training.step, steps)
                         logged = (training.step + 1) % config.log_every == 0 or training.step + 1 in (1, steps)
 
-                        lesson, need = None, distillation.need_at(moment)
+                        lesson, need = None, distillation.need_at(state)
                         if need is not None:  # else every method is silent, and the teacher rests
                             with torch.no_grad(), accelerator.autocast():
                                 lesson = lecturer.observe(batch, need=need)
                         with accelerator.autocast():
-                            terms = model(batch, targets, lesson=lesson, moment=moment, measure=logged and config.log_gradients)
+                            terms = model(
+                                batch,
+                                targets,
+                                teacher_output=lesson,
+                                state=state,
+                                measure=logged and config.log_gradients,
+                            )
                         total = add(terms)
                         accelerator.backward(total)
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)
@@ -137,7 +153,11 @@ def fit(
                         meter.images += len(batch) * accelerator.num_processes
                         row = None
                         if logged:
-                            values = over_processes(watch.settle(), accelerator) | distillation.factors() | distillation.ratios
+                            values = (
+                                over_processes(watch.settle(), accelerator)
+                                | distillation.factors()
+                                | distillation.ratios
+                            )
                             row = {"step": training.step, "epoch": epoch + 1, "lr": rate, **values, **meter.row()}
                             log.write(row | distillation.gradients)
                         progress.advance(training.step, row)
@@ -150,9 +170,11 @@ def fit(
     accelerator.wait_for_everyone()  # nobody reads what the first process is still writing
     if average is not None:
         student.load_state_dict(average.module.state_dict())
-    if accelerator.num_processes > 1:  # norm statistics are each process's own; what is measured is what the first one saves
+    if (
+        accelerator.num_processes > 1
+    ):  # norm statistics are each process's own; what is measured is what the first one saves
         for buffer in student.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+            broadcast_from_main(buffer)
     return summarize(training, loader.steps, device)
 
 
@@ -164,7 +186,9 @@ def portion(loader: Loader, epoch: int, start: int, last: int) -> Iterator[tuple
         given += 1
         yield pair
     if given < wanted:
-        raise ValueError(f"the loader promised {loader.steps} batches an epoch, and epoch {epoch} ended after {start + given}")
+        raise ValueError(
+            f"the loader promised {loader.steps} batches an epoch, and epoch {epoch} ended after {start + given}"
+        )
 
 
 def invite(teacher: Any | None, device: torch.device) -> Any:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from detdistill.distributed import sum_over_processes
 
 
 def neck_norms(parts: Mapping[str, Tensor], neck: Sequence[Tensor], scaler: Any | None = None) -> dict[str, float]:
@@ -29,20 +30,13 @@ def neck_norms(parts: Mapping[str, Tensor], neck: Sequence[Tensor], scaler: Any 
     with torch.autocast(neck[0].device.type, enabled=False):
         for part in parts.values():
             reached = part.requires_grad and levels
-            gradients = torch.autograd.grad(part.float(), levels, seed, retain_graph=True, allow_unused=True) if reached else ()
+            gradients = (
+                torch.autograd.grad(part.float(), levels, seed, retain_graph=True, allow_unused=True) if reached else ()
+            )
             sizes = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients if gradient is not None]
             norms.append(torch.stack([unit * 0, *sizes]).norm() / seed)
-    squares, processes = total_over_processes(torch.stack(norms).square())
+    squares, processes = sum_over_processes(torch.stack(norms).square())
     return dict(zip(parts, (squares.sqrt() / processes).tolist(), strict=True))
-
-
-def total_over_processes(values: Tensor) -> tuple[Tensor, int]:
-    """The sum over processes, and their number."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values, 1
-    values = values.clone()
-    dist.all_reduce(values)
-    return values, dist.get_world_size()
 
 
 def sum_of(terms: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,10 @@ def uninterrupted() -> Iterator[None]:
 
     Does nothing outside the main thread, where Python delivers no signal, and where the program handles SIGINT in a way of its own.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         yield
         return
     came: list[int] = []

@@ -82,7 +82,9 @@ def moving_average(student: nn.Module, decay: float) -> AveragedModel:
             return
         share = 1 - torch.clamp((1 + torch.as_tensor(updates)) / (10 + torch.as_tensor(updates)), max=decay)
         steps = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(steps, share.to(steps[0].dtype))  # a tensor, not a number: reading it would make the device wait
+        torch._foreach_mul_(
+            steps, share.to(steps[0].dtype)
+        )  # a tensor, not a number: reading it would make the device wait
         torch._foreach_add_(averages, steps)
 
     return AveragedModel(student, multi_avg_fn=follow, use_buffers=True).requires_grad_(False)

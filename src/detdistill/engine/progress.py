@@ -24,10 +24,16 @@ class Progress:
         self.begin = time.monotonic()
         self.terms = Text(style="dim")
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
         )
         self.task = self.bar.add_task(self._epoch(start), total=last, completed=start, speed="")
-        self.live = Live(Group(self.bar, self.terms), console=console, refresh_per_second=2) if console.is_terminal else None
+        self.live = (
+            Live(Group(self.bar, self.terms), console=console, refresh_per_second=2) if console.is_terminal else None
+        )
 
     def advance(self, step: int, row: Mapping[str, float] | None = None) -> None:
         """Step `step` is done. row: its line of the log, where it has one."""
@@ -47,7 +53,9 @@ class Progress:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.stop()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from detdistill.types import Moment
+from detdistill.types import TrainState
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,23 @@ class Schedule:
     stop: Annotated[float, Field(gt=0, le=1)] = 1.0
     balance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
-    def silent(self, moment: Moment) -> bool:
-        """Nothing is computed from here on. Raises ValueError where the run's length decides and the moment doesn't tell it."""
+    def inactive(self, state: TrainState) -> bool:
+        """Nothing is computed from here on. Raises ValueError where the run's length decides and the state doesn't tell it."""
         if self.stop == 1 and self.decay == "none":
             return False
-        if moment.steps is None:
-            raise ValueError("a weight that decays or stops needs to know how long the run is: call with moment=Moment(step, steps)")
-        return moment.progress >= self.stop
+        if state.steps is None:
+            raise ValueError(
+                "a weight that decays or stops needs to know how long the run is: call with state=TrainState(step, steps)"
+            )
+        return state.progress >= self.stop
 
-    def factor(self, moment: Moment) -> float:
+    def factor(self, state: TrainState) -> float:
         """What the method's terms are multiplied by, 0..1: min(1, step / warmup_steps) times, with x = progress / stop, 1 - x or
-        (1 + cos pi x) / 2. Raises ValueError as `silent`."""
-        if self.silent(moment):
+        (1 + cos pi x) / 2. Raises ValueError as `inactive`."""
+        if self.inactive(state):
             return 0.0
-        rise = min(1.0, moment.step / self.warmup_steps) if self.warmup_steps else 1.0
+        rise = min(1.0, state.step / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay == "none":
             return rise
-        passed = moment.progress / self.stop
+        passed = state.progress / self.stop
         return rise * (1 - passed if self.decay == "linear" else (1 + math.cos(math.pi * passed)) / 2)

@@ -5,17 +5,3 @@ from detdistill.evaluation.coco import coco_metrics, to_original, to_results
 from detdistill.evaluation.draw import draw
 from detdistill.evaluation.evaluate import evaluate, evaluating
 from detdistill.evaluation.speed import cost
-
-__all__ = [
-    "average_precision",
-    "coco_metrics",
-    "cost",
-    "draw",
-    "evaluate",
-    "evaluating",
-    "gain_interval",
-    "match",
-    "resample",
-    "to_original",
-    "to_results",
-]

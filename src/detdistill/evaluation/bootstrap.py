@@ -53,9 +53,14 @@ def _of_class(cells: Sequence[Mapping[str, Any]], place: Mapping[int, int], thre
         objects[place[cell["image_id"]]] = sum(not ignored for ignored in cell["gtIgnore"])
     scores = np.concatenate([np.zeros(0), *(cell["dtScores"] for cell in cells)])
     order = np.argsort(-scores, kind="stable")
-    image = np.concatenate([np.zeros(0, int), *(np.full(len(cell["dtScores"]), place[cell["image_id"]]) for cell in cells)])
+    image = np.concatenate(
+        [np.zeros(0, int), *(np.full(len(cell["dtScores"]), place[cell["image_id"]]) for cell in cells)]
+    )
     hit, ignored = (
-        np.concatenate([np.zeros((thresholds, 0), bool), *(np.array(cell[key], bool).reshape(thresholds, -1) for cell in cells)], axis=1)
+        np.concatenate(
+            [np.zeros((thresholds, 0), bool), *(np.array(cell[key], bool).reshape(thresholds, -1) for cell in cells)],
+            axis=1,
+        )
         for key in ("dtMatched", "dtIgnore")
     )
     return ClassMatches(image[order].astype(int), hit[:, order], ignored[:, order], objects)
@@ -114,7 +119,9 @@ def resample(images: int, samples: int, seed: int = 0) -> np.ndarray:
     return generator.multinomial(images, np.full(images, 1 / images), size=samples).astype(float)
 
 
-def gain_interval(plain: Sequence[np.ndarray], taught: Sequence[np.ndarray], level: float = 0.95) -> tuple[float, float] | None:
+def gain_interval(
+    plain: Sequence[np.ndarray], taught: Sequence[np.ndarray], level: float = 0.95
+) -> tuple[float, float] | None:
     """Percentile interval of the mean gain in AP over pairs of runs. plain, taught: AP (S,) of each run on the same S resamples, as
     `average_precision` gives them. None without objects."""
     gains = np.mean([after - before for before, after in zip(plain, taught, strict=True)], axis=0)

@@ -19,7 +19,9 @@ def to_original(detections: Sequence[Detections], batch: Batch) -> list[Detectio
     """The detections of each image with boxes in pixels of the image file instead of the padded batch; on the CPU."""
     moved = []
     for found, size, original in zip(detections, batch.sizes.cpu(), batch.originals.cpu(), strict=True):
-        height, width = (original.double() / size.double()).tolist()  # each axis has its own ratio: resized sizes are whole pixels
+        height, width = (
+            original.double() / size.double()
+        ).tolist()  # each axis has its own ratio: resized sizes are whole pixels
         boxes = found.boxes.cpu().double() * torch.tensor([width, height, width, height], dtype=torch.float64)
         moved.append(replace(found, boxes=boxes, scores=found.scores.cpu(), labels=found.labels.cpu()))
     return moved
@@ -33,7 +35,9 @@ def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Seq
     results = []
     for found, image, name in zip(to_original(detections, batch), batch.ids.tolist(), batch.names, strict=True):
         if not (found.scores.isfinite().all() and found.boxes.isfinite().all()):
-            raise FloatingPointError(f"{name}: the detector gives a score or a box that isn't finite; its weights have diverged")
+            raise FloatingPointError(
+                f"{name}: the detector gives a score or a box that isn't finite; its weights have diverged"
+            )
         corners, extents = found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]
         boxes = torch.cat([corners, extents], dim=1).tolist()
         for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
@@ -43,7 +47,9 @@ def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Seq
     return results
 
 
-def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+def coco_metrics(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
+) -> dict[str, Any]:
     """COCO's twelve numbers, 0..100, and "per_class": AP by class name. None where no ground truth of that size or class exists (COCO: -1).
 
     ground_truth: COCO dict of images, categories and annotations (with area). results: as `to_results` gives them; may be empty.
@@ -54,11 +60,15 @@ def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
     run.accumulate()
     assert run.eval is not None
     precision, recall = run.eval["precision"], run.eval["recall"]
-    per_class = {names[category]: _percent(precision[:, :, column, 0, 2]) for column, category in enumerate(run.params.cat_ids)}
+    per_class = {
+        names[category]: _percent(precision[:, :, column, 0, 2]) for column, category in enumerate(run.params.cat_ids)
+    }
     return {**_summary(precision, recall), "per_class": {name: per_class[name] for name in names.values()}}
 
 
-def coco_run(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> hotcoco.COCOeval:
+def coco_run(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
+) -> hotcoco.COCOeval:
     """Results matched with the ground truth, image by image and class by class. Arguments and errors: see `coco_metrics`."""
     truth = _checked_truth(ground_truth, names)
     images = {image["id"] for image in truth["images"]}
@@ -75,7 +85,11 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | Non
 
     The means are taken here because hotcoco's own summary prints to the terminal.
     """
-    values = [_percent(precision[:, :, :, 0, 2]), _percent(precision[0, :, :, 0, 2]), _percent(precision[5, :, :, 0, 2])]
+    values = [
+        _percent(precision[:, :, :, 0, 2]),
+        _percent(precision[0, :, :, 0, 2]),
+        _percent(precision[5, :, :, 0, 2]),
+    ]
     values += [_percent(precision[:, :, :, area, 2]) for area in (1, 2, 3)]
     values += [_percent(recall[:, :, 0, best]) for best in (0, 1, 2)]
     values += [_percent(recall[:, :, area, 2]) for area in (1, 2, 3)]
@@ -92,14 +106,20 @@ def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[int, str]) ->
     """Only what the box measure reads, of the classes in `names`. Annotations are numbered anew, since files with an id twice exist."""
     absent = [field for field in ("images", "categories", "annotations") if field not in ground_truth]
     if absent:
-        raise UserError(f"ground truth: field {absent[0]!r} is missing; a COCO file has images, categories and annotations")
+        raise UserError(
+            f"ground truth: field {absent[0]!r} is missing; a COCO file has images, categories and annotations"
+        )
     images = _ids(ground_truth["images"], "images")
     known = _ids(ground_truth["categories"], "categories")
     missing = [category for category in names if category not in known]
     if missing:
-        raise UserError(f"ground truth, categories: no category with id {missing[0]} ({names[missing[0]]}); known are {sorted(known)}")
+        raise UserError(
+            f"ground truth, categories: no category with id {missing[0]} ({names[missing[0]]}); known are {sorted(known)}"
+        )
     if len(set(names.values())) < len(names):
-        raise UserError(f"ground truth, categories: two categories have one name in {sorted(names.values())}; give each a name of its own")
+        raise UserError(
+            f"ground truth, categories: two categories have one name in {sorted(names.values())}; give each a name of its own"
+        )
     annotations: list[dict[str, Any]] = []
     for annotation in ground_truth["annotations"]:
         place = f"ground truth, annotation {annotation.get('id')}"
@@ -107,12 +127,17 @@ def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[int, str]) ->
         if lacking:
             raise UserError(f"{place}: field {lacking[0]!r} is missing; COCO's measure needs it")
         if annotation["image_id"] not in images:
-            raise UserError(f"{place}: image_id {annotation['image_id']!r} is not among the images; remove the annotation or add the image")
+            raise UserError(
+                f"{place}: image_id {annotation['image_id']!r} is not among the images; remove the annotation or add the image"
+            )
         if annotation["category_id"] in names:
             kept = {name: annotation[name] for name in ("image_id", "category_id", "bbox", "area")}
             annotations.append({"id": len(annotations) + 1, **kept, "iscrowd": int(bool(annotation.get("iscrowd")))})
     return {
-        "images": [{name: image[name] for name in ("id", "height", "width") if name in image} for image in ground_truth["images"]],
+        "images": [
+            {name: image[name] for name in ("id", "height", "width") if name in image}
+            for image in ground_truth["images"]
+        ],
         "categories": [{"id": category, "name": names[category]} for category in names],
         "annotations": annotations,
     }
@@ -125,7 +150,9 @@ def _ids(records: Sequence[Mapping[str, Any]], field: str) -> set[int]:
         if type(number) is not int or number < 0:
             raise UserError(f"ground truth, {field}: id {number!r} is not a whole number from 0; number the {field}")
         if number in ids:
-            raise UserError(f"ground truth, {field}: id {number} occurs twice; give each of the {field} a number of its own")
+            raise UserError(
+                f"ground truth, {field}: id {number} occurs twice; give each of the {field} a number of its own"
+            )
         ids.add(number)
     return ids
 

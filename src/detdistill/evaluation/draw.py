@@ -10,7 +10,9 @@ Color = tuple[int, int, int]
 LONGER_SIDE = 640  # pixels; smaller pictures are enlarged about to it, since a label needs some 13 pixels of height
 
 
-def draw(image: Image.Image, boxes: Tensor, labels: Tensor, scores: Tensor, classes: Sequence[str], threshold: float) -> Image.Image:
+def draw(
+    image: Image.Image, boxes: Tensor, labels: Tensor, scores: Tensor, classes: Sequence[str], threshold: float
+) -> Image.Image:
     """A copy of `image` with the boxes (D, 4), xyxy in its pixels, whose score (D,) is at least `threshold`, in the color of their label.
 
     labels (D,). Small pictures are enlarged by a whole factor. The best box is drawn last and lies on top.
@@ -35,7 +37,13 @@ def color(label: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _tag(pen: ImageDraw.ImageDraw, box: list[float], text: str, fill: Color, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
+def _tag(
+    pen: ImageDraw.ImageDraw,
+    box: list[float],
+    text: str,
+    fill: Color,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
     """`text` on a plate that stands on the box, moved into the picture where it would stick out."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4

@@ -8,9 +8,8 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
-from detdistill.detectors.protocol import Detector
 from detdistill.evaluation.coco import coco_metrics, to_results
-from detdistill.types import Batch, Targets
+from detdistill.types import Batch, Detector, Targets
 
 
 def evaluate(
@@ -40,7 +39,9 @@ def evaluate(
     wanted = [image["id"] for image in ground_truth["images"]]
     if found.keys() != set(wanted):
         odd = sorted(found.keys() ^ set(wanted))
-        raise ValueError(f"{len(found)} images were shown, the ground truth has {len(wanted)}; image {odd[0]} is in one of them only")
+        raise ValueError(
+            f"{len(found)} images were shown, the ground truth has {len(wanted)}; image {odd[0]} is in one of them only"
+        )
     everything = [result for image in wanted for result in found[image]]
     return coco_metrics(ground_truth, everything, names), everything
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detdistill.detectors.protocol import Detector
 from detdistill.evaluation.evaluate import evaluating
-from detdistill.types import Batch
+from detdistill.types import Batch, Detector
 
 
 def cost(

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.transformers.plain import host_of, verify, write
 from detdistill.errors import UserError
-from detdistill.runfolder import is_run
+from detdistill.types import Detector
 
 CONFIG = "config.json"
 
@@ -29,10 +28,12 @@ def export(detector: Detector, out: Path, image_size: tuple[int, int], *, overwr
 def _check(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file; name a folder")
-    if is_run(out) or (out / "recipe.yaml").exists():
+    if any((out / name).exists() for name in ("model.json", "recipe.yaml")):
         raise UserError(f"--out {out}: is a run folder, whose weights have the same name; name another folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"--out {out} is not empty; replace what is written there by --overwrite, or name another folder")
+        raise UserError(
+            f"--out {out} is not empty; replace what is written there by --overwrite, or name another folder"
+        )
 
 
 @contextmanager
@@ -48,7 +49,9 @@ def _arriving(out: Path) -> Iterator[Path]:
         with _writing(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / CONFIG).unlink(missing_ok=True)  # an earlier one would read new weights, if this stopped half way
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):  # which says that all is there: last
+            for file in sorted(
+                temporary.iterdir(), key=lambda file: file.name == CONFIG
+            ):  # which says that all is there: last
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
                 file.chmod(0o644)  # safetensors makes files that nobody else can read

@@ -10,7 +10,9 @@ from torchvision.ops import nms
 Side = Literal["best", "difference"]
 
 
-def disagreement(scores: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor], side: Side = "best") -> tuple[Tensor, Tensor, Tensor]:
+def disagreement(
+    scores: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor], side: Side = "best"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each prediction: by how much the two differ, a box, and the class that differs most.
 
     scores: class scores (..., K) of student and teacher. boxes: theirs, (..., 4). The box is the teacher's where its best score is larger
@@ -49,4 +51,6 @@ def general_instances(
     boxes = boxes.clamp(min=0).minimum(sizes.flip(-1).repeat(1, 2)[:, None].to(boxes))  # sizes are height, width
     seen = valid & (boxes[..., 2:] - boxes[..., :2] >= 1).all(-1)
     rows = [own.nonzero()[:, 0] for own in seen]
-    return boxes, [row[strongest(scores[image, row], boxes[image, row], most, overlap)] for image, row in enumerate(rows)]
+    return boxes, [
+        row[strongest(scores[image, row], boxes[image, row], most, overlap)] for image, row in enumerate(rows)
+    ]

@@ -10,7 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 LARGE = 1e30  # in place of a cost that isn't finite: such a pair is taken only where nothing else is left
-THREADED = 10_000  # cells of a problem from which a thread of its own pays; scipy's solver lets go of the interpreter's lock
+THREADED = (
+    10_000  # cells of a problem from which a thread of its own pays; scipy's solver lets go of the interpreter's lock
+)
 
 
 def pair_queries(cost: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,9 @@ def imitation_region(anchors: Tensor, boxes: Tensor, factor: float = 0.5, legacy
 
 
 @torch.no_grad()
-def imitation_cells(anchors: Tensor, boxes: Tensor, factor: float = 0.5, legacy: bool = False, valid: Tensor | None = None) -> Tensor:
+def imitation_cells(
+    anchors: Tensor, boxes: Tensor, factor: float = 0.5, legacy: bool = False, valid: Tensor | None = None
+) -> Tensor:
     """The region of each box: cells with an anchor whose IoU with it is strictly above `factor` times the best of all anchors.
 
     anchors (H, W, A, 4), boxes (G, 4) to bool (G, H, W). A box that no anchor touches has no cell. legacy: the published code's widths,
@@ -53,7 +55,11 @@ def covered_cells(boxes: Tensor, rows: int, columns: int, stride: int) -> Tensor
 
 
 def valuable_region(
-    anchors: Sequence[Tensor], boxes: Tensor, gamma: float = 0.25, region: ValuableRegion = "iof_compat", candidates: int = 9
+    anchors: Sequence[Tensor],
+    boxes: Tensor,
+    gamma: float = 0.25,
+    region: ValuableRegion = "iof_compat",
+    candidates: int = 9,
 ) -> Tensor:
     """LD's valuable localisation region, arXiv:2102.12252: the ring around the positives, as a weight in 0..1 of each anchor, (N,).
 
@@ -88,7 +94,9 @@ def focal_masks(
     """
     (rows, columns), device = shape, sizes.device
     cells = pad_sequence([F.pad(own, (0, 0, 0, 1)) for own in boxes], batch_first=True)  # at least one row, of no image
-    there = torch.arange(cells.shape[1], device=device) < torch.tensor([len(own) for own in boxes], device=device)[:, None]  # (B, G)
+    there = (
+        torch.arange(cells.shape[1], device=device) < torch.tensor([len(own) for own in boxes], device=device)[:, None]
+    )  # (B, G)
     extent = cells.new_tensor([columns, rows] * 2)
     cells = cells / sizes.flip(1).repeat(1, 2)[:, None] * extent if stretched else cells / stride
     first, last = cells[..., :2].floor(), cells[..., 2:].ceil()  # x y
@@ -118,7 +126,8 @@ def decoupled_regions(
     sides = (padded[..., 2:] - padded[..., :2] + 1).clamp(min=0).prod(-1).sqrt()
     place = torch.log2(sides / (base or 14.0 * strides[0]) + 1e-6).floor().clamp(0, len(strides) - 1)
     return tuple(
-        _filled(padded / stride, there & (place == index), shape) for index, (shape, stride) in enumerate(zip(shapes, strides, strict=True))
+        _filled(padded / stride, there & (place == index), shape)
+        for index, (shape, stride) in enumerate(zip(shapes, strides, strict=True))
     )
 
 

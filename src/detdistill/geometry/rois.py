@@ -21,7 +21,9 @@ def box_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     return (sides[:, None] * (1 + TOLERANCE) >= least).sum(1)
 
 
-def pool_rois(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int = 7, sampling: int = 2) -> Tensor:
+def pool_rois(
+    levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int = 7, sampling: int = 2
+) -> Tensor:
     """RoIAlign of boxes (G_i, 4) of each image on the level that `box_levels` gives: (n, C, size, size), n = sum G_i, image by image.
 
     levels: (B, C, H, W), fine to coarse; single precision at least comes out, as half would round the boxes. A cell's value stands at its

@@ -24,7 +24,14 @@ from detdistill.losses.features import (
     standardize,
     token_cosine,
 )
-from detdistill.losses.logits import decoupled_kl, edge_kl, quality_focal, relation_match, soft_cross_entropy, softmax_kl
+from detdistill.losses.logits import (
+    decoupled_kl,
+    edge_kl,
+    quality_focal,
+    relation_match,
+    soft_cross_entropy,
+    softmax_kl,
+)
 from detdistill.losses.queries import (
     query_costs,
     query_similarity,
@@ -34,53 +41,5 @@ from detdistill.losses.queries import (
     soft_class_entropy,
     target_aware_distance,
 )
-from detdistill.losses.reduce import mean_over_processes, weighted_mean
+from detdistill.losses.reduce import weighted_mean
 from detdistill.losses.relations import attention_norm, attention_transfer, pkt, relation_distance
-
-__all__ = [
-    "attention_distance",
-    "attention_norm",
-    "attention_transfer",
-    "attentions",
-    "bounded_regression",
-    "channel_wise",
-    "contrast_scores",
-    "decoupled_kl",
-    "decoupled_mse",
-    "edge_kl",
-    "focal_distance",
-    "giou_distance",
-    "hierarchical_context",
-    "hint_distance",
-    "log_iou_distance",
-    "masked_generation",
-    "masked_squares",
-    "match_statistics",
-    "mean_over_processes",
-    "noise_contrast",
-    "paired_iou",
-    "pairwise_giou",
-    "pearson_distance",
-    "pkt",
-    "quality_focal",
-    "query_costs",
-    "query_similarity",
-    "region_distance",
-    "region_squares",
-    "relation_contrast",
-    "relation_distance",
-    "relation_match",
-    "soft_class_costs",
-    "soft_class_distance",
-    "soft_class_entropy",
-    "soft_cross_entropy",
-    "softmax_kl",
-    "squared_distance",
-    "standardize",
-    "target_aware_distance",
-    "token_cosine",
-    "unit",
-    "weighted_entropy",
-    "weighted_mean",
-    "weighted_square",
-]

@@ -57,7 +57,9 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (at_least_single(student) - at_least_single(teacher)).square().sum() / len(student)
 
 
-def masked_generation(student: Tensor, teacher: Tensor, generate: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+def masked_generation(
+    student: Tensor, teacher: Tensor, generate: Callable[[Tensor], Tensor], mask: Tensor | None = None
+) -> Tensor:
     """`squared_distance` of the teacher's map and what `generate` makes of the student's masked one; to (). MGD, arXiv:2205.01529, equation 5.
 
     mask (B, 1, H, W): 1 where a cell is kept, 0 where it is dropped; none: all are kept. What is kept is not scaled up.
@@ -75,5 +77,7 @@ def weighted_square(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor
 def weighted_entropy(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     """Binary cross-entropy of logits (B, H, W, ...) to the teacher's sigmoids, summed over all but cells, averaged over cells by `weights`
     (B, H, W); to (). Its minimum is the entropy of the teacher's scores. FRS, NeurIPS 2021."""
-    rows = F.binary_cross_entropy_with_logits(at_least_single(student), at_least_single(teacher.detach()).sigmoid(), reduction="none")
+    rows = F.binary_cross_entropy_with_logits(
+        at_least_single(student), at_least_single(teacher.detach()).sigmoid(), reduction="none"
+    )
     return weighted_mean(rows.flatten(3).sum(-1), weights.detach())

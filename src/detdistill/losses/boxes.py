@@ -55,6 +55,10 @@ def pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
     shared = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp_(min=0)
     shared *= (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp_(min=0)
     union = ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1)).sub_(shared)
-    hull = (torch.maximum(x2, a2) - torch.minimum(x1, a1)).mul_(torch.maximum(y2, b2) - torch.minimum(y1, b1)).clamp_(min=EPSILON)
+    hull = (
+        (torch.maximum(x2, a2) - torch.minimum(x1, a1))
+        .mul_(torch.maximum(y2, b2) - torch.minimum(y1, b1))
+        .clamp_(min=EPSILON)
+    )
     gap = (hull - union).div_(hull)
     return shared.div_(union.clamp_(min=EPSILON)).sub_(gap)

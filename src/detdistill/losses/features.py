@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detdistill.losses.reduce import at_least_single, mean_over_processes, weighted_mean
+from detdistill.distributed import mean_over_processes
+from detdistill.losses.reduce import at_least_single, weighted_mean
 
 CELLS = (0, 2, 3)  # of a channel: images, rows, columns
 EPSILON = 1e-6  # added to the standard deviation, outside the root, as published
@@ -20,7 +21,11 @@ def _centered(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = features.mean(dim=CELLS, keepdim=True)
     centered = features - mean
     variance = centered.square().sum(dim=CELLS, keepdim=True) / (features[:, :1].numel() - 1)
-    return centered, mean, variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()  # the root of a dead channel's 0 has no gradient
+    return (
+        centered,
+        mean,
+        variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt(),
+    )  # the root of a dead channel's 0 has no gradient
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -47,7 +52,9 @@ def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.addcmul(mean, centered, wanted / (deviation + EPSILON))
 
 
-def hierarchical_context(student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], sizes: Sequence[int] = (4, 2, 1)) -> Tensor:
+def hierarchical_context(
+    student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], sizes: Sequence[int] = (4, 2, 1)
+) -> Tensor:
     """ReviewKD's context loss: mean squares of the maps and of what adaptive average pooling makes of them, summed over levels, ().
 
     A level (B, C, H, W) counts [mse + sum_r 2^-r mse of the maps pooled to p_r x p_r] / (1 + sum_r 2^-r), where p_1, p_2, ... are those of
@@ -61,12 +68,16 @@ def _context(student: Tensor, teacher: Tensor, sizes: Sequence[int]) -> Tensor:
     total, weights = difference.square().mean(), 1.0
     kept = [size for size in sizes if size < difference.shape[-2]]
     for order, size in enumerate(kept, start=1):  # a size left out takes no halving with it
-        total = total + 0.5**order * F.adaptive_avg_pool2d(difference, size).square().mean()  # pooling is linear: once for both maps
+        total = (
+            total + 0.5**order * F.adaptive_avg_pool2d(difference, size).square().mean()
+        )  # pooling is linear: once for both maps
         weights += 0.5**order
     return total / weights
 
 
-def hint_distance(student: Tensor, teacher: Tensor, reduction: Literal["mean", "half_sum", "normalized"] = "mean") -> Tensor:
+def hint_distance(
+    student: Tensor, teacher: Tensor, reduction: Literal["mean", "half_sum", "normalized"] = "mean"
+) -> Tensor:
     """Squared differences of two maps (B, C, H, W), (). FitNets, arXiv:1412.6550.
 
     mean: over all elements. half_sum: half the sum over an image's elements, mean over images. normalized: each image's map is
@@ -113,7 +124,8 @@ def decoupled_mse(student: Tensor, teacher: Tensor, region: Tensor, per_channel:
     """
     values = 2 * (student.shape[1] if per_channel else 1)
     inside, outside = (
-        masked_squares(student, teacher, part) / mean_over_processes(values * part.sum().float()) for part in (region, ~region)
+        masked_squares(student, teacher, part) / mean_over_processes(values * part.sum().float())
+        for part in (region, ~region)
     )
     return inside, outside
 

@@ -54,7 +54,10 @@ def decoupled_kl(
     """
     if student.shape[-1] < 2:
         raise ValueError(f"a label and others are needed, got {student.shape[-1]} class")
-    mine, theirs = _label_and_others(student / temperature, labels), _label_and_others(teacher.detach() / temperature, labels)
+    mine, theirs = (
+        _label_and_others(student / temperature, labels),
+        _label_and_others(teacher.detach() / temperature, labels),
+    )
     target = softmax_kl(mine[0], theirs[0])
     others = softmax_kl(mine[1], theirs[1])
     return (alpha * target + beta * others) * temperature**2
@@ -67,7 +70,9 @@ def _label_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([logits[own], others.logsumexp(-1)], dim=-1), others
 
 
-def relation_match(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+def relation_match(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0
+) -> Tensor:
     """beta (1 - mean over rows of r) + gamma (1 - mean over classes of r), times temperature squared: (N, K) logits to (), r the correlation of
     the softmax scores along the row, or down the class over the N rows. DIST, arXiv:2205.10536. No gradient to the teacher.
 

@@ -66,7 +66,9 @@ def _conditional(embeddings: Tensor, diagonal: bool) -> Tensor:
     """(n, n): probability of the column's instance given the row's."""
     embeddings = at_least_single(embeddings)
     directions = embeddings / (torch.linalg.vector_norm(embeddings, dim=1, keepdim=True) + PKT_EPSILON)
-    with torch.autocast(embeddings.device.type, enabled=False):  # half precision can't tell one likeness near 1 from another
+    with torch.autocast(
+        embeddings.device.type, enabled=False
+    ):  # half precision can't tell one likeness near 1 from another
         likeness = ((directions @ directions.t() + 1) / 2).clamp(min=0)  # rounding goes below 0 for opposite vectors
     if not diagonal:
         likeness = likeness * (1 - torch.eye(len(likeness), dtype=likeness.dtype, device=likeness.device))

@@ -1,4 +1,4 @@
-"""Distillation methods, one paper a file."""
+"""Distillation methods, one file per paper. METHODS is the only list of them: add a method by one import and one entry."""
 
 from detdistill.methods.at import AttentionTransfer
 from detdistill.methods.bckd import BCKD
@@ -21,7 +21,7 @@ from detdistill.methods.go_lsd import GOLSD
 from detdistill.methods.kd import KD
 from detdistill.methods.kddetr import KDDETR
 from detdistill.methods.ld import LD
-from detdistill.methods.method import Method
+from detdistill.methods.method import Method as Method
 from detdistill.methods.mgd import MGD
 from detdistill.methods.mimic2017 import Mimic2017
 from detdistill.methods.mimicking import Mimicking
@@ -31,48 +31,43 @@ from detdistill.methods.proposal_kd import ProposalKD
 from detdistill.methods.reviewkd import ReviewKD
 from detdistill.methods.token_alignment import TokenAlignment
 
-FAMILIES: dict[str, tuple[type[Method], ...]] = {
-    "the neck's features": (PKD, FitNets, AttentionTransfer, ReviewKD, CWD, MGD, FGD, FGFI, DeFeat, FRS, TokenAlignment),
-    "dense predictions": (CrossKD, Mimicking, LD, BCKD),
-    "what RoI heads say": (KD, DKD, DIST, ProposalKD, CrossKDRoI, Chen2017),
-    "features of instances": (GID, Mimic2017, PKT, CRD),
-    "set predictions": (DETRDistill, KDDETR, GOLSD, CLoCKDistill),
+METHODS: dict[str, type[Method]] = {
+    "pkd": PKD,
+    "fitnets": FitNets,
+    "at": AttentionTransfer,
+    "reviewkd": ReviewKD,
+    "cwd": CWD,
+    "mgd": MGD,
+    "fgd": FGD,
+    "fgfi": FGFI,
+    "defeat": DeFeat,
+    "frs": FRS,
+    "token_alignment": TokenAlignment,
+    "crosskd": CrossKD,
+    "mimicking": Mimicking,
+    "ld": LD,
+    "bckd": BCKD,
+    "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
+    "proposal_kd": ProposalKD,
+    "crosskd_roi": CrossKDRoI,
+    "chen2017": Chen2017,
+    "gid": GID,
+    "mimic2017": Mimic2017,
+    "pkt": PKT,
+    "crd": CRD,
+    "detrdistill": DETRDistill,
+    "kddetr": KDDETR,
+    "go_lsd": GOLSD,
+    "clockdistill": CLoCKDistill,
 }
-"""What a method reads, and the methods that do; the order is that of every list and table."""
+"""Every method by name. The order is that of lists and tables; methods of the user's own are added by `--import`."""
 
-METHODS: dict[str, type[Method]] = {method.name: method for family in FAMILIES.values() for method in family}
 
-__all__ = [
-    "BCKD",
-    "CRD",
-    "CWD",
-    "DIST",
-    "DKD",
-    "FAMILIES",
-    "FGD",
-    "FGFI",
-    "FRS",
-    "GID",
-    "GOLSD",
-    "KD",
-    "KDDETR",
-    "LD",
-    "METHODS",
-    "MGD",
-    "PKD",
-    "PKT",
-    "AttentionTransfer",
-    "CLoCKDistill",
-    "Chen2017",
-    "CrossKD",
-    "CrossKDRoI",
-    "DETRDistill",
-    "DeFeat",
-    "FitNets",
-    "Method",
-    "Mimic2017",
-    "Mimicking",
-    "ProposalKD",
-    "ReviewKD",
-    "TokenAlignment",
-]
+def by_group() -> dict[str, list[type[Method]]]:
+    """The methods under their `group`, in the order of METHODS."""
+    groups: dict[str, list[type[Method]]] = {}
+    for method in METHODS.values():
+        groups.setdefault(method.group, []).append(method)
+    return groups

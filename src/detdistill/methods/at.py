@@ -23,7 +23,7 @@ from torch import Tensor
 from detdistill.losses import attention_norm, attention_transfer
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import LevelConfig, Strides, level_at, pair_levels
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 PUBLISHED_CELLS = 256  # of the middle one of the maps that the weight was published on
 
@@ -45,6 +45,7 @@ class AttentionTransfer(Method):
     """See the module's head. Its term: `attention`."""
 
     name = "at"
+    group = "neck features"
     paper = "arXiv:1612.03928"
     reads = "neck features"
     Config = AttentionTransferConfig
@@ -59,15 +60,26 @@ class AttentionTransfer(Method):
     def build(cls, config: AttentionTransferConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired, or where options don't go together."""
         lacking = "form `paper` has no published weight of its own"
-        require(config.form == "code" or config.weight is not None, cls.name, lacking, "give methods.at.weight: 2 is the norm itself")
+        require(
+            config.form == "code" or config.weight is not None,
+            cls.name,
+            lacking,
+            "give methods.at.weight: 2 is the norm itself",
+        )
         lacking = "scale_by_area mends the mean over cells, form `paper` has none"
         require(config.form == "code" or not config.scale_by_area, cls.name, lacking, "leave one of the two")
         levels = LevelConfig(levels=config.levels, pairing=config.pairing, pyramid=config.pyramid)
         return cls(config, pair_levels(cls.name, levels, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = student.pyramids[self.config.pyramid], teacher.pyramids[self.config.pyramid]
+        guess, taught = student_output.pyramids[self.config.pyramid], teacher_output.pyramids[self.config.pyramid]
         terms = [self._term(level_at(guess, mine), level_at(taught, theirs)) for mine, theirs in self.strides]
         return {"attention": self.weight * torch.stack(terms).sum()}
 

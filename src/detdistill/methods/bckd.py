@@ -19,7 +19,7 @@ from detdistill.losses import quality_focal
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import PredictionConfig, box_distance, require_same_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState, required
 
 GIOU = PredictionConfig(box="giou")
 
@@ -36,6 +36,7 @@ class BCKD(Method):
     """See the module's head. Its terms: `class`, `box`."""
 
     name = "bckd"
+    group = "dense predictions"
     paper = "arXiv:2308.14286"
     reads = "dense predictions"
     gain = "GFL R50 40.1 to 43.2 (GFL R101)"
@@ -53,13 +54,27 @@ class BCKD(Method):
         for side, info in (("student", student), ("teacher", teacher)):
             lacking = f"the classes of the {side} ({info.kind}) compete in a softmax"
             require(info.activation == "sigmoid", cls.name, lacking, "take retinanet, fcos, atss or gfl")
-        require(bool(config.weight_class or config.weight_box), cls.name, "all its weights are 0", "see the options of methods.bckd")
+        require(
+            bool(config.weight_class or config.weight_box),
+            cls.name,
+            "all its weights are 0",
+            "see the options of methods.bckd",
+        )
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
-        assignment = present(mine.assignment)
+        mine, theirs = (
+            self.shared.of_student(student_output.stages[-1]),
+            self.shared.of_teacher(teacher_output.stages[-1]),
+        )
+        assignment = required(mine.assignment)
         scores = theirs.scores().detach()
         terms = {}
         if self.config.weight_class:
@@ -67,5 +82,7 @@ class BCKD(Method):
             terms["class"] = self.config.weight_class * rows.sum() / assignment.num_positives
         if self.config.weight_box:
             gap = (mine.scores().detach() - scores).abs().amax(-1) * assignment.valid
-            terms["box"] = self.config.weight_box * (box_distance(mine, theirs, GIOU) * gap).sum() / assignment.num_positives
+            terms["box"] = (
+                self.config.weight_box * (box_distance(mine, theirs, GIOU) * gap).sum() / assignment.num_positives
+            )
         return terms

@@ -26,7 +26,7 @@ from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
 from detdistill.methods.shared.rois import Rows, require_one_code, require_roi_heads, roi_rows
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Chen2017(Method):
     """See the module's head. Its terms: `rpn_class`, `rpn_box`, `roi_class`, `roi_box`, `hint`."""
 
     name = "chen2017"
+    group = "RoI heads"
     paper = "NIPS 2017, Chen et al."
     reads = "RPN and RoI heads, neck features"
     learns = "a 1x1 convolution a level"
@@ -62,7 +63,9 @@ class Chen2017(Method):
     def __init__(self, config: Chen2017Config, shared: SharedClasses, levels: PairedLevels | None):
         super().__init__()
         self.config, self.shared, self.levels = config, shared, levels
-        self.need = Need(proposals=config.heads and config.weight_rpn > 0, classify=config.heads and config.weight_roi > 0)
+        self.need = Need(
+            proposals=config.heads and config.weight_rpn > 0, classify=config.heads and config.weight_roi > 0
+        )
         if levels is not None:
             self.need, self.student_need = self.need | levels.need, levels.need
 
@@ -70,26 +73,48 @@ class Chen2017(Method):
     def build(cls, config: Chen2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError unless both have two stages, the same anchors (with the RPN's terms), one box code, and a level to pair (with the hint)."""
         require_roi_heads(cls.name, student, teacher)
-        require(config.heads or config.weight_hint > 0, cls.name, "all its weights are 0", "see the options of methods.chen2017")
+        require(
+            config.heads or config.weight_hint > 0,
+            cls.name,
+            "all its weights are 0",
+            "see the options of methods.chen2017",
+        )
         if config.heads and config.weight_rpn:
             same = student.strides == teacher.strides and student.cell_anchors == teacher.cell_anchors
             lacking = f"the RPNs' anchors differ (strides {student.strides} and {teacher.strides})"
-            require(same, cls.name, lacking, "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0")
+            require(
+                same,
+                cls.name,
+                lacking,
+                "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0",
+            )
         if config.weight_roi and config.nu:
             require_one_code(cls.name, student, teacher)
         levels = PairedLevels.build(cls.name, config, student, teacher, always) if config.weight_hint else None
         return cls(config, SharedClasses.between(cls.name, student, teacher), levels)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         terms: dict[str, Tensor] = {}
         if self.config.heads and self.config.weight_rpn:
-            terms |= self._terms("rpn", self.config.weight_rpn, rpn_rows(student.stages[0], teacher.stages[0]))
+            terms |= self._terms(
+                "rpn", self.config.weight_rpn, rpn_rows(student_output.stages[0], teacher_output.stages[0])
+            )
         if self.config.heads and self.config.weight_roi:
-            terms |= self._terms("roi", self.config.weight_roi, roi_rows(student, teacher, targets, self.shared))
+            terms |= self._terms(
+                "roi", self.config.weight_roi, roi_rows(student_output, teacher_output, targets, self.shared)
+            )
         if self.levels is not None:
             distance = F.mse_loss if self.config.hint == "l2" else F.l1_loss
-            distances = [distance(level.student, level.teacher) for level in self.levels(student, teacher)]
+            distances = [
+                distance(level.student, level.teacher) for level in self.levels(student_output, teacher_output)
+            ]
             terms["hint"] = self.config.weight_hint * torch.stack(distances).mean()
         return terms
 
@@ -103,21 +128,25 @@ class Chen2017(Method):
         if config.nu:
             row = rows.foreground.nonzero()[:, 0]
             place = row, rows.labels[row]
-            bounded = bounded_regression(rows.student_deltas[place], rows.teacher_deltas[place], rows.aims[row], config.margin)
+            bounded = bounded_regression(
+                rows.student_deltas[place], rows.teacher_deltas[place], rows.aims[row], config.margin
+            )
             terms[f"{stage}_box"] = weight * config.nu * rows.mean(bounded)
         return terms
 
 
 def rpn_rows(student: Predictions, teacher: Predictions) -> Rows:
     """The anchors that the student's RPN loss was computed on, as rows of one class and the background; both (B, N, 1) on the same anchors."""
-    assignment = present(student.assignment)
+    assignment = required(student.assignment)
     kept = assignment.valid & teacher.valid
-    logits = [F.pad(stage.logits[kept], (0, 1)) for stage in (student, teacher)]  # softmax of (z, 0) is the sigmoid of z
+    logits = [
+        F.pad(stage.logits[kept], (0, 1)) for stage in (student, teacher)
+    ]  # softmax of (z, 0) is the sigmoid of z
     return Rows(
         student=logits[0],
         teacher=logits[1].detach(),
-        student_deltas=present(student.deltas)[kept][:, None],
-        teacher_deltas=present(teacher.deltas)[kept][:, None].detach(),
+        student_deltas=required(student.deltas)[kept][:, None],
+        teacher_deltas=required(teacher.deltas)[kept][:, None].detach(),
         labels=(~assignment.positive[kept]).long(),
-        aims=present(assignment.deltas)[kept],
+        aims=required(assignment.deltas)[kept],
     )

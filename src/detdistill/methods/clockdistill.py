@@ -22,7 +22,7 @@ from detdistill.geometry import focal_masks
 from detdistill.losses import region_squares
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class CLoCKDistill(Method):
     """See the module's head. Its terms: `foreground`, `background`."""
 
     name = "clockdistill"
+    group = "set predictions"
     paper = "arXiv:2502.10683"
     reads = "the encoder's memory, boxes of the ground truth"
     learns = "a 1x1 convolution a level where the widths differ"
@@ -55,10 +56,18 @@ class CLoCKDistill(Method):
         require(bool(weights), cls.name, "all its weights are 0", "see the options of methods.clockdistill")
         return cls(config, PairedLevels.build(cls.name, config, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        sizes = student.pyramids[self.config.pyramid].sizes
-        parts = torch.stack([_parts(level, targets, sizes) for level in self.levels(student, teacher)]).sum(0)
+        sizes = student_output.pyramids[self.config.pyramid].sizes
+        parts = torch.stack(
+            [_parts(level, targets, sizes) for level in self.levels(student_output, teacher_output)]
+        ).sum(0)
         weights = {"foreground": self.config.weight_foreground, "background": self.config.weight_background}
         return {name: weight * part for (name, weight), part in zip(weights.items(), parts, strict=True) if weight}
 
@@ -66,4 +75,6 @@ class CLoCKDistill(Method):
 def _parts(level: Level, targets: Targets, sizes: Tensor) -> Tensor:
     """Foreground and background of a level, not weighted, (2,). sizes (B, 2): the images' valid ones."""
     shape = (level.student.shape[-2], level.student.shape[-1])
-    return region_squares(level.student, level.teacher, torch.stack(focal_masks(targets.boxes, shape, level.stride, sizes)))
+    return region_squares(
+        level.student, level.teacher, torch.stack(focal_masks(targets.boxes, shape, level.stride, sizes))
+    )

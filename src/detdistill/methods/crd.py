@@ -24,11 +24,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detdistill.losses import contrast_scores, mean_over_processes, noise_contrast, unit
+from detdistill.distributed import gather_rows, mean_over_processes
+from detdistill.losses import contrast_scores, noise_contrast, unit
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.bank import InstanceBank, gather_rows
+from detdistill.methods.shared.bank import InstanceBank
 from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings, one_a_box
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class CRD(Method):
     """See the module's head. Its term: `contrast`."""
 
     name = "crd"
+    group = "instances"
     paper = "arXiv:1910.10699"
     reads = "neck features of boxes, or RoI embeddings"
     learns = "a linear map of each side to 128 numbers, a memory of instances"
@@ -69,20 +71,36 @@ class CRD(Method):
         """Raises UserError where RoI embeddings are asked for and a side has none."""
         return cls(config, InstanceEmbeddings.build(cls.name, config, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
-        """See `Method.forward`. Moves the memory. Raises ValueError without `moment.ids`, and UserError where a batch has more boxes than slots."""
-        if moment.ids is None:
-            raise ValueError("method crd remembers boxes by their image: it needs moment.ids, the data set's image ids of the batch")
-        instances = one_a_box(self.embeddings(student, teacher, targets))
-        keys = torch.stack([moment.ids.to(instances.images)[instances.images], instances.boxes], dim=1)
-        labels = torch.cat([own[instances.boxes[instances.images == image]] for image, own in enumerate(targets.labels)])
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
+        """See `Method.forward`. Moves the memory. Raises ValueError without `state.ids`, and UserError where a batch has more boxes than slots."""
+        if state.ids is None:
+            raise ValueError(
+                "method crd remembers boxes by their image: it needs state.ids, the data set's image ids of the batch"
+            )
+        instances = one_a_box(self.embeddings(student_output, teacher_output, targets))
+        keys = torch.stack([state.ids.to(instances.images)[instances.images], instances.boxes], dim=1)
+        labels = torch.cat(
+            [own[instances.boxes[instances.images == image]] for image, own in enumerate(targets.labels)]
+        )
         with torch.autocast(instances.student.device.type, enabled=False):  # exp(1 / T) is beyond half precision
             sides = instances.student, instances.teacher
-            vectors = [unit(side(given.to(self.bank.vectors.dtype))) for side, given in zip(self.maps, sides, strict=True)]
-            index, everyone, slots = self._look_up(torch.stack(vectors), torch.cat([keys, labels[:, None]], dim=1), moment.generator)
+            vectors = [
+                unit(side(given.to(self.bank.vectors.dtype))) for side, given in zip(self.maps, sides, strict=True)
+            ]
+            index, everyone, slots = self._look_up(
+                torch.stack(vectors), torch.cat([keys, labels[:, None]], dim=1), state.generator
+            )
             mine, theirs = self.bank.vectors.clone()  # the backward pass needs it as it was
             costs = [
-                noise_contrast(contrast_scores(own, other, index, self.config.temperature) / constant, self.config.capacity).sum()
+                noise_contrast(
+                    contrast_scores(own, other, index, self.config.temperature) / constant, self.config.capacity
+                ).sum()
                 for own, other, constant in zip(vectors, (theirs, mine), self.constants, strict=True)
             ]
         self.bank.write(slots, everyone, self.config.momentum)
@@ -90,7 +108,9 @@ class CRD(Method):
         return {"contrast": self.config.weight * torch.stack(costs).sum() / count}
 
     @torch.no_grad()
-    def _look_up(self, vectors: Tensor, rows: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _look_up(
+        self, vectors: Tensor, rows: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What the n boxes here are compared with, (n, K + 1) slots, and of the N boxes of all processes the vectors (2, N, D) and slots (N,).
 
         vectors (2, n, D). rows (n, 3): image id, box, label. Gives new boxes their slots, and sets Z at the first time.
@@ -100,7 +120,9 @@ class CRD(Method):
         keys, _ = gather_rows(rows)
         slots, new = self.bank.register(keys[:, :2], keys[:, 2])
         if len(slots) and not self.constants.any():
-            scores = everyone.flip(0) @ self.bank.vectors.transpose(1, 2) / self.config.temperature  # of L_t, then of L_s
+            scores = (
+                everyone.flip(0) @ self.bank.vectors.transpose(1, 2) / self.config.temperature
+            )  # of L_t, then of L_s
             self.constants.copy_(scores.exp().mean((1, 2)).flip(0) * self.config.capacity)
         if self.config.begin == "own":
             self.bank.write(slots[new], everyone[:, new], 0.0)

@@ -24,7 +24,7 @@ from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
 from detdistill.methods.shared.towers import require_towers, tower_place
-from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Moment, Need, Targets, TowerState, present
+from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,37 @@ class CrossKD(Method):
     """See the module's head. Its terms: `class`, `box`, `quality`."""
 
     name = "crosskd"
+    group = "dense predictions"
     paper = "arXiv:2306.11369"
     reads = "tower features, the teacher's head"
     learns = "a 1x1 convolution a tower, only where the widths differ"
     gain = "GFL R50 40.2 to 43.7 (GFL R101)"
     Config = CrossKDConfig
 
-    def __init__(self, config: CrossKDConfig, depths: tuple[int, int], widths: tuple[int, int], same_grid: bool, shared: SharedClasses):
+    def __init__(
+        self,
+        config: CrossKDConfig,
+        depths: tuple[int, int],
+        widths: tuple[int, int],
+        same_grid: bool,
+        shared: SharedClasses,
+    ):
         """depths and widths: (student, teacher). same_grid: the student's own assignment holds for the teacher's predictions."""
         super().__init__()
         self.config, self.shared = config, shared
         self.student_depth, self.teacher_depth = depths
         self.same_grid = same_grid
         same = widths[0] == widths[1]
-        self.connectors = nn.ModuleList(nn.Identity() if same else nn.Conv2d(*widths, 1) for _ in range(2))  # classification, regression
+        self.connectors = nn.ModuleList(
+            nn.Identity() if same else nn.Conv2d(*widths, 1) for _ in range(2)
+        )  # classification, regression
         self.need = Need(towers=frozenset({self.teacher_depth}), predictions=True)
         self.student_need = Need(towers=frozenset({self.student_depth}))
 
     @classmethod
     def build(cls, config: CrossKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError unless both have towers on the same strides, the same classes, and the depths exist."""
-        two_stage = all("proposals" in info.continuations for info in (student, teacher))
+        two_stage = all(info.proposals is not None for info in (student, teacher))
         remedy = "take crosskd_roi, its form for RoI heads" if two_stage else "take retinanet, fcos, atss or gfl"
         require_towers(cls.name, student, teacher, remedy)
         shared = SharedClasses.between(cls.name, student, teacher)
@@ -75,24 +85,45 @@ class CrossKD(Method):
         )
         remedy = "set methods.crosskd.depth, and student_depth where the two differ"
         entered = tower_place(cls.name, config.depth, "teacher", teacher, remedy)
-        left = tower_place(cls.name, entered if config.student_depth is None else config.student_depth, "student", student, remedy)
+        left = tower_place(
+            cls.name, entered if config.student_depth is None else config.student_depth, "student", student, remedy
+        )
         missing = unmet(config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
         require(not missing, cls.name, missing, "see the options of methods.crosskd")
-        same_grid = student.kind == teacher.kind and student.cell_anchors == teacher.cell_anchors
-        return cls(config, (left, entered), (student.tower_channels or 0, teacher.tower_channels or 0), same_grid, shared)
+        mine, theirs = required(student.grid), required(teacher.grid)
+        same_grid = (mine.assigner, mine.cell_anchors) == (theirs.assigner, theirs.cell_anchors)
+        return cls(
+            config,
+            (left, entered),
+            (required(student.towers).channels, required(teacher.towers).channels),
+            same_grid,
+            shared,
+        )
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        continuation = present(teacher.towers)
-        mine, theirs = present(student.towers).states[self.student_depth], continuation.states[self.teacher_depth]
+        continuation = required(teacher_output.towers)
+        mine, theirs = (
+            required(student_output.towers).states[self.student_depth],
+            continuation.states[self.teacher_depth],
+        )
         branches = (
             (mine.classification, theirs.classification, self.connectors[0]),
             (mine.regression, theirs.regression, self.connectors[1]),
         )
-        entered = (tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True)) for s, t, connector in branches)
+        entered = (
+            tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True))
+            for s, t, connector in branches
+        )
         crossed = self.shared.of_teacher(continuation.resume(TowerState(self.teacher_depth, *entered)))
-        taught = self.shared.of_teacher(teacher.stages[-1])
-        return prediction_terms(crossed, taught, self._assignment(student, teacher, targets), self.config)
+        taught = self.shared.of_teacher(teacher_output.stages[-1])
+        return prediction_terms(crossed, taught, self._assignment(student_output, teacher_output, targets), self.config)
 
     def _carry(self, student: Tensor, teacher: Tensor, connector: nn.Module) -> Tensor:
         """One level of the student's tower made fit for the teacher's."""
@@ -103,9 +134,11 @@ class CrossKD(Method):
         has_statistics = student[:, 0].numel() > 1
         return match_statistics(student, teacher) if self.config.align and has_statistics else student
 
-    def _assignment(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Assignment:
-        own = student.stages[-1].assignment
+    def _assignment(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
+    ) -> Assignment:
+        own = student_output.stages[-1].assignment
         if self.same_grid and own is not None:
             return own
         with torch.no_grad():
-            return present(teacher.assign)(targets)
+            return required(teacher_output.assign)(targets)

@@ -17,13 +17,14 @@ from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import level_at, when_widths_differ
 from detdistill.methods.shared.rois import RoIConfig, crossed_rows, require_roi_heads, require_terms, roi_terms
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Pyramid, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets, TrainState, required
 
 
 class CrossKDRoI(Method):
     """See the module's head. Its terms: `class`, `box`."""
 
     name = "crosskd_roi"
+    group = "RoI heads"
     paper = "arXiv:2306.11369, its two-stage code"
     reads = "neck features, the teacher's RoI head on the student's proposals"
     learns = "a 1x1 convolution a level, only where the widths differ"
@@ -41,15 +42,24 @@ class CrossKDRoI(Method):
         """Raises UserError unless both have RoI heads, share a class, and the student has the levels that the teacher cuts RoIs from."""
         require_roi_heads(cls.name, student, teacher)
         require_terms(cls.name, config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
-        levels = f"the teacher cuts RoIs from strides {teacher.roi_strides}, the student's strides are {student.strides}"
-        held = set(teacher.roi_strides) <= set(student.strides)
+        strides = required(teacher.proposals).strides
+        levels = f"the teacher cuts RoIs from strides {strides}, the student's strides are {student.strides}"
+        held = set(strides) <= set(student.strides)
         require(held, cls.name, levels, "give the student the teacher's --model.strides, or take proposal_kd")
         shared = SharedClasses.between(cls.name, student, teacher)
-        return cls(config, shared, teacher.roi_strides, (student.channels["neck"], teacher.channels["neck"]))
+        return cls(config, shared, strides, (student.channels["neck"], teacher.channels["neck"]))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        neck = student.pyramids["neck"]
-        levels = tuple(connect(level_at(neck, stride)) for stride, connect in zip(self.strides, self.connectors, strict=True))
+        neck = student_output.pyramids["neck"]
+        levels = tuple(
+            connect(level_at(neck, stride)) for stride, connect in zip(self.strides, self.connectors, strict=True)
+        )
         crossed = Pyramid(levels, self.strides, neck.sizes)
-        return roi_terms(crossed_rows(student, teacher, crossed, targets, self.shared), self.config)
+        return roi_terms(crossed_rows(student_output, teacher_output, crossed, targets, self.shared), self.config)

@@ -24,7 +24,7 @@ from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
 from detdistill.methods.shared.predictions import require_same_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CWD(Method):
     """See the module's head. Its term: `features`, or `class` on the logits."""
 
     name = "cwd"
+    group = "neck features"
     paper = "arXiv:2011.13256"
     reads = "neck features, or class logits"
     learns = "a 1x1 convolution a level, only where the widths differ"
@@ -63,22 +64,31 @@ class CWD(Method):
         require_same_cells(cls.name, student, teacher)
         return cls(config, None, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         cross_entropy = self.config.variant == "original"
-        terms = [channel_wise(mine, theirs, self.config.temperature, cross_entropy) for mine, theirs in self._pairs(student, teacher)]
+        terms = [
+            channel_wise(mine, theirs, self.config.temperature, cross_entropy)
+            for mine, theirs in self._pairs(student_output, teacher_output)
+        ]
         part = "class" if self.levels is None else "features"
         return {part: self.config.weight * torch.stack(terms).sum()}
 
-    def _pairs(self, student: DetectorOutput, teacher: DetectorOutput) -> list[tuple[Tensor, Tensor]]:
+    def _pairs(self, student_output: DetectorOutput, teacher_output: DetectorOutput) -> list[tuple[Tensor, Tensor]]:
         """The maps (B, C, H, W) to compare, fine to coarse."""
         if self.levels is not None:
-            return [(level.student, level.teacher) for level in self.levels(student, teacher)]
-        shared = present(self.shared)
-        mine, theirs = shared.of_student(student.stages[-1]), shared.of_teacher(teacher.stages[-1])
+            return [(level.student, level.teacher) for level in self.levels(student_output, teacher_output)]
+        shared = required(self.shared)
+        mine, theirs = shared.of_student(student_output.stages[-1]), shared.of_teacher(teacher_output.stages[-1])
         return list(zip(logit_maps(mine), logit_maps(theirs), strict=True))[: self.config.levels]
 
 
 def logit_maps(predictions: Predictions) -> list[Tensor]:
     """Class logits (B, N, K) of a dense head as maps (B, A K, H, W), one a level."""
-    return [level.flatten(3).permute(0, 3, 1, 2) for level in present(predictions.layout).split(predictions.logits)]
+    return [level.flatten(3).permute(0, 3, 1, 2) for level in required(predictions.layout).split(predictions.logits)]

@@ -24,13 +24,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import decoupled_regions
-from detdistill.losses import decoupled_mse, mean_over_processes, softmax_kl
+from detdistill.losses import decoupled_mse, softmax_kl
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -60,6 +61,7 @@ class DeFeat(Method):
     """See the module's head. Its terms: `object`, `background`, and where asked `head_object`, `head_background`."""
 
     name = "defeat"
+    group = "neck features"
     paper = "arXiv:2103.14475"
     reads = "neck features, ground truth; RoI classes where asked"
     learns = "a 3x3 convolution a level"
@@ -78,14 +80,22 @@ class DeFeat(Method):
         neck = bool(config.weight_object or config.weight_background)
         require(neck or config.head, cls.name, "all its weights are 0", "see the options of methods.defeat")
         if config.head:
-            remedy = "take two-stage detectors, or leave methods.defeat.weight_head_object and weight_head_background at 0"
+            remedy = (
+                "take two-stage detectors, or leave methods.defeat.weight_head_object and weight_head_background at 0"
+            )
             require_roi_heads(cls.name, student, teacher, remedy)
         shared = SharedClasses.between(cls.name, student, teacher) if config.head else None
         return cls(config, PairedLevels.build(cls.name, config, student, teacher, connector), shared)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        config, levels = self.config, self.levels(student, teacher)
+        config, levels = self.config, self.levels(student_output, teacher_output)
         shapes = [(level.student.shape[-2], level.student.shape[-1]) for level in levels]
         regions = decoupled_regions(targets.boxes, shapes, [level.stride for level in levels], config.base)
         pairs = [
@@ -95,11 +105,13 @@ class DeFeat(Method):
         inside, outside = (torch.stack(parts).mean() for parts in zip(*pairs, strict=True))
         terms = {"object": config.weight_object * inside, "background": config.weight_background * outside}
         if self.shared is not None:
-            terms |= self._head(student, teacher, targets, self.shared)
+            terms |= self._head(student_output, teacher_output, targets, self.shared)
         return terms
 
-    def _head(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, shared: SharedClasses) -> dict[str, Tensor]:
-        rows, config = roi_rows(student, teacher, targets, shared), self.config
+    def _head(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets, shared: SharedClasses
+    ) -> dict[str, Tensor]:
+        rows, config = roi_rows(student_output, teacher_output, targets, shared), self.config
         parts = {
             "head_object": (rows.foreground, config.temperature_object, config.weight_head_object),
             "head_background": (~rows.foreground, config.temperature_background, config.weight_head_background),

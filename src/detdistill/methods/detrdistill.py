@@ -37,10 +37,28 @@ from detdistill.losses import relation_contrast, target_aware_distance
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, always, when_widths_differ
-from detdistill.methods.shared.queries import Depth, StagePair, instance_terms, pair_stages, require_queries, stage_places
+from detdistill.methods.shared.queries import (
+    Depth,
+    StagePair,
+    instance_terms,
+    pair_stages,
+    require_queries,
+    stage_places,
+)
 from detdistill.methods.shared.query_masks import aggregated_mask, query_mask
 from detdistill.methods.shared.transfer import handed_over, require_learned, require_width
-from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Layout, Moment, Need, Predictions, QueryPart, Targets, present
+from detdistill.types import (
+    Assignment,
+    DetectorInfo,
+    DetectorOutput,
+    Layout,
+    Need,
+    Predictions,
+    QueryPart,
+    Targets,
+    TrainState,
+    required,
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +96,16 @@ class DETRDistillConfig(LevelConfig):
     @property
     def needs_truth(self) -> bool:
         """A part reads which teacher query answers for which ground truth."""
-        return (self.paired and self.pairs != "joint") or (bool(self.weight_assignment) and self.assignment == "teacher")
+        return (self.paired and self.pairs != "joint") or (
+            bool(self.weight_assignment) and self.assignment == "teacher"
+        )
 
 
 class DETRDistill(Method):
     """See the module's head. Its terms: `class`, `box`, `giou`, `relation`, `feature`, `assignment`."""
 
     name = "detrdistill"
+    group = "set predictions"
     paper = "arXiv:2211.10156"
     reads = "decoder stages, queries, neck features, boxes of the ground truth"
     learns = "a 1x1 convolution a level; with a relation, two projections of the embeddings"
@@ -102,7 +123,9 @@ class DETRDistill(Method):
         """levels: of the feature part, None without it. widths: of both detectors' embeddings. parts: of queries that the student reads."""
         super().__init__()
         self.config, self.shared, self.levels, self.parts = config, shared, levels, parts
-        self.projections = nn.ModuleList(projection(width) for width in widths) if config.weight_relation else nn.ModuleList()
+        self.projections = (
+            nn.ModuleList(projection(width) for width in widths) if config.weight_relation else nn.ModuleList()
+        )
         features = levels.need if levels is not None else Need()
         masked = levels is not None and config.mask in ("query", "aggregated")
         asked = bool(config.weight_assignment)
@@ -125,42 +148,58 @@ class DETRDistill(Method):
             require_learned(cls.name, student, teacher, remedy)
             require_width(cls.name, student, teacher, remedy)
         levels = _levels(config, student, teacher) if config.weight_feature else None
-        widths = present(student.query_width), present(teacher.query_width)
-        return cls(config, SharedClasses.between(cls.name, student, teacher), levels, widths, student.query_parts)
+        widths = required(student.queries).width, required(teacher.queries).width
+        return cls(
+            config, SharedClasses.between(cls.name, student, teacher), levels, widths, required(student.queries).parts
+        )
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         config = self.config
         terms: dict[str, Tensor] = {}
         found: tuple[Assignment, ...] = ()
         if config.needs_truth:
-            found = present(teacher.queries).match(teacher.stages, self.shared.targets(targets))
+            found = required(teacher_output.queries).match(teacher_output.stages, self.shared.targets(targets))
         if config.paired:
-            pairs = self.pairs(student, teacher, found)
+            pairs = self.pairs(student_output, teacher_output, found)
             parts = [instance_terms(pair, config.instance, negatives=config.pairs != "positives") for pair in pairs]
             terms |= {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
             if config.weight_relation:
                 terms["relation"] = config.weight_relation * torch.stack([self.relation(pair) for pair in pairs]).sum()
         if self.levels is not None:
-            sizes = teacher.pyramids[config.pyramid].sizes
-            stages = [self.shared.of_teacher(stage) for stage in teacher.stages]
-            levels = [self.feature(level, stages, targets, sizes) for level in self.levels(student, teacher)]
+            sizes = teacher_output.pyramids[config.pyramid].sizes
+            stages = [self.shared.of_teacher(stage) for stage in teacher_output.stages]
+            levels = [
+                self.feature(level, stages, targets, sizes) for level in self.levels(student_output, teacher_output)
+            ]
             terms["feature"] = config.weight_feature * torch.stack(levels).sum()
         if config.weight_assignment:
-            terms["assignment"] = config.weight_assignment * self.assignment(student, teacher, found, targets)
+            terms["assignment"] = config.weight_assignment * self.assignment(
+                student_output, teacher_output, found, targets
+            )
         return terms
 
-    def pairs(self, student: DetectorOutput, teacher: DetectorOutput, found: Sequence[Assignment]) -> list[StagePair]:
+    def pairs(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, found: Sequence[Assignment]
+    ) -> list[StagePair]:
         """found: the teacher's matches with the ground truth, a stage; where the pairs are not joint, who is of P+."""
-        mine = [self.shared.of_student(stage) for stage in student.stages]
-        theirs = [self.shared.of_teacher(stage) for stage in teacher.stages]
+        mine = [self.shared.of_student(stage) for stage in student_output.stages]
+        theirs = [self.shared.of_teacher(stage) for stage in teacher_output.stages]
         places = stage_places(len(mine), len(theirs), self.config.stages)
         classified = None if self.config.pairs == "joint" else [own.positive for own in found]
-        return pair_stages(mine, theirs, places, teacher.pyramids["neck"].sizes, classified, clip=self.config.clip)
+        return pair_stages(
+            mine, theirs, places, teacher_output.pyramids["neck"].sizes, classified, clip=self.config.clip
+        )
 
     def relation(self, pair: StagePair) -> Tensor:
         """(): the teacher's embeddings against those of their paired students, each side behind its projection."""
-        mine, theirs = present(pair.student.embeddings), pair.of_partner(present(pair.teacher.embeddings).detach())
+        mine, theirs = required(pair.student.embeddings), pair.of_partner(required(pair.teacher.embeddings).detach())
         return relation_contrast(self.projections[0](mine[pair.paired]), self.projections[1](theirs[pair.paired]))
 
     def feature(self, level: Level, stages: Sequence[Predictions], targets: Targets, sizes: Tensor) -> Tensor:
@@ -177,10 +216,16 @@ class DETRDistill(Method):
             masks = [aggregated_mask(level.teacher, stage, targets, config.gamma, valid) for stage in stages]
         return target_aware_distance(level.student, level.teacher, torch.stack(masks).sum(0), valid)
 
-    def assignment(self, student: DetectorOutput, teacher: DetectorOutput, found: Sequence[Assignment], targets: Targets) -> Tensor:
+    def assignment(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        found: Sequence[Assignment],
+        targets: Targets,
+    ) -> Tensor:
         """(): the student's task loss on the teacher's queries. found: the teacher's matches, those that teach a stage last."""
-        queries = present(student.queries)
-        stages = queries.redecode(handed_over(present(teacher.queries).own, self.parts))
+        queries = required(student_output.queries)
+        stages = queries.redecode(handed_over(required(teacher_output.queries).own, self.parts))
         if self.config.assignment == "student":
             own = queries.match(stages, targets)
         else:
@@ -192,7 +237,9 @@ class DETRDistill(Method):
 
 def projection(width: int) -> nn.Sequential:
     """Embeddings (N, width) to what is contrasted (N, 512), as in the released code."""
-    return nn.Sequential(nn.Linear(width, 512), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512))
+    return nn.Sequential(
+        nn.Linear(width, 512), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512)
+    )
 
 
 def _levels(config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorInfo) -> PairedLevels:
@@ -205,7 +252,8 @@ def _levels(config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorI
         when_widths_differ if config.adapter == "when_needed" else always,
     )
     width = teacher.channels[config.pyramid]
-    lacking = f"the teacher's {config.pyramid} is {width} wide, its queries {teacher.query_width}"
-    fits = width == teacher.query_width or config.mask in ("box", "off")
+    queries = required(teacher.queries).width
+    lacking = f"the teacher's {config.pyramid} is {width} wide, its queries {queries}"
+    fits = width == queries or config.mask in ("box", "off")
     require(fits, DETRDistill.name, lacking, "set methods.detrdistill.pyramid to memory, or mask to box")
     return levels

@@ -21,7 +21,7 @@ from detdistill.methods.method import Method, Temperature, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import require_same_cells
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DIST(Method):
     """See the module's head. Its term: `relations`."""
 
     name = "dist"
+    group = "RoI heads"
     paper = "arXiv:2205.10536"
     reads = "class scores of sampled proposals, or of a dense head's positives"
     gain = "RetinaNet R50 37.4 to 39.8 (RetinaNet X101)"
@@ -52,29 +53,47 @@ class DIST(Method):
     @classmethod
     def build(cls, config: DISTConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError unless both are two-stage, or both dense with the same cells and two shared classes."""
-        two_stage = any("proposals" in info.continuations for info in (student, teacher))
+        two_stage = any(info.proposals is not None for info in (student, teacher))
         if two_stage:
             require_roi_heads(cls.name, student, teacher)
         else:
             require_same_cells(cls.name, student, teacher)
         shared = SharedClasses.between(cls.name, student, teacher)
         alone = "a softmax over the one shared class says nothing"
-        require(two_stage or len(shared.student) > 1, cls.name, alone, "use bckd or mimicking, which teach each class by itself")
+        require(
+            two_stage or len(shared.student) > 1,
+            cls.name,
+            alone,
+            "use bckd or mimicking, which teach each class by itself",
+        )
         weighs = config.weight * max(config.beta, config.gamma)
         require(weighs > 0, cls.name, "all its weights are 0", "see the options of methods.dist")
         return cls(config, shared, two_stage)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = self._rows(student, teacher, targets)
+        guess, taught = self._rows(student_output, teacher_output, targets)
         config = self.config
-        return {"relations": config.weight * relation_match(guess, taught, config.temperature, config.beta, config.gamma)}
+        return {
+            "relations": config.weight * relation_match(guess, taught, config.temperature, config.beta, config.gamma)
+        }
 
-    def _rows(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> tuple[Tensor, Tensor]:
+    def _rows(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the student and of the teacher, (n, K), or (n, K + 1) with the background."""
         if self.two_stage:
-            rows = roi_rows(student, teacher, targets, self.shared)
+            rows = roi_rows(student_output, teacher_output, targets, self.shared)
             return rows.student, rows.teacher
-        mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
-        chosen = self.shared.assigned(present(mine.assignment), targets) >= 0
+        mine, theirs = (
+            self.shared.of_student(student_output.stages[-1]),
+            self.shared.of_teacher(teacher_output.stages[-1]),
+        )
+        chosen = self.shared.assigned(required(mine.assignment), targets) >= 0
         return mine.logits[chosen], theirs.logits[chosen]

@@ -20,7 +20,7 @@ from detdistill.losses import decoupled_kl
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DKD(Method):
     """See the module's head. Its term: `class`."""
 
     name = "dkd"
+    group = "RoI heads"
     paper = "arXiv:2203.08679"
     reads = "RoI class logits on the student's proposals"
     Config = DKDConfig
@@ -54,9 +55,15 @@ class DKD(Method):
         require(weighs > 0, cls.name, "all its weights are 0", "see the options of methods.dkd")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        rows = roi_rows(student, teacher, targets, self.shared)
+        rows = roi_rows(student_output, teacher_output, targets, self.shared)
         config = self.config
         distances = decoupled_kl(rows.student, rows.teacher, rows.labels, config.alpha, config.beta, config.temperature)
         return {"class": config.weight * rows.mean(distances)}

@@ -27,7 +27,7 @@ from detdistill.geometry import focal_masks
 from detdistill.losses import attention_distance, focal_distance, squared_distance
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class FGD(Method):
     """See the module's head. Its terms: `foreground`, `background`, `attention`, `relation`."""
 
     name = "fgd"
+    group = "neck features"
     paper = "arXiv:2111.11837"
     reads = "neck features, boxes of the ground truth"
     learns = "a context block a level and side; a 1x1 convolution a level where the widths differ"
@@ -87,7 +88,9 @@ class FGD(Method):
         self.need = self.student_need = levels.need
         count = len(levels.strides) if config.weight_relation else 0
         self.student_blocks = nn.ModuleList(ContextBlock(width) for _ in range(count))
-        self.teacher_blocks = nn.ModuleList(ContextBlock(width) if config.teacher_context else nn.Identity() for _ in range(count))
+        self.teacher_blocks = nn.ModuleList(
+            ContextBlock(width) if config.teacher_context else nn.Identity() for _ in range(count)
+        )
 
     @classmethod
     def build(cls, config: FGDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
@@ -96,19 +99,32 @@ class FGD(Method):
         levels = PairedLevels.build(cls.name, config, student, teacher)
         return cls(config, levels, teacher.channels[config.pyramid])
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        sizes = student.pyramids[self.config.pyramid].sizes
-        levels = [self._level(level, targets, sizes) for level in self.levels(student, teacher)]
-        return {term: weight * torch.stack([level[term] for level in levels]).sum() for term, weight in self.config.weights.items()}
+        sizes = student_output.pyramids[self.config.pyramid].sizes
+        levels = [self._level(level, targets, sizes) for level in self.levels(student_output, teacher_output)]
+        return {
+            term: weight * torch.stack([level[term] for level in levels]).sum()
+            for term, weight in self.config.weights.items()
+        }
 
     def _level(self, level: Level, targets: Targets, sizes: Tensor) -> dict[str, Tensor]:
         """The four terms of a level, not weighted, (); those of weight 0 left out. sizes (B, 2): the images' valid ones."""
         mine, theirs, weights, terms = level.student, level.teacher, self.config.weights, {}
         if "foreground" in weights or "background" in weights:
             rows, columns = mine.shape[-2:]
-            masks = focal_masks(targets.boxes, (rows, columns), level.stride, sizes, stretched=self.config.masks == "published")
-            terms["foreground"], terms["background"] = focal_distance(mine, theirs, torch.stack(masks), self.config.temperature)
+            masks = focal_masks(
+                targets.boxes, (rows, columns), level.stride, sizes, stretched=self.config.masks == "published"
+            )
+            terms["foreground"], terms["background"] = focal_distance(
+                mine, theirs, torch.stack(masks), self.config.temperature
+            )
         if "attention" in weights:
             terms["attention"] = attention_distance(mine, theirs, self.config.temperature)
         if "relation" in weights:

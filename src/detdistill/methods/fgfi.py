@@ -24,11 +24,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import box_levels, cell_points, covered_cells, imitation_cells, synthetic_anchors
-from detdistill.losses import masked_squares, mean_over_processes
+from detdistill.losses import masked_squares
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels
-from detdistill.types import DetectorInfo, DetectorOutput, Layout, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Layout, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class FGFI(Method):
     """See the module's head. Its term: `features`."""
 
     name = "fgfi"
+    group = "neck features"
     paper = "arXiv:1906.03609"
     reads = "neck features, anchors, boxes of the ground truth"
     learns = "a 3x3 convolution a level"
@@ -69,26 +71,50 @@ class FGFI(Method):
     def build(cls, config: FGFIConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired, and for a teacher's anchors where it has none."""
         lacking = f"the teacher ({teacher.kind}) has no anchors"
-        require(config.anchors != "teacher" or bool(teacher.cell_anchors), cls.name, lacking, "set methods.fgfi.anchors to synthetic")
-        levels = PairedLevels.build(cls.name, config, student, teacher, lambda mine, theirs: connector(mine, theirs, config.relu))
+        require(
+            config.anchors != "teacher" or bool(teacher.cell_anchors),
+            cls.name,
+            lacking,
+            "set methods.fgfi.anchors to synthetic",
+        )
+        levels = PairedLevels.build(
+            cls.name, config, student, teacher, lambda mine, theirs: connector(mine, theirs, config.relu)
+        )
         side = {"student": student, "teacher": teacher}.get(config.anchors)
-        return cls(config, levels, side is not None and bool(side.cell_anchors))  # a point head's pyramid has its points for anchors
+        return cls(
+            config, levels, side is not None and bool(side.cell_anchors)
+        )  # a point head's pyramid has its points for anchors
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        levels = self.levels(student, teacher)
-        regions = self.regions(levels, student, teacher, targets)
-        squares = torch.stack([masked_squares(level.student, level.teacher, region) for level, region in zip(levels, regions, strict=True)])
+        levels = self.levels(student_output, teacher_output)
+        regions = self.regions(levels, student_output, teacher_output, targets)
+        squares = torch.stack(
+            [
+                masked_squares(level.student, level.teacher, region)
+                for level, region in zip(levels, regions, strict=True)
+            ]
+        )
         counts = mean_over_processes(torch.stack([region.sum() for region in regions]).to(squares.dtype))
         terms = squares / (2 * counts)
         total = terms.sum() if self.config.reduction == "paper" else terms.mean() / levels[0].teacher.shape[1]
         return {"features": self.config.weight * total}
 
-    def regions(self, levels: list[Level], student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> list[Tensor]:
+    def regions(
+        self, levels: list[Level], student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
+    ) -> list[Tensor]:
         """(B, H, W) bool of each level."""
-        config, sizes = self.config, student.pyramids[self.config.pyramid].sizes
+        config, sizes = self.config, student_output.pyramids[self.config.pyramid].sizes
         boxes = torch.cat(targets.boxes)
-        images = torch.cat([torch.full((len(own),), index, device=boxes.device) for index, own in enumerate(targets.boxes)])
+        images = torch.cat(
+            [torch.full((len(own),), index, device=boxes.device) for index, own in enumerate(targets.boxes)]
+        )
         place = box_levels(boxes, [level.stride for level in levels])
         regions = []
         for level in levels:
@@ -97,23 +123,27 @@ class FGFI(Method):
             kept = (place == level.index) | (config.levels_of_a_box == "all")
             own, of = boxes[kept], images[kept]
             if config.region == "imitation":
-                cells = imitation_cells(self._anchors(level, student, teacher), own, config.factor, config.legacy, valid[of])
+                cells = imitation_cells(
+                    self._anchors(level, student_output, teacher_output), own, config.factor, config.legacy, valid[of]
+                )
             else:
                 cells = covered_cells(own, rows, columns, level.stride) & valid[of]
             parts = cells.split(torch.bincount(of, minlength=len(valid)).tolist())  # by image
             regions.append(valid if config.region == "full" else torch.stack([part.any(0) for part in parts]))
         return regions
 
-    def _anchors(self, level: Level, student: DetectorOutput, teacher: DetectorOutput) -> Tensor:
+    def _anchors(self, level: Level, student_output: DetectorOutput, teacher_output: DetectorOutput) -> Tensor:
         """(H, W, A, 4) of the level's stride and shape."""
         rows, columns = level.student.shape[-2:]
-        pyramid = (teacher if self.config.anchors == "teacher" else student).pyramids[self.config.pyramid]
+        pyramid = (teacher_output if self.config.anchors == "teacher" else student_output).pyramids[self.config.pyramid]
         if self.has_anchors and pyramid.anchors is not None and level.stride in pyramid.strides:
             own = pyramid.anchors[pyramid.strides.index(level.stride)]
             if own.shape[:2] == (rows, columns):
                 return own
             corners = cell_points(rows, columns, level.stride, 0.0, own.device)[:, :, None]
-            return own[:1, :1] + torch.cat([corners, corners], dim=-1)  # the map took the other side's size: the same anchors, in its cells
+            return own[:1, :1] + torch.cat(
+                [corners, corners], dim=-1
+            )  # the map took the other side's size: the same anchors, in its cells
         return synthetic_anchors(rows, columns, level.stride, device=level.student.device)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from detdistill.losses import hint_distance
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always, level_at, require_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class FitNets(Method):
     """See the module's head. Its term: `features`."""
 
     name = "fitnets"
+    group = "neck features"
     paper = "arXiv:1412.6550"
     reads = "neck features"
     learns = "a 1x1 convolution a level"
@@ -56,12 +57,22 @@ class FitNets(Method):
         connect = always if config.connector == "plain" else published
         return cls(config, PairedLevels.build(cls.name, config, student, teacher, connect))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         if self.training and self.config.connector == "published":
             strides = [mine for mine, _ in self.levels.strides]
-            require_cells(self.name, [level_at(student.pyramids[self.config.pyramid], stride) for stride in strides], strides)
-        levels = self.levels(student, teacher)
+            require_cells(
+                self.name,
+                [level_at(student_output.pyramids[self.config.pyramid], stride) for stride in strides],
+                strides,
+            )
+        levels = self.levels(student_output, teacher_output)
         terms = [hint_distance(level.student, level.teacher, self.config.reduction) for level in levels]
         return {"features": self.config.weight * torch.stack(terms).sum()}
 

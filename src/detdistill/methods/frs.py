@@ -27,7 +27,7 @@ from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, when_widths_differ
 from detdistill.methods.shared.predictions import require_same_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class FRS(Method):
     """See the module's head. Its terms: `features`, `class`."""
 
     name = "frs"
+    group = "neck features"
     paper = "NeurIPS 2021"
     reads = "neck features, the teacher's class scores or objectness"
     learns = "a 1x1 convolution a level where the widths differ; with form ultralytics two on every level"
@@ -60,32 +61,48 @@ class FRS(Method):
     @classmethod
     def build(cls, config: FRSConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired, the teacher has no scores of cells, or the class term has no common grid."""
-        require(bool(config.weight or config.weight_class), cls.name, "all its weights are 0", "see the options of methods.frs")
-        two_stage = "proposals" in teacher.continuations
+        require(
+            bool(config.weight or config.weight_class),
+            cls.name,
+            "all its weights are 0",
+            "see the options of methods.frs",
+        )
+        two_stage = teacher.proposals is not None
         lacking = f"the teacher ({teacher.kind}) has no scores of its cells"
         remedy = "take a dense or two-stage teacher, or pkd, mgd or cwd"
-        require(two_stage or teacher.anchors_per_cell is not None, cls.name, lacking, remedy)
+        require(two_stage or teacher.grid is not None, cls.name, lacking, remedy)
         if config.weight_class:
             require_same_cells(cls.name, student, teacher)
         connect = projector if config.form == "ultralytics" else when_widths_differ
         levels = PairedLevels.build(cls.name, config, student, teacher, connect)
         return cls(config, levels, None if two_stage else SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        taught = teacher.stages[0] if self.shared is None else self.shared.of_teacher(teacher.stages[-1])
+        taught = teacher_output.stages[0] if self.shared is None else self.shared.of_teacher(teacher_output.stages[-1])
         masks = confidence(taught)
         terms = {}
         if self.config.weight:
             distances = [
-                weighted_square(level.student, level.teacher, _like(masks[theirs], level.student)) / self._divisor(level.student)
-                for level, (_, theirs) in zip(self.levels(student, teacher), self.levels.strides, strict=True)
+                weighted_square(level.student, level.teacher, _like(masks[theirs], level.student))
+                / self._divisor(level.student)
+                for level, (_, theirs) in zip(
+                    self.levels(student_output, teacher_output), self.levels.strides, strict=True
+                )
             ]
             terms["features"] = self.config.weight * torch.stack(distances).sum()
         if self.config.weight_class:
-            guess = present(self.shared).of_student(student.stages[-1])
-            logits = [present(side.layout).split(side.logits) for side in (guess, taught)]
-            entropies = [weighted_entropy(mine, theirs, mask) for mine, theirs, mask in zip(*logits, masks.values(), strict=True)]
+            guess = required(self.shared).of_student(student_output.stages[-1])
+            logits = [required(side.layout).split(side.logits) for side in (guess, taught)]
+            entropies = [
+                weighted_entropy(mine, theirs, mask) for mine, theirs, mask in zip(*logits, masks.values(), strict=True)
+            ]
             terms["class"] = self.config.weight_class * torch.stack(entropies).sum()
         return terms
 
@@ -100,7 +117,7 @@ def projector(student: int, teacher: int) -> nn.Sequential:
 
 def confidence(predictions: Predictions) -> dict[int, Tensor]:
     """(B, H, W) of each level, by stride, fine to coarse: the best score of a cell's anchors and classes. No gradient."""
-    layout = present(predictions.layout)
+    layout = required(predictions.layout)
     best = layout.split(predictions.scores().detach().amax(-1))
     return {stride: level.amax(-1) for stride, level in zip(layout.strides, best, strict=True)}
 

@@ -28,12 +28,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import disagreement, general_instances, pool_rois, strongest
-from detdistill.losses import giou_distance, mean_over_processes, quality_focal, relation_distance
+from detdistill.losses import giou_distance, quality_focal, relation_distance
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import when_widths_differ
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class GID(Method):
     """See the module's head. Its terms: `feature`, `relation`, `response`, or with `variant: ld` `pixels`."""
 
     name = "gid"
+    group = "instances"
     paper = "arXiv:2103.02340"
     reads = "neck features, dense predictions of both"
     learns = "a 3x3 convolution on the pooled features"
@@ -79,44 +81,56 @@ class GID(Method):
         """Raises UserError unless both predict on one grid, of the same kind of stage, and know a class in common."""
         for side, info in (("student", student), ("teacher", teacher)):
             lacking = f"the {side} ({info.kind}) has no dense grid of predictions"
-            require(info.anchors_per_cell is not None, cls.name, lacking, "take a dense or a two-stage detector")
-        two_stage = ["proposals" in info.continuations for info in (student, teacher)]
+            require(info.grid is not None, cls.name, lacking, "take a dense or a two-stage detector")
+        two_stage = [info.proposals is not None for info in (student, teacher)]
         lacking = f"an RPN and a dense head have different scores, the student is a {student.kind}, the teacher a {teacher.kind}"
         require(two_stage[0] == two_stage[1], cls.name, lacking, "take dense or two-stage detectors for both")
-        grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
-        grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
-        same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
+        mine, theirs = required(student.grid), required(teacher.grid)
+        grids = f"the student predicts at strides {student.strides} with {mine.anchors_per_cell} anchors a cell"
+        grids += f", the teacher at {teacher.strides} with {theirs.anchors_per_cell}"
+        same = student.strides == teacher.strides and mine.anchors_per_cell == theirs.anchors_per_cell
         require(same, cls.name, grids, "give the student the teacher's grid: its head and its --model.strides")
         shared = None if two_stage[0] else SharedClasses.between(cls.name, student, teacher)
         widths = student.channels["neck"], teacher.channels["neck"]
         connector = when_widths_differ(*widths) if config.variant == "ld" else nn.Conv2d(*widths, 3, padding=1)
         return cls(config, connector, shared)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = student.stages[0], teacher.stages[0]
+        guess, taught = student_output.stages[0], teacher_output.stages[0]
         if self.shared is not None:
             guess, taught = self.shared.of_student(guess), self.shared.of_teacher(taught)
         if self.config.variant == "ld":
-            return {"pixels": self.config.weight_pixels * self._pixels(guess, taught, student, teacher)}
-        instances = self._instances(guess, taught, student)
-        terms = self._pooled(student, teacher, instances)
-        return terms | {"response": self.config.weight_response * self._response(guess, taught, student, instances)}
+            return {"pixels": self.config.weight_pixels * self._pixels(guess, taught, student_output, teacher_output)}
+        instances = self._instances(guess, taught, student_output)
+        terms = self._pooled(student_output, teacher_output, instances)
+        return terms | {
+            "response": self.config.weight_response * self._response(guess, taught, student_output, instances)
+        }
 
     @torch.no_grad()
-    def _instances(self, guess: Predictions, taught: Predictions, student: DetectorOutput) -> Targets:
+    def _instances(self, guess: Predictions, taught: Predictions, student_output: DetectorOutput) -> Targets:
         """The general instances of each image as if they were ground truth, labels in the student's order."""
         scores, boxes, labels = disagreement((guess.scores(), taught.scores()), (guess.boxes, taught.boxes))
-        sizes, valid = student.pyramids["neck"].sizes, guess.valid & taught.valid
+        sizes, valid = student_output.pyramids["neck"].sizes, guess.valid & taught.valid
         boxes, rows = general_instances(scores, boxes, valid, sizes, self.config.instances, self.config.overlap)
         if self.shared is not None:
             labels = labels.new_tensor(self.shared.student)[labels]
         return Targets(
-            tuple(own[row] for own, row in zip(boxes, rows, strict=True)), tuple(own[row] for own, row in zip(labels, rows, strict=True))
+            tuple(own[row] for own, row in zip(boxes, rows, strict=True)),
+            tuple(own[row] for own, row in zip(labels, rows, strict=True)),
         )
 
-    def _pooled(self, student: DetectorOutput, teacher: DetectorOutput, instances: Targets) -> dict[str, Tensor]:
-        necks = student.pyramids["neck"], teacher.pyramids["neck"]
+    def _pooled(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, instances: Targets
+    ) -> dict[str, Tensor]:
+        necks = student_output.pyramids["neck"], teacher_output.pyramids["neck"]
         counts = [len(own) for own in instances.labels]
         cuts = [pool_rois(neck.levels, neck.strides, instances.boxes, self.config.roi_size) for neck in necks]
         guess, taught = self.connector(cuts[0]).flatten(1), cuts[1].detach().flatten(1)  # (n, D)
@@ -124,37 +138,54 @@ class GID(Method):
         feature = torch.linalg.vector_norm(guess - taught, dim=1).sum() / count
         relation = torch.stack(
             [
-                relation_distance(own, other) / (max(len(own) * (len(own) - 1), 1) if self.config.pairs == "mean" else 1)
+                relation_distance(own, other)
+                / (max(len(own) * (len(own) - 1), 1) if self.config.pairs == "mean" else 1)
                 for own, other in zip(guess.split(counts), taught.split(counts), strict=True)
             ]
         ).mean()
         return {"feature": self.config.weight_feature * feature, "relation": self.config.weight_relation * relation}
 
-    def _response(self, guess: Predictions, taught: Predictions, student: DetectorOutput, instances: Targets) -> Tensor:
+    def _response(
+        self, guess: Predictions, taught: Predictions, student_output: DetectorOutput, instances: Targets
+    ) -> Tensor:
         with torch.no_grad():
-            assignment = present(student.assign)(instances)
+            assignment = required(student_output.assign)(instances)
         mask = assignment.positive & assignment.valid & taught.valid
         count = mean_over_processes(mask.sum().float())
         classes = quality_focal(guess.logits[mask], taught.scores()[mask].detach(), self.config.beta).sum()
         boxes = taught.boxes[mask].detach()
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return (
-            self.config.share_class * classes + self.config.share_box * (giou_distance(guess.boxes[mask], boxes) * has_area).sum()
+            self.config.share_class * classes
+            + self.config.share_box * (giou_distance(guess.boxes[mask], boxes) * has_area).sum()
         ) / count
 
-    def _pixels(self, guess: Predictions, taught: Predictions, student: DetectorOutput, teacher: DetectorOutput) -> Tensor:
+    def _pixels(
+        self, guess: Predictions, taught: Predictions, student_output: DetectorOutput, teacher_output: DetectorOutput
+    ) -> Tensor:
         """The sum over levels of `variant: ld`."""
-        layout, stage = present(guess.layout), student.stages[0]
+        layout, stage = required(guess.layout), student_output.stages[0]
         with torch.no_grad():
-            scores, boxes, _ = disagreement((guess.scores(), taught.scores()), (guess.boxes, taught.boxes), side="difference")
-            parts = [layout.split(part) for part in (scores, boxes, guess.valid & taught.valid, present(stage.assignment).positive)]
+            scores, boxes, _ = disagreement(
+                (guess.scores(), taught.scores()), (guess.boxes, taught.boxes), side="difference"
+            )
+            parts = [
+                layout.split(part)
+                for part in (scores, boxes, guess.valid & taught.valid, required(stage.assignment).positive)
+            ]
         terms = []
-        for mine, theirs, *level in zip(student.pyramids["neck"].levels, teacher.pyramids["neck"].levels, *parts, strict=True):
+        for mine, theirs, *level in zip(
+            student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, *parts, strict=True
+        ):
             score, box, valid, positive = level
             rows = valid.flatten().nonzero()[:, 0] if positive.any() else valid.new_zeros(0, dtype=torch.long)
-            picked = rows[strongest(score.flatten()[rows], box.reshape(-1, 4)[rows], self.config.instances, self.config.overlap)]
+            picked = rows[
+                strongest(score.flatten()[rows], box.reshape(-1, 4)[rows], self.config.instances, self.config.overlap)
+            ]
             cells = picked // layout.anchors
-            features, wanted = (side.permute(0, 2, 3, 1).flatten(0, 2)[cells] for side in (mine, theirs.detach()))  # (k, C)
+            features, wanted = (
+                side.permute(0, 2, 3, 1).flatten(0, 2)[cells] for side in (mine, theirs.detach())
+            )  # (k, C)
             gap = self.connector(features[:, :, None, None])[:, :, 0, 0] - wanted
             terms.append(gap.float().square().sum() / max(gap.numel(), 1))
         return torch.stack(terms).sum()

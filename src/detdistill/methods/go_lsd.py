@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detdistill.losses import edge_kl, mean_over_processes, paired_iou
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import edge_kl, paired_iou
 from detdistill.methods.method import Method, Temperature, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.queries import StagePair, pair_stages, require_queries
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class GOLSD(Method):
     """See the module's head. Its term: `edges`."""
 
     name = "go_lsd"
+    group = "set predictions"
     paper = "arXiv:2410.13842"
     reads = "side distributions and scores of decoder stages"
     Config = GOLSDConfig
@@ -52,32 +54,50 @@ class GOLSD(Method):
         """Raises UserError unless both predict equal side distributions by queries."""
         require_queries(cls.name, student, teacher)
         for side, info in (("student", student), ("teacher", teacher)):
-            require(info.edge_bins is not None, cls.name, f"the {side} ({info.kind}) has no side distributions", "take d_fine for both")
-        codes = (
-            f"the student has {student.edge_bins} bins of code {student.edge_code}, the teacher {teacher.edge_bins} of {teacher.edge_code}"
+            require(
+                info.edges is not None,
+                cls.name,
+                f"the {side} ({info.kind}) has no side distributions",
+                "take d_fine for both",
+            )
+        mine, theirs = required(student.edges), required(teacher.edges)
+        codes = f"the student has {mine.bins} bins of code {mine.code}, the teacher {theirs.bins} of {theirs.code}"
+        require(
+            mine == theirs,
+            cls.name,
+            codes,
+            "a bin must mean the same distance to both; take a teacher with the student's",
         )
-        same = (student.edge_bins, student.edge_code) == (teacher.edge_bins, teacher.edge_code)
-        require(same, cls.name, codes, "a bin must mean the same distance to both; take a teacher with the student's")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine = [self.shared.of_student(stage) for stage in student.stages]
-        theirs = [self.shared.of_teacher(teacher.stages[-1])]
-        pairs = pair_stages(mine, theirs, [(stage, 0) for stage in range(len(mine))], teacher.pyramids["neck"].sizes)
+        mine = [self.shared.of_student(stage) for stage in student_output.stages]
+        theirs = [self.shared.of_teacher(teacher_output.stages[-1])]
+        pairs = pair_stages(
+            mine, theirs, [(stage, 0) for stage in range(len(mine))], teacher_output.pyramids["neck"].sizes
+        )
         return {"edges": self.config.weight * torch.stack([self.distance(pair, targets) for pair in pairs]).sum()}
 
     def distance(self, pair: StagePair, targets: Targets) -> Tensor:
         """The two means of one stage, weighed, ()."""
-        assignment, images = present(pair.student.assignment), len(pair.partner)
+        assignment, images = required(pair.student.assignment), len(pair.partner)
         truths = pad_sequence(
             [torch.cat([boxes, boxes.new_zeros(1, 4)]) for boxes in targets.boxes], batch_first=True
         )  # the last is no box
         own = truths.gather(1, assignment.matched.clamp(min=0)[..., None].expand(-1, -1, 4))
         overlap = paired_iou(pair.student.boxes.detach(), own)
         best = pair.of_partner(pair.teacher.scores().detach().amax(-1))
-        taught = pair.of_partner(present(pair.teacher.edges).detach())
-        distances = edge_kl(present(pair.student.edges), taught, self.config.temperature).mean(-1)  # (B, Q), mean over the four sides
+        taught = pair.of_partner(required(pair.teacher.edges).detach())
+        distances = edge_kl(required(pair.student.edges), taught, self.config.temperature).mean(
+            -1
+        )  # (B, Q), mean over the four sides
         means, roots = [], []
         for group, weight in ((assignment.positive, overlap), (~assignment.positive, best)):
             rows = pair.paired & group

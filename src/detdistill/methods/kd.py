@@ -21,7 +21,7 @@ from detdistill.losses import softmax_kl
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 PUBLISHED = {"classes_sum": (0.5, 3.0), "classes_mean": (10.0, 2.0)}  # weight and temperature
 
@@ -39,6 +39,7 @@ class KD(Method):
     """See the module's head. Its term: `class`."""
 
     name = "kd"
+    group = "RoI heads"
     paper = "arXiv:1503.02531"
     reads = "RoI class logits on the student's proposals"
     Config = KDConfig
@@ -59,9 +60,15 @@ class KD(Method):
         require(config.weight != 0, cls.name, "its weight is 0", "set methods.kd.weight")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        rows = roi_rows(student, teacher, targets, self.shared)
+        rows = roi_rows(student_output, teacher_output, targets, self.shared)
         distances = softmax_kl(rows.student, rows.teacher, self.temperature)
         if self.config.reduction == "classes_mean":
             distances = distances / rows.student.shape[1]

@@ -20,13 +20,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import to_relative
-from detdistill.losses import mean_over_processes, soft_class_entropy
+from detdistill.losses import soft_class_entropy
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.queries import Depth, answer_terms, class_scores, require_queries, stage_places
 from detdistill.methods.shared.transfer import handed_over, require_width
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Predictions, QueryPart, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, QueryPart, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class KDDETR(Method):
     """See the module's head. Its terms: `class`, `box`, `giou`."""
 
     name = "kddetr"
+    group = "set predictions"
     paper = "arXiv:2211.08071"
     reads = "queries, decoder stages"
     gain = "DAB-DETR R50 42.2 to 45.7 (DAB-DETR R101)"
@@ -66,30 +68,52 @@ class KDDETR(Method):
         weighs = config.weight_class or config.weight_box or config.weight_giou
         require(bool(weighs), cls.name, "all its weights are 0", "see the options of methods.kddetr")
         require(
-            config.general > 0 or config.specific, cls.name, "no points at all", "set methods.kddetr.general to 300 or specific to true"
+            config.general > 0 or config.specific,
+            cls.name,
+            "no points at all",
+            "set methods.kddetr.general to 300 or specific to true",
         )
-        require_width(cls.name, student, teacher, "take a teacher of the student's family, or detrdistill without its assignment part")
-        return cls(config, SharedClasses.between(cls.name, student, teacher), student.query_parts)
+        require_width(
+            cls.name,
+            student,
+            teacher,
+            "take a teacher of the student's family, or detrdistill without its assignment part",
+        )
+        return cls(config, SharedClasses.between(cls.name, student, teacher), required(student.queries).parts)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = present(student.queries), present(teacher.queries)
-        groups = [(guess.redecode(handed_over(taught.own, self.parts)), teacher.stages)] if self.config.specific else []
+        guess, taught = required(student_output.queries), required(teacher_output.queries)
+        groups = (
+            [(guess.redecode(handed_over(taught.own, self.parts)), teacher_output.stages)]
+            if self.config.specific
+            else []
+        )
         if self.config.general:
-            points = taught.sample(self.config.general, _generator(moment))
+            points = taught.sample(self.config.general, _generator(state))
             with torch.no_grad():
                 answers = taught.redecode(points)
             groups.append((guess.redecode(handed_over(points, self.parts)), answers))
-        sizes, found = teacher.pyramids["neck"].sizes, []
+        sizes, found = teacher_output.pyramids["neck"].sizes, []
         for mine, theirs in groups:
             for own, other in stage_places(len(mine), len(theirs), self.config.stages):
-                found.append(self.distances(self.shared.of_student(mine[own]), self.shared.of_teacher(theirs[other]), sizes))
+                found.append(
+                    self.distances(self.shared.of_student(mine[own]), self.shared.of_teacher(theirs[other]), sizes)
+                )
         return {name: torch.stack([terms[name] for terms in found]).sum() for name in found[0]}
 
     def distances(self, student: Predictions, teacher: Predictions, sizes: Tensor) -> dict[str, Tensor]:
         """The weighted terms of one stage, (): row n of the one against row n of the other. sizes (B, 2): of the images."""
         config = self.config
-        trust = teacher.scores().detach().amax(-1) if config.foreground else torch.ones_like(teacher.boxes[..., 0])  # (B, P)
+        trust = (
+            teacher.scores().detach().amax(-1) if config.foreground else torch.ones_like(teacher.boxes[..., 0])
+        )  # (B, P)
         shares = trust / mean_over_processes(trust.sum(), floor=1e-6)
         mine, theirs = (to_relative(boxes.float(), sizes) for boxes in (student.boxes, teacher.boxes.detach()))
         weights, scores = (config.weight_class, config.weight_box, config.weight_giou), class_scores(teacher, student)
@@ -100,8 +124,8 @@ class KDDETR(Method):
         return terms
 
 
-def _generator(moment: Moment) -> torch.Generator:
+def _generator(state: TrainState) -> torch.Generator:
     """The run's, or one seeded by torch's own."""
-    if moment.generator is not None:
-        return moment.generator
+    if state.generator is not None:
+        return state.generator
     return torch.Generator().manual_seed(int(torch.randint(2**31, ())))

@@ -23,12 +23,23 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import ValuableRegion, valuable_region
-from detdistill.losses import edge_kl, mean_over_processes, softmax_kl
+from detdistill.losses import edge_kl, softmax_kl
 from detdistill.methods.method import Method, Temperature, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import require_same_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Layout, Moment, Need, Predictions, Pyramid, Targets, present
+from detdistill.types import (
+    DetectorInfo,
+    DetectorOutput,
+    Layout,
+    Need,
+    Predictions,
+    Pyramid,
+    Targets,
+    TrainState,
+    required,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class LD(Method):
     """See the module's head. Its terms: `edges`, `valuable_edges`, `class`, `valuable_class`."""
 
     name = "ld"
+    group = "dense predictions"
     paper = "arXiv:2102.12252"
     reads = "side distributions (gfl; others with model.edges), class scores, boxes"
     gain = "GFL R50 40.1 to 42.1 (GFL R101)"
@@ -70,24 +82,36 @@ class LD(Method):
         require_same_cells(cls.name, student, teacher)
         remedy = "take gfl, or retinanet, fcos or atss trained with --model.edges, on both sides"
         for side, info in (("student", student), ("teacher", teacher)):
-            require(info.edge_bins is not None, cls.name, f"the {side} ({info.kind}) has no distance distributions", remedy)
-        bins = f"the distance distributions have {student.edge_bins} and {teacher.edge_bins} bins"
-        require(student.edge_bins == teacher.edge_bins, cls.name, bins, "give both the same --model.edge-bins")
+            require(info.edges is not None, cls.name, f"the {side} ({info.kind}) has no distance distributions", remedy)
+        bins = f"the distance distributions have {required(student.edges).bins} and {required(teacher.edges).bins} bins"
+        require(student.edges == teacher.edges, cls.name, bins, "give both the same --model.edge-bins")
         points = f"distances are from other points in {student.kind} and {teacher.kind}"
         require(
-            student.cell_anchors == teacher.cell_anchors, cls.name, points, "take a teacher of the student's kind, or use crosskd or pkd"
+            student.cell_anchors == teacher.cell_anchors,
+            cls.name,
+            points,
+            "take a teacher of the student's kind, or use crosskd or pkd",
         )
         weighs = config.weight_edges + config.weight_valuable + config.weight_class + config.weight_valuable_class > 0
         require(weighs, cls.name, "all its weights are 0", "see the options of methods.ld")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         config = self.config
-        mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
-        assignment = present(mine.assignment)
+        mine, theirs = (
+            self.shared.of_student(student_output.stages[-1]),
+            self.shared.of_teacher(teacher_output.stages[-1]),
+        )
+        assignment = required(mine.assignment)
         score = mine.scores().detach().amax(-1)  # (B, N)
-        ring = self._valuable(student.pyramids["neck"], mine, targets)
+        ring = self._valuable(student_output.pyramids["neck"], mine, targets)
         known = self.shared.assigned(assignment, targets) >= 0
         weighed = score * (ring > 0) if config.valuable == "score" else ring
         parts = {
@@ -101,30 +125,39 @@ class LD(Method):
     def _edges(self, guess: Predictions, taught: Predictions, weights: Tensor) -> Tensor:
         """The weighted sum over rows, (); weights (B, N)."""
         chosen = weights > 0
-        mine, theirs = (present(side.edges)[chosen] for side in (guess, taught))  # (n, 4, R)
+        mine, theirs = (required(side.edges)[chosen] for side in (guess, taught))  # (n, 4, R)
         if self.config.softmax == "joint":
             mine, theirs = mine.flatten(1)[:, None], theirs.flatten(1)[:, None]  # (n, 1, 4 R)
-        rows = edge_kl(mine, theirs, self.config.temperature).sum(-1) / (4 * mine.shape[-1])  # a quarter for `joint` too, as published
+        rows = edge_kl(mine, theirs, self.config.temperature).sum(-1) / (
+            4 * mine.shape[-1]
+        )  # a quarter for `joint` too, as published
         total = (rows * weights[chosen]).sum()
         return total / mean_over_processes(weights.sum()) if self.config.normalizer == "trust" else total
 
     def _classes(self, guess: Predictions, taught: Predictions, chosen: Tensor) -> Tensor:
         """The sum over levels of the mean over the chosen rows, (); chosen (B, N) bool."""
-        layout: Layout = present(guess.layout)
+        layout: Layout = required(guess.layout)
         counts = torch.stack([level.sum() for level in layout.split(chosen)]).float()  # (levels,)
-        divisors = torch.cat([count.expand(cells) for count, cells in zip(mean_over_processes(counts), layout.counts, strict=True)])  # (N,)
-        rows = softmax_kl(guess.logits[chosen], taught.logits[chosen], self.config.class_temperature) / guess.logits.shape[-1]
+        divisors = torch.cat(
+            [count.expand(cells) for count, cells in zip(mean_over_processes(counts), layout.counts, strict=True)]
+        )  # (N,)
+        rows = (
+            softmax_kl(guess.logits[chosen], taught.logits[chosen], self.config.class_temperature)
+            / guess.logits.shape[-1]
+        )
         return (rows / divisors.expand_as(chosen)[chosen]).sum()
 
     @torch.no_grad()
     def _valuable(self, pyramid: Pyramid, stage: Predictions, targets: Targets) -> Tensor:
         """(B, N): weights of the ring, 0 outside."""
-        levels = [level.reshape(-1, 4) for level in present(pyramid.anchors)]
-        counts = list(present(stage.layout).counts)
+        levels = [level.reshape(-1, 4) for level in required(pyramid.anchors)]
+        counts = list(required(stage.layout).counts)
         weights = torch.zeros(stage.valid.shape, device=stage.valid.device)
-        for row, inside, boxes in zip(weights, stage.valid, targets.boxes, strict=True):  # each image has its own valid anchors
+        for row, inside, boxes in zip(
+            weights, stage.valid, targets.boxes, strict=True
+        ):  # each image has its own valid anchors
             kept = [level[mask] for level, mask in zip(levels, inside.split(counts), strict=True)]
             row[inside] = valuable_region(kept, boxes, self.config.gamma, self.config.region)
         if self.config.exclude_positives or self.config.region == "inside":
-            weights[present(stage.assignment).positive] = 0
+            weights[required(stage.assignment).positive] = 0
         return (weights > 0).float() if self.config.valuable == "mask" else weights

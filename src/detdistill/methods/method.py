@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detdistill.errors import UserError
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a term
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # that logits are divided by
@@ -15,12 +15,13 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # that logits 
 class Method(nn.Module):
     """The one base of all methods. Its parameters are its own learned parts; they train with the student and are never saved into it.
 
-    name: key in METHODS and prefix of its terms. paper: where it is from. reads, learns: in words, for `detdistill list methods`.
+    name: key in METHODS and prefix of its terms. group: the heading it is listed under. paper: where it is from. reads, learns: in words, for `detdistill list methods`.
     gain: AP on COCO as published, plain to distilled, with the pair; empty where nothing that we could verify was published.
     need: what is read of the teacher's output. student_need: of the student's, beside what its task losses compute anyway.
     """
 
     name: ClassVar[str]
+    group: ClassVar[str]
     paper: ClassVar[str]
     reads: ClassVar[str]
     learns: ClassVar[str] = ""
@@ -34,7 +35,13 @@ class Method(nn.Module):
         """Raises UserError, saying what is missing and which detectors have it, where this pair can't be served."""
         raise TypeError(f"{cls.__name__} has no build")
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """Weighted terms (), by part: the names are without the method's own. Gradient flows to the student only."""
         raise TypeError(f"{type(self).__name__} has no forward")
 

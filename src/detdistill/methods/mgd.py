@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from detdistill.losses import masked_generation
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class MGD(Method):
     """See the module's head. Its term: `features`."""
 
     name = "mgd"
+    group = "neck features"
     paper = "arXiv:2205.01529"
     reads = "neck features"
     learns = "two 3x3 convolutions a level; a 1x1 convolution a level where the widths differ"
@@ -54,18 +55,26 @@ class MGD(Method):
         """Raises UserError where no level can be paired."""
         return cls(config, PairedLevels.build(cls.name, config, student, teacher), teacher.channels[config.pyramid])
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         terms = []
-        for level in self.levels(student, teacher):
-            mask = kept_cells(level.student, self.config.drop, moment.generator)
+        for level in self.levels(student_output, teacher_output):
+            mask = kept_cells(level.student, self.config.drop, state.generator)
             terms.append(masked_generation(level.student, level.teacher, self.generators[level.index], mask))
         return {"features": self.config.weight * torch.stack(terms).sum()}
 
 
 def generation_block(channels: int) -> nn.Sequential:
     """G, on maps (B, C, H, W)."""
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+    )
 
 
 def kept_cells(like: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:

@@ -21,11 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import general_instances, pool_rois
-from detdistill.losses import mean_over_processes, region_distance
+from detdistill.losses import region_distance
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Mimic2017(Method):
     """See the module's head. Its term: `regions`."""
 
     name = "mimic2017"
+    group = "instances"
     paper = "CVPR 2017, Li, Jin and Yan"
     reads = "neck features, proposals"
     learns = "a 1x1 convolution a level"
@@ -52,7 +54,7 @@ class Mimic2017(Method):
     def __init__(self, config: Mimic2017Config, levels: PairedLevels, proposer: DetectorInfo):
         super().__init__()
         self.config, self.levels = config, levels
-        proposing = Need(proposals=True) if "proposals" in proposer.continuations else Need(predictions=True)
+        proposing = Need(proposals=True) if proposer.proposals is not None else Need(predictions=True)
         from_student = config.proposals == "student"
         self.need = levels.need if from_student else levels.need | proposing
         self.student_need = levels.need | proposing if from_student else levels.need
@@ -63,10 +65,16 @@ class Mimic2017(Method):
         levels = PairedLevels.build(cls.name, config, student, teacher, always)
         return cls(config, levels, student if config.proposals == "student" else teacher)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        boxes = self._proposals(student if self.config.proposals == "student" else teacher)
-        levels = self.levels(student, teacher)
+        boxes = self._proposals(student_output if self.config.proposals == "student" else teacher_output)
+        levels = self.levels(student_output, teacher_output)
         strides = [level.stride for level in levels]
         sides = [level.student for level in levels], [level.teacher for level in levels]
         guess, taught = (pool_rois(maps, strides, boxes, self.config.size) for maps in sides)
@@ -78,7 +86,11 @@ class Mimic2017(Method):
         """Boxes (n_i, 4) of each image, n_i <= most, best first."""
         if output.proposals is not None:
             proposals = output.proposals
-            return [boxes[valid][: self.config.most] for boxes, valid in zip(proposals.boxes, proposals.valid, strict=True)]
+            return [
+                boxes[valid][: self.config.most] for boxes, valid in zip(proposals.boxes, proposals.valid, strict=True)
+            ]
         stage, sizes = output.stages[-1], output.pyramids["neck"].sizes
-        boxes, chosen = general_instances(stage.scores().amax(-1), stage.boxes, stage.valid, sizes, self.config.most, self.config.overlap)
+        boxes, chosen = general_instances(
+            stage.scores().amax(-1), stage.boxes, stage.valid, sizes, self.config.most, self.config.overlap
+        )
         return [own[rows] for own, rows in zip(boxes, chosen, strict=True)]

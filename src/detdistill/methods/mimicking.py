@@ -11,13 +11,14 @@ from torch import Tensor
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, require_same_cells, unmet
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState, required
 
 
 class Mimicking(Method):
     """See the module's head. Its terms: `class`, `box`, `quality`."""
 
     name = "mimicking"
+    group = "dense predictions"
     paper = "arXiv:2306.11369, section 3"
     reads = "dense predictions"
     Config = PredictionConfig
@@ -36,7 +37,16 @@ class Mimicking(Method):
         require(not missing, cls.name, missing, "see the options of methods.mimicking")
         return cls(config, shared)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine, theirs = self.shared.of_student(student.stages[-1]), self.shared.of_teacher(teacher.stages[-1])
-        return prediction_terms(mine, theirs, present(mine.assignment), self.config)
+        mine, theirs = (
+            self.shared.of_student(student_output.stages[-1]),
+            self.shared.of_teacher(teacher_output.stages[-1]),
+        )
+        return prediction_terms(mine, theirs, required(mine.assignment), self.config)

@@ -26,7 +26,7 @@ from detdistill.losses import hint_distance, pearson_distance
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
 from detdistill.methods.shared.towers import PairedTowers
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class PKD(Method):
     """See the module's head. Its term: `features`."""
 
     name = "pkd"
+    group = "neck features"
     paper = "arXiv:2207.02039"
     reads = "neck features"
     learns = "a 1x1 convolution a level, only where the widths differ"
@@ -68,13 +69,25 @@ class PKD(Method):
             return cls(config, PairedTowers.build(cls.name, config, config.depth, student, teacher))
         return cls(config, PairedLevels.build(cls.name, config, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        levels = self.levels(student, teacher)
+        levels = self.levels(student_output, teacher_output)
         distance = pearson_distance if self.config.distance == "pearson" else half_square
-        terms = [distance(level.student, level.teacher) for level in levels if level.student[:, 0].numel() >= self.config.least_positions]
+        terms = [
+            distance(level.student, level.teacher)
+            for level in levels
+            if level.student[:, 0].numel() >= self.config.least_positions
+        ]
         if not terms:  # a distillation loss that is silently absent is the field's old failure
             cells = ", ".join(str(level.student[:, 0].numel()) for level in levels)
             remedy = "give larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"
-            raise UserError(f"method pkd: every paired level is too small to correlate ({cells} cells in the batch); {remedy}")
+            raise UserError(
+                f"method pkd: every paired level is too small to correlate ({cells} cells in the batch); {remedy}"
+            )
         return {"features": self.config.weight * torch.stack(terms).sum()}

@@ -19,10 +19,11 @@ from typing import Annotated, Self
 from pydantic import Field
 from torch import Tensor
 
-from detdistill.losses import mean_over_processes, pkt
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import pkt
 from detdistill.methods.method import Method, Weight
 from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class PKT(Method):
     """See the module's head. Its term: `relations`."""
 
     name = "pkt"
+    group = "instances"
     paper = "arXiv:1803.10837"
     reads = "neck features of boxes, or RoI embeddings"
     Config = PKTConfig
@@ -53,9 +55,15 @@ class PKT(Method):
         """Raises UserError where RoI embeddings are asked for and a side has none."""
         return cls(config, InstanceEmbeddings.build(cls.name, config, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        instances = self.embeddings(student, teacher, targets)
+        instances = self.embeddings(student_output, teacher_output, targets)
         distance = pkt(instances.student, instances.teacher, self.config.diagonal)
         scale = self.config.weight
         if self.config.batch is not None:

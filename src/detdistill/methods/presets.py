@@ -59,8 +59,14 @@ _FGD_FCOS = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "crosskd": {kind: {**options, "depth": -2 if kind == "fcos" else -1} for kind, options in _DENSE.items()},
     "mimicking": _DENSE,
-    "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE} | {kind: {"weight": 6.0, "levels": 4} for kind in _TWO_STAGE},
-    "pkd beside crosskd": {"gfl": {"weight": 6.0}, "retinanet": {"weight": 2.0}, "fcos": {"weight": 2.0}, "atss": {"weight": 1.0}},
+    "pkd": {kind: {"weight": 10.0, "levels": 4} for kind in _DENSE}
+    | {kind: {"weight": 6.0, "levels": 4} for kind in _TWO_STAGE},
+    "pkd beside crosskd": {
+        "gfl": {"weight": 6.0},
+        "retinanet": {"weight": 2.0},
+        "fcos": {"weight": 2.0},
+        "atss": {"weight": 1.0},
+    },
     "ld": {
         "atss": {"weight_valuable": 0.0375},
         "fcos": {"region": "inside", "valuable": "score"},
@@ -72,8 +78,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "class_temperature": 8.0,
         },
     },
-    "fgd": {kind: {"weight_attention": 5e-4} for kind in _DENSE} | dict.fromkeys(_TWO_STAGE, _FGD_TWO_STAGE) | {"fcos": _FGD_FCOS},
-    "fgd variant=paper": {kind: {"weight_attention": 1e-3} for kind in _DENSE} | {"fcos": {"weight_attention": 8e-3, "temperature": 0.5}},
+    "fgd": {kind: {"weight_attention": 5e-4} for kind in _DENSE}
+    | dict.fromkeys(_TWO_STAGE, _FGD_TWO_STAGE)
+    | {"fcos": _FGD_FCOS},
+    "fgd variant=paper": {kind: {"weight_attention": 1e-3} for kind in _DENSE}
+    | {"fcos": {"weight_attention": 8e-3, "temperature": 0.5}},
     "mgd": {kind: {"weight": 5e-7, "drop": 0.45, "levels": 4} for kind in _TWO_STAGE},
     "cwd variant=mmrazor": {"any": {"weight": 10.0, "levels": None}},
     "cwd on=logits": {"any": {"weight": 5.0, "levels": None, "variant": "mmrazor"}},
@@ -98,7 +107,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def preset(
-    method: str, student: DetectorInfo, teacher: DetectorInfo, beside: Collection[str] = (), given: Mapping[str, Any] | None = None
+    method: str,
+    student: DetectorInfo,
+    teacher: DetectorInfo,
+    beside: Collection[str] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:
     """The published options of `method` for this pair. Features and CrossKD are compared in the teacher's space, mimicking and LD in the
     student's.
@@ -112,9 +125,9 @@ def preset(
     chosen = {f"{method} {option}={value}" for option, value in (given or {}).items()}
     for row in (PRESETS[name] for name in PRESETS if name in chosen):
         options |= row.get(kind, row.get("any", {}))
-    if method == "mimicking" and options.get("box") == "auto" and not teacher.edge_bins:
+    if method == "mimicking" and options.get("box") == "auto" and teacher.edges is None:
         options = {"box": "giou"}
-    if method == "mimicking" and not teacher.quality:
+    if method == "mimicking" and not teacher.has_quality:
         options.pop("weight_quality", None)  # nothing to copy
     return options
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from detdistill.methods.method import Method
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.rois import RoIConfig, require_roi_heads, require_terms, roi_rows, roi_terms
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 
 class ProposalKD(Method):
     """See the module's head. Its terms: `class`, `box`."""
 
     name = "proposal_kd"
+    group = "RoI heads"
     paper = "arXiv:2306.11369, its two-stage code, not crossed"
     reads = "RoI class logits and box codes on the student's proposals"
     Config = RoIConfig
@@ -35,6 +36,12 @@ class ProposalKD(Method):
         require_terms(cls.name, config, student, teacher)
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        return roi_terms(roi_rows(student, teacher, targets, self.shared), self.config)
+        return roi_terms(roi_rows(student_output, teacher_output, targets, self.shared), self.config)

@@ -27,7 +27,7 @@ from detdistill.losses import hierarchical_context
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.fusion import FusedLevels, SeparateLevels
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_cells
-from detdistill.types import DetectorInfo, DetectorOutput, Moment, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 Paths = Literal["review", "same", "deeper", "all"]
 
@@ -53,6 +53,7 @@ class ReviewKD(Method):
     """See the module's head. Its term: `features`."""
 
     name = "reviewkd"
+    group = "neck features"
     paper = "arXiv:2104.09044"
     reads = "neck features"
     learns = "a fusion block a level: two convolutions with batch norm, and an attention"
@@ -68,21 +69,38 @@ class ReviewKD(Method):
         fused = config.fusion and config.paths == "review"
         students, teachers = ([width] * count for width in widths)
         middle = config.mid_channels or min(512, widths[0])
-        self.blocks = FusedLevels(students, middle, teachers) if fused else SeparateLevels(students, middle, teachers, self.pairs)
-        self.lessons = list(range(count)) if fused else [theirs for _, theirs in self.pairs]  # the teacher's level of each map
+        self.blocks = (
+            FusedLevels(students, middle, teachers) if fused else SeparateLevels(students, middle, teachers, self.pairs)
+        )
+        self.lessons = (
+            list(range(count)) if fused else [theirs for _, theirs in self.pairs]
+        )  # the teacher's level of each map
 
     @classmethod
     def build(cls, config: ReviewKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where no level can be paired, and for paths that can't be fused."""
         lacking = f"paths `{config.paths}` can't be fused: fusion goes from deep levels to finer ones"
-        require(not config.fusion or config.paths in ("review", "same"), cls.name, lacking, "set methods.reviewkd.fusion to false")
+        require(
+            not config.fusion or config.paths in ("review", "same"),
+            cls.name,
+            lacking,
+            "set methods.reviewkd.fusion to false",
+        )
         levels = PairedLevels.build(cls.name, config, student, teacher, connect=lambda *_: nn.Identity())
         return cls(config, levels, (student.channels[config.pyramid], teacher.channels[config.pyramid]))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        taught = [level.teacher for level in self.levels(student, teacher)]
-        own = [level_at(student.pyramids[self.config.pyramid], mine) for mine, _ in self.levels.strides]  # the blocks fit them
+        taught = [level.teacher for level in self.levels(student_output, teacher_output)]
+        own = [
+            level_at(student_output.pyramids[self.config.pyramid], mine) for mine, _ in self.levels.strides
+        ]  # the blocks fit them
         if self.training:
             for side, maps in enumerate((own, taught)):
                 require_cells(self.name, maps, [pair[side] for pair in self.levels.strides])
@@ -94,5 +112,10 @@ class ReviewKD(Method):
 
 def taught_pairs(paths: Paths, count: int) -> list[tuple[int, int]]:
     """Places of student and teacher level in each pair, of `count` levels, fine to coarse."""
-    chosen = {"review": lambda s, t: t <= s, "same": lambda s, t: t == s, "deeper": lambda s, t: t >= s, "all": lambda s, t: True}[paths]
+    chosen = {
+        "review": lambda s, t: t <= s,
+        "same": lambda s, t: t == s,
+        "deeper": lambda s, t: t >= s,
+        "all": lambda s, t: True,
+    }[paths]
     return [(mine, theirs) for mine in range(count) for theirs in range(count) if chosen(mine, theirs)]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from detdistill.losses import token_cosine
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import level_at
-from detdistill.types import DetectorInfo, DetectorOutput, Layout, Moment, Need, Targets
+from detdistill.types import DetectorInfo, DetectorOutput, Layout, Need, Targets, TrainState
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TokenAlignment(Method):
     """See the module's head. Its term: `tokens`."""
 
     name = "token_alignment"
+    group = "neck features"
     paper = "arXiv:2510.25257"
     reads = "one level of neck features or memory"
     learns = "a 1x1 convolution"
@@ -67,20 +68,28 @@ class TokenAlignment(Method):
         lacking = f"no level in common, the student's strides are {student.strides}, the teacher's {teacher.strides}"
         remedy = (
             "give one of the student's, --teacher.model.strides"
-            if teacher.kind == "vit"
+            if not teacher.classes
             else "train the student with the teacher's --model.strides"
         )
         require(bool(common), cls.name, lacking, remedy)
         stride = max(common) if config.stride is None else config.stride
         remedy = f"both have {', '.join(map(str, common))}"
-        require(stride in common, cls.name, f"methods.{cls.name}.stride {stride} is not one that both sides have", remedy)
+        require(
+            stride in common, cls.name, f"methods.{cls.name}.stride {stride} is not one that both sides have", remedy
+        )
         return cls(config, stride, theirs, (student.channels[mine], teacher.channels[theirs]))
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, moment: Moment = Moment()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student_output: DetectorOutput,
+        teacher_output: DetectorOutput,
+        targets: Targets,
+        state: TrainState = TrainState(),
+    ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        pyramid = student.pyramids[self.config.pyramid]
+        pyramid = student_output.pyramids[self.config.pyramid]
         guess = self.projector(level_at(pyramid, self.stride))
-        tokens = level_at(teacher.pyramids[self.target], self.stride).detach()
+        tokens = level_at(teacher_output.pyramids[self.target], self.stride).detach()
         shape = (guess.shape[-2], guess.shape[-1])
         if tokens.shape[-2:] != shape:
             tokens = F.interpolate(tokens, shape, mode="bilinear", align_corners=False)

@@ -11,5 +11,3 @@ Both raise AssertionError with one line that says what does not hold, and leave 
 from detdistill.testing.detector import check_detector
 from detdistill.testing.pair import check_pair, learn
 from detdistill.testing.scene import scene
-
-__all__ = ["check_detector", "check_pair", "learn", "scene"]

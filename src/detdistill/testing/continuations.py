@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from detdistill.testing.expect import expect, look, same, same_stage
-from detdistill.types import Batch, DetectorInfo, Predictions, Pyramid, QuerySet, Targets, TowerState
+from detdistill.types import Batch, DetectorInfo, Predictions, Pyramid, QuerySet, Targets, TowerState, required
 
 
 def towers_resume(subject: Any, batch: Batch, targets: Targets) -> None:
     info: DetectorInfo = subject.info
-    if "towers" not in info.continuations:
+    if info.towers is None:
         return
-    depths = frozenset(range((info.tower_depth or 0) + 1))
+    depths = frozenset(range(info.towers.depth + 1))
     output = look(subject, batch, towers=depths, predictions=True)
     towers = output.towers
     expect(towers is not None and set(towers.states) == depths, f"towers keep other states than {sorted(depths)}")
@@ -22,9 +22,11 @@ def towers_resume(subject: Any, batch: Batch, targets: Targets) -> None:
     subject.requires_grad_(False)
     for depth, state in towers.states.items():
         levels = (*state.classification, *state.regression)
-        width = info.tower_channels if depth else info.channels["neck"]
+        width = info.towers.channels if depth else info.channels["neck"]
         expect(all(level.shape[1] == width for level in levels), f"state {depth} is not {width} wide")
-        expect(not depth or any(bool((level < 0).any()) for level in levels), f"state {depth} is kept after its activation")
+        expect(
+            not depth or any(bool((level < 0).any()) for level in levels), f"state {depth} is kept after its activation"
+        )
         leaves = [level.clone().requires_grad_() for level in levels]
         resumed = towers.resume(TowerState(depth, tuple(leaves[: len(leaves) // 2]), tuple(leaves[len(leaves) // 2 :])))
         same_stage(resumed, output.stages[-1], f"resume from depth {depth}")
@@ -35,13 +37,16 @@ def _open(stage: Predictions, leaves: Sequence[Tensor], what: str) -> None:
     """Gradient flows from a continuation into what it was given."""
     expect(stage.logits.requires_grad, f"{what}: no gradient flows through the frozen detector")
     (stage.logits.square().sum() + stage.boxes.square().sum()).backward()
-    expect(all(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves), f"{what}: no gradient reaches what it was given")
+    expect(
+        all(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves),
+        f"{what}: no gradient reaches what it was given",
+    )
 
 
 def queries_redecode(subject: Any, batch: Batch, targets: Targets) -> None:
-    """The own queries again, whole and by the parts in `info.query_parts` alone; and as many random ones as asked for."""
+    """The own queries again, whole and by the parts in `info.queries.parts` alone; and as many random ones as asked for."""
     info: DetectorInfo = subject.info
-    if "queries" not in info.continuations:
+    if info.queries is None:
         return
     output = look(subject, batch, queries=True, predictions=True)
     queries = output.queries
@@ -64,14 +69,17 @@ def queries_redecode(subject: Any, batch: Batch, targets: Targets) -> None:
 
 def _parts(queries: QuerySet, info: DetectorInfo, what: str) -> dict[str, Tensor]:
     """Leaves of the parts that the decoder reads."""
-    parts = {name: getattr(queries, name) for name in sorted(info.query_parts)}
+    parts = {name: getattr(queries, name) for name in sorted(required(info.queries).parts)}
     lacking = [name for name, values in parts.items() if values is None]
-    expect(bool(parts) and not lacking, f"{what} has no {', '.join(lacking) or 'part'}, but info.query_parts is {sorted(parts)}")
+    expect(
+        bool(parts) and not lacking,
+        f"{what} has no {', '.join(lacking) or 'part'}, but info.queries.parts is {sorted(parts)}",
+    )
     return {name: values.detach().clone().requires_grad_() for name, values in parts.items()}
 
 
 def proposals_classify(subject: Any, batch: Batch, targets: Targets) -> None:
-    if "proposals" not in subject.info.continuations:
+    if subject.info.proposals is None:
         return
     output = look(subject, batch, proposals=True, predictions=True)
     proposals, neck = output.proposals, output.pyramids["neck"]

@@ -18,7 +18,9 @@ def expect(held: bool, message: str) -> None:
 def same(got: Tensor | None, wanted: Tensor | None, what: str) -> None:
     expect((got is None) == (wanted is None), f"{what}: one has it, the other has not")
     if got is not None and wanted is not None:
-        torch.testing.assert_close(got, wanted, rtol=CLOSE, atol=CLOSE, msg=lambda text: f"{what}: {' '.join(text.split())}")
+        torch.testing.assert_close(
+            got, wanted, rtol=CLOSE, atol=CLOSE, msg=lambda text: f"{what}: {' '.join(text.split())}"
+        )
 
 
 def same_stage(got: Predictions, wanted: Predictions, what: str) -> None:

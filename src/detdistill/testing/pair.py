@@ -7,17 +7,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detdistill.detectors.protocol import Detector
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.optim import build_optimizer
 from detdistill.methods import Method
 from detdistill.recipe import TrainConfig
 from detdistill.testing.expect import expect
 from detdistill.testing.scene import Scene, scene
+from detdistill.types import Detector
 
 
 def check_pair(
-    student: Detector, teacher: Detector, methods: Sequence[Method], example: Scene | None = None, steps: int = 10, lr: float = 3e-4
+    student: Detector,
+    teacher: Detector,
+    methods: Sequence[Method],
+    example: Scene | None = None,
+    steps: int = 10,
+    lr: float = 3e-4,
 ) -> dict[str, tuple[float, float]]:
     """Trains a copy of the student on one batch by these methods: every term before and after, with `total` and a sum by method.
 
@@ -29,7 +34,9 @@ def check_pair(
     rows = learn(copy.deepcopy(student), lecturer, copy.deepcopy(list(methods)), example, steps, lr)
     for name, value in lecturer.state_dict().items():
         expect(torch.equal(value, before[name]), f"the teacher's {name} changed")
-    expect(all(parameter.grad is None for parameter in lecturer.parameters()), "a gradient reached the teacher's weights")
+    expect(
+        all(parameter.grad is None for parameter in lecturer.parameters()), "a gradient reached the teacher's weights"
+    )
     for step, row in enumerate(rows):
         odd = [name for name, value in row.items() if not torch.tensor(value).isfinite()]
         expect(not odd, f"{', '.join(odd)} not finite after {step} steps")
@@ -63,7 +70,7 @@ def learn(
             if teacher is not None:
                 with torch.no_grad():
                     lesson = teacher.observe(batch, need=distillation.need)
-            terms = distillation(batch, targets, lesson=lesson)
+            terms = distillation(batch, targets, teacher_output=lesson)
             total = torch.stack(list(terms.values())).sum()
             rows.append({"total": total.item()} | _by_method(terms, methods))
             if step < steps and total.isfinite():
@@ -76,5 +83,8 @@ def learn(
 
 def _by_method(terms: Mapping[str, Tensor], methods: Sequence[Method]) -> dict[str, float]:
     values = {name: term.item() for name, term in terms.items()}
-    sums = {method.name: sum(value for name, value in values.items() if name.startswith(f"{method.name}_")) for method in methods}
+    sums = {
+        method.name: sum(value for name, value in values.items() if name.startswith(f"{method.name}_"))
+        for method in methods
+    }
     return values | sums

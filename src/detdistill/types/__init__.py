@@ -4,8 +4,9 @@ Every box is xyxy in pixels of the padded batch. Axes: B images, C channels, H W
 A anchors a cell, R bins, D embedding, G ground truths, L stages. Sizes are (height, width).
 """
 
-from detdistill.types.data import Batch, Detections, Moment, Targets
-from detdistill.types.info import Continuation, DetectorInfo, Need
+from detdistill.types.data import Batch, Detections, Targets, TrainState
+from detdistill.types.detector import Detector
+from detdistill.types.info import DetectorInfo, EdgeInfo, GridInfo, Need, ProposalInfo, QueryInfo, TowerInfo
 from detdistill.types.outputs import (
     Activation,
     Assignment,
@@ -19,28 +20,5 @@ from detdistill.types.outputs import (
     QuerySet,
     Towers,
     TowerState,
-    present,
+    required,
 )
-
-__all__ = [
-    "Activation",
-    "Assignment",
-    "Batch",
-    "Continuation",
-    "Detections",
-    "DetectorInfo",
-    "DetectorOutput",
-    "Layout",
-    "Moment",
-    "Need",
-    "Predictions",
-    "Proposals",
-    "Pyramid",
-    "Queries",
-    "QueryPart",
-    "QuerySet",
-    "Targets",
-    "TowerState",
-    "Towers",
-    "present",
-]

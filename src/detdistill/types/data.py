@@ -30,7 +30,9 @@ class Batch:
             or self.sizes.shape != (count, 2)
             or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names))
         ):
-            raise ValueError(f"a batch of {tuple(self.images.shape)} needs (B, 3, H, W) images and B sizes, originals, ids and names")
+            raise ValueError(
+                f"a batch of {tuple(self.images.shape)} needs (B, 3, H, W) images and B sizes, originals, ids and names"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,7 +71,7 @@ class Targets:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class TrainState:
     """Where in a run a call stands.
 
     step: from 0. steps: of the whole run, None where it has no end. ids (B,): the data set's image ids, or None. generator: for what a

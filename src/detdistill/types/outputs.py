@@ -15,7 +15,7 @@ QueryPart = Literal["content", "position", "reference"]
 Value = TypeVar("Value")
 
 
-def present(value: Value | None) -> Value:
+def required(value: Value | None) -> Value:
     """An optional part that this reader knows to be there; for the type checker, and for the one who was wrong."""
     if value is None:
         raise ValueError("an output lacks a part that was read; see detdistill.types.Need")
@@ -38,7 +38,10 @@ class Layout:
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
         """(B, N, ...) to one (B, rows, columns, A, ...) per level."""
         parts = values.split(self.counts, dim=1)
-        return tuple(part.unflatten(1, (rows, columns, self.anchors)) for part, (rows, columns) in zip(parts, self.shapes, strict=True))
+        return tuple(
+            part.unflatten(1, (rows, columns, self.anchors))
+            for part, (rows, columns) in zip(parts, self.shapes, strict=True)
+        )
 
     def valid(self, sizes: Tensor) -> Tensor:
         """(B, N) bool: the cell begins inside its image, whose valid sizes (B, 2) are given."""

@@ -23,7 +23,7 @@ from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet, Targets
+from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QueryInfo, QuerySet, Targets
 
 DEPTH = 6  # stages, as published
 
@@ -58,10 +58,7 @@ class AdaMixer:
             strides=self.strides,
             channels={"neck": width},
             activation="sigmoid",
-            continuations=frozenset({"queries"}),
-            query_width=width,
-            query_parts=frozenset({"content"}),
-            learned_queries=True,
+            queries=QueryInfo(width, frozenset({"content"}), learned=True),
         )
 
     def body(self) -> nn.Module:
@@ -89,9 +86,13 @@ class AdaMixer:
         if content is None or content.shape[-1] != self.width:
             got = "no content" if content is None else f"{content.shape[-1]}"
             raise ValueError(f"the decoder asks for the content of queries, {self.width} wide; got {got}")
-        found = self.model.decoder(content, self._start(queries.reference, memory, content.shape[1]), memory.maps, self.strides)
+        found = self.model.decoder(
+            content, self._start(queries.reference, memory, content.shape[1]), memory.maps, self.strides
+        )
         valid = torch.ones(content.shape[:2], dtype=torch.bool, device=content.device)
-        return tuple(Predictions(logits.float(), "sigmoid", boxes, valid, embeddings=state) for state, logits, boxes in found)
+        return tuple(
+            Predictions(logits.float(), "sigmoid", boxes, valid, embeddings=state) for state, logits, boxes in found
+        )
 
     def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
         return self.matcher(stages, memory.sizes, targets)
@@ -99,7 +100,9 @@ class AdaMixer:
     def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
         return set_terms(stages, memory.sizes, targets)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         return learn_stages(self, queries, memory, targets)
 
     def _spread(self, embeddings: Tensor, memory: Memory) -> QuerySet:
@@ -112,7 +115,9 @@ class AdaMixer:
             whole = memory.sizes.new_tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float).expand(len(memory.sizes), count, 4)
             return to_xyzr(to_pixels(whole, memory.sizes))
         if reference.shape[-1] != 4:
-            raise ValueError(f"the decoder begins with boxes, cx cy w h; the reference has {reference.shape[-1]} numbers a query")
+            raise ValueError(
+                f"the decoder begins with boxes, cx cy w h; the reference has {reference.shape[-1]} numbers a query"
+            )
         return to_xyzr(to_pixels(reference.float(), canvas_of(memory.sizes, *memory.canvas)))
 
 

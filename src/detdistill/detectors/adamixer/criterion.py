@@ -8,8 +8,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.queries.detector import by_stage
 from detdistill.detectors.queries.frames import extents
-from detdistill.losses import giou_distance, mean_over_processes
-from detdistill.types import Predictions, Targets, present
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import giou_distance
+from detdistill.types import Predictions, Targets, required
 
 WEIGHTS: Mapping[str, float] = {"classification": 2.0, "box": 5.0, "giou": 2.0}
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss, arXiv:1708.02002
@@ -23,16 +24,23 @@ def set_terms(stages: Sequence[Predictions], frame: Tensor, targets: Targets) ->
     """
     total = sum(len(labels) for labels in targets.labels)
     count = mean_over_processes(torch.tensor(float(total), device=frame.device))
-    return by_stage([{name: WEIGHTS[name] * term / count for name, term in _sums(stage, frame, targets).items()} for stage in stages])
+    return by_stage(
+        [
+            {name: WEIGHTS[name] * term / count for name, term in _sums(stage, frame, targets).items()}
+            for stage in stages
+        ]
+    )
 
 
 def _sums(stage: Predictions, frame: Tensor, targets: Targets) -> dict[str, Tensor]:
     """Sums over queries of one stage, unweighted."""
-    assignment = present(stage.assignment)
+    assignment = required(stage.assignment)
     positive = assignment.positive & assignment.valid
     pairs = list(zip(assignment.matched, positive, strict=True))
     labels = torch.cat([own[row[mask]] for own, (row, mask) in zip(targets.labels, pairs, strict=True)])
-    truth = torch.cat([own[row[mask]] for own, (row, mask) in zip(targets.boxes, pairs, strict=True)]).to(stage.boxes.dtype)
+    truth = torch.cat([own[row[mask]] for own, (row, mask) in zip(targets.boxes, pairs, strict=True)]).to(
+        stage.boxes.dtype
+    )
     wanted = torch.zeros_like(stage.logits)
     wanted[(*positive.nonzero(as_tuple=True), labels)] = 1.0
     focal = sigmoid_focal_loss(stage.logits, wanted, alpha=ALPHA, gamma=GAMMA, reduction="none").sum(-1)

@@ -42,7 +42,9 @@ class Stage(nn.Module):
         self.mixing = Mixing(width, sizes.groups, sizes.in_points, sizes.out_points)
         self.feed_forward = nn.Sequential(nn.Linear(width, sizes.ffn), nn.ReLU(), nn.Linear(sizes.ffn, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.classify, self.regress = (nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()) for _ in range(2))
+        self.classify, self.regress = (
+            nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()) for _ in range(2)
+        )
         self.class_embed, self.bbox_embed = nn.Linear(width, classes), nn.Linear(width, 4)
         self.reset_parameters()
 
@@ -57,7 +59,9 @@ class Stage(nn.Module):
         nn.init.zeros_(self.bbox_embed.weight)
         nn.init.zeros_(self.bbox_embed.bias)
 
-    def forward(self, content: Tensor, xyzr: Tensor, levels: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, content: Tensor, xyzr: Tensor, levels: Sequence[Tensor], strides: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """content (B, Q, D), xyzr (B, Q, 4) to content, logits (B, Q, K) and the box's correction (B, Q, 4); see `boxes.refine`."""
         content = self.norms[0](self.attend(content, xyzr))
         content = self.norms[1](self.mixing(self.sampling(content, xyzr, levels, strides), content))
@@ -69,7 +73,9 @@ class Stage(nn.Module):
         place = xyzr.detach()
         placed = content + position_embedding(place, content.shape[-1]).to(content.dtype)
         bias = self.overlap[:, None, None] * log_iof(to_boxes(place))[:, None]  # (B, heads, Q, Q)
-        told, _ = self.attention(placed, placed, placed, attn_mask=bias.flatten(0, 1).to(content.dtype), need_weights=False)
+        told, _ = self.attention(
+            placed, placed, placed, attn_mask=bias.flatten(0, 1).to(content.dtype), need_weights=False
+        )
         return placed + told
 
 

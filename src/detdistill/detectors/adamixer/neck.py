@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from detdistill.detectors.backbone import build_body, check_strides, group_norm
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import present
+from detdistill.types import required
 
 
 class ChannelMapping(nn.Module):
@@ -22,7 +22,7 @@ class ChannelMapping(nn.Module):
         self.extra = extra
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(present(layer.bias))
+            nn.init.zeros_(required(layer.bias))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """(B, C, H, W) of each map, fine to coarse, to (B, channels, H, W) of each level."""
@@ -38,5 +38,7 @@ def build_body_and_neck(config: ModelConfig, backbone: str) -> tuple[nn.Module, 
     check_strides(strides)
     body, given, widths = build_body(backbone, strides, config.backbone_weights)
     if given != strides[: len(given)]:
-        raise UserError(f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}")
+        raise UserError(
+            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}"
+        )
     return body, ChannelMapping(widths, config.channels, len(strides) - len(given))

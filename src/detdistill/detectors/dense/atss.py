@@ -10,13 +10,29 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.backbone import build_neck
-from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
-from detdistill.detectors.outputs import DenseParts, dense_layout, edge_boxes, matched_boxes, matched_labels, observe_dense, row_strides
+from detdistill.detectors.dense.head import (
+    BOX_WEIGHT,
+    DenseHead,
+    anchored_pyramid,
+    assign_adaptively,
+    dense_info,
+    suppress,
+)
+from detdistill.detectors.outputs import (
+    DenseParts,
+    dense_layout,
+    edge_boxes,
+    matched_boxes,
+    matched_labels,
+    observe_dense,
+    row_strides,
+)
 from detdistill.detectors.towers import TowerPair
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
-from detdistill.losses import giou_distance, mean_over_processes
+from detdistill.losses import giou_distance
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
+from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, required
 
 
 class ATSS(nn.Module):
@@ -40,7 +56,7 @@ class ATSS(nn.Module):
         return list(self.neck.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `detectors.protocol.Detector`."""
+        """See `types.Detector`."""
         pyramid = anchored_pyramid(self.neck, batch, self.config)
         layout = dense_layout(pyramid)
         levels = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
@@ -61,7 +77,7 @@ class ATSS(nn.Module):
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, atss_losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `detectors.protocol.Detector`. Score: class times centre-ness."""
+        """See `types.Detector`. Score: class times centre-ness."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
         return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
 
@@ -69,13 +85,15 @@ class ATSS(nn.Module):
 def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
     """Focal (alpha 0.25, gamma 2) over valid anchors and centre-ness over positives, both by the number of positives; GIoU weighted by the
     centre-ness target, by its sum, times 2."""
-    positive, quality = assignment.positive, present(assignment.quality)
+    positive, quality = assignment.positive, required(assignment.quality)
     wanted = torch.zeros_like(stage.logits)
     wanted[positive] = F.one_hot(matched_labels(assignment, targets), wanted.shape[-1]).to(wanted)
     focal = sigmoid_focal_loss(stage.logits, wanted) * assignment.valid[..., None]
     weight = quality[positive]
-    boxes = (giou_distance(stage.boxes[positive], matched_boxes(assignment, targets)) * weight).sum() / mean_over_processes(weight.sum())
-    center = F.binary_cross_entropy_with_logits(present(stage.quality)[positive], weight, reduction="sum")
+    boxes = (
+        giou_distance(stage.boxes[positive], matched_boxes(assignment, targets)) * weight
+    ).sum() / mean_over_processes(weight.sum())
+    center = F.binary_cross_entropy_with_logits(required(stage.quality)[positive], weight, reduction="sum")
     return {
         "classification": focal.sum() / assignment.num_positives,
         "box": BOX_WEIGHT * boxes,

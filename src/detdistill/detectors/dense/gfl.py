@@ -7,13 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detdistill.detectors.backbone import build_neck
-from detdistill.detectors.dense.head import BOX_WEIGHT, DenseHead, anchored_pyramid, assign_adaptively, dense_info, suppress
-from detdistill.detectors.outputs import DenseParts, dense_layout, edge_boxes, matched_boxes, matched_labels, observe_dense, row_strides
+from detdistill.detectors.dense.head import (
+    BOX_WEIGHT,
+    DenseHead,
+    anchored_pyramid,
+    assign_adaptively,
+    dense_info,
+    suppress,
+)
+from detdistill.detectors.outputs import (
+    DenseParts,
+    dense_layout,
+    edge_boxes,
+    matched_boxes,
+    matched_labels,
+    observe_dense,
+    row_strides,
+)
 from detdistill.detectors.towers import TowerPair
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers, side_distances
-from detdistill.losses import giou_distance, mean_over_processes, paired_iou, quality_focal
+from detdistill.losses import giou_distance, paired_iou, quality_focal
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, present
+from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need, Predictions, Targets, required
 
 EDGE_WEIGHT = 0.25
 
@@ -34,7 +50,7 @@ class GFL(nn.Module):
         return list(self.neck.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `detectors.protocol.Detector`."""
+        """See `types.Detector`."""
         pyramid = anchored_pyramid(self.neck, batch, self.config)
         layout = dense_layout(pyramid)
         levels = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
@@ -54,7 +70,7 @@ class GFL(nn.Module):
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `detectors.protocol.Detector`."""
+        """See `types.Detector`."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
         return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
 
@@ -70,7 +86,9 @@ def distribution_focal(edges: Tensor, distances: Tensor) -> Tensor:
     return -(1 - share) * below - share * above
 
 
-def gfl_losses(stage: Predictions, assignment: Assignment, targets: Targets, points: Tensor, strides: Tensor) -> Mapping[str, Tensor]:
+def gfl_losses(
+    stage: Predictions, assignment: Assignment, targets: Targets, points: Tensor, strides: Tensor
+) -> Mapping[str, Tensor]:
     """Quality focal (beta 2) over valid anchors by the number of positives; GIoU times 2 and distribution focal times 0.25 (mean of four
     sides), both weighted by the best score of the prediction, by the sum of these weights. points (N, 2), strides (N,)."""
     positive = assignment.positive
@@ -82,7 +100,7 @@ def gfl_losses(stage: Predictions, assignment: Assignment, targets: Targets, poi
     focal = quality_focal(stage.logits, wanted, beta=2.0) * assignment.valid[..., None]
     trust = stage.logits[positive].detach().sigmoid().amax(-1)
     total = mean_over_processes(trust.sum())
-    edges = present(stage.edges)[positive]  # (P, 4, R)
+    edges = required(stage.edges)[positive]  # (P, 4, R)
     place = positive.nonzero()[:, 1]
     distances = (side_distances(points[place], truth) / strides[place, None]).clamp(0, edges.shape[-1] - 1 - 0.1)
     sides = distribution_focal(edges, distances).mean(-1)

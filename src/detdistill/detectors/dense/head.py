@@ -12,7 +12,19 @@ from detdistill.detectors.outputs import assemble, with_centerness
 from detdistill.detectors.towers import flatten_cells
 from detdistill.geometry import atss_assign, square_anchors
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, Predictions, Pyramid, Targets, present
+from detdistill.types import (
+    Assignment,
+    Batch,
+    Detections,
+    DetectorInfo,
+    EdgeInfo,
+    GridInfo,
+    Predictions,
+    Pyramid,
+    Targets,
+    TowerInfo,
+    required,
+)
 
 OCTAVE = 8.0  # side of an anchor, in strides
 BOX_WEIGHT = 2.0  # of the GIoU term
@@ -49,20 +61,28 @@ class DenseHead(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         nn.init.constant_(
-            present(self.classifier.bias), -4.595
+            required(self.classifier.bias), -4.595
         )  # a score of 0.01 everywhere, so that background does not swamp the first steps
 
-    def rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def rows(
+        self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None; in
         single precision, as box arithmetic does not fit in 16 bits."""
         logits = [flatten_cells(self.classifier(level), self.classifier.out_channels) for level in classification]
         pairs = zip(regression, self.scales, strict=True)
         distances = [flatten_cells(self.regressor(level) * scale, *shape) for level, scale in pairs]
-        quality = None if self.quality is None else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
+        quality = (
+            None
+            if self.quality is None
+            else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
+        )
         return torch.cat(logits, 1).float(), torch.cat(distances, 1).float(), quality
 
 
-def dense_info(kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None) -> DetectorInfo:
+def dense_info(
+    kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None
+) -> DetectorInfo:
     """What is known of a head with one square anchor a cell."""
     return DetectorInfo(
         kind=kind,
@@ -70,13 +90,14 @@ def dense_info(kind: str, config: ModelConfig, classes: Sequence[str], quality: 
         strides=config.strides,
         channels={"neck": config.channels},
         activation="sigmoid",
-        continuations=frozenset({"towers"}),
-        cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
-        anchors_per_cell=1,
-        tower_depth=config.tower_depth,
-        tower_channels=config.channels,
-        edge_bins=edge_bins,
-        quality=quality,
+        grid=GridInfo(
+            anchors_per_cell=1,
+            cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
+            assigner="atss",
+            quality=quality,
+        ),
+        towers=TowerInfo(config.tower_depth, config.channels),
+        edges=None if edge_bins is None else EdgeInfo(edge_bins),
     )
 
 
@@ -84,7 +105,9 @@ def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyra
     """The neck's levels with square anchors centred on cell corners."""
     levels = tuple(neck(normalize(batch)).values())
     pairs = zip(levels, config.strides, strict=True)
-    anchors = tuple(square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs)
+    anchors = tuple(
+        square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs
+    )
     return Pyramid(levels, config.strides, batch.sizes, anchors)
 
 
@@ -102,7 +125,7 @@ def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[
 
 def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
     """Scores (class, times quality where there is one) to detections: the best candidates of each level, clipped, suppressed per class."""
-    counts = present(stage.layout).counts
+    counts = required(stage.layout).counts
     scores = stage.scores()
     if stage.quality is not None:
         scores = scores * stage.quality.sigmoid()[..., None]

@@ -84,15 +84,19 @@ class Family(Protocol[M]):
         """Weighted terms of stages under their assignments: those of the last have plain names, those of an earlier stage i end in `_i`."""
         ...
 
-    def learn(self, queries: QuerySet, memory: M, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: M, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         """The own queries' stages, matched, and all task terms of a training step: what the host trains on, denoising and encoder included."""
         ...
 
 
 class QueryDetector(nn.Module):
-    """A detector over a `Family`; see `detectors.protocol.Detector`. frozen_norms: norms of the body that keep their statistics in training."""
+    """A detector over a `Family`; see `types.Detector`. frozen_norms: norms of the body that keep their statistics in training."""
 
-    def __init__(self, family: Family[Any], *, detections: int, score_threshold: float, frozen_norms: Sequence[nn.Module] = ()):
+    def __init__(
+        self, family: Family[Any], *, detections: int, score_threshold: float, frozen_norms: Sequence[nn.Module] = ()
+    ):
         super().__init__()
         self.family, self.model, self.info = family, family.model, family.info
         self.detections, self.score_threshold = detections, score_threshold
@@ -151,10 +155,14 @@ class QueryDetector(nn.Module):
 
 def assemble(family: Family[Any], config: ModelConfig, frozen_norms: Sequence[nn.Module] = ()) -> QueryDetector:
     """The detector over a family, with what the recipe says of its detections."""
-    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms)
+    return QueryDetector(
+        family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms
+    )
 
 
-def learn_stages(family: Family[M], queries: QuerySet, memory: M, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+def learn_stages(
+    family: Family[M], queries: QuerySet, memory: M, targets: Targets
+) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
     """`Family.learn` where nothing is trained but the stages."""
     stages = family.decode(queries, memory)
     found = family.match(stages, memory, targets)

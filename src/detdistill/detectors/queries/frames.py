@@ -39,4 +39,7 @@ def top_detections(stage: Predictions, sizes: Tensor, count: int, threshold: flo
     queries, labels = index // scores.shape[-1], index % scores.shape[-1]
     boxes = stage.boxes.clamp(min=0).minimum(extents(sizes)).gather(1, queries[..., None].expand(-1, -1, 4))
     kept = best > threshold
-    return tuple(Detections(box[keep], score[keep], label[keep]) for box, score, label, keep in zip(boxes, best, labels, kept, strict=True))
+    return tuple(
+        Detections(box[keep], score[keep], label[keep])
+        for box, score, label, keep in zip(boxes, best, labels, kept, strict=True)
+    )

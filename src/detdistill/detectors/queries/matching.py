@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detdistill.detectors.queries.frames import to_pixels, to_relative
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import pair_all
-from detdistill.losses import mean_over_processes, pairwise_giou
+from detdistill.losses import pairwise_giou
 from detdistill.types import Assignment, Predictions, Targets
 
 EPSILON = 1e-8  # inside the logarithms, as published
@@ -41,7 +42,10 @@ class Matcher:
             finite = torch.stack([stage.boxes.isfinite().all() & stage.logits.isfinite().all() for stage in stages])
             matched = torch.where(finite[:, None, None], pairs, matched)
         positives = (matched >= 0).sum(2).clamp(min=1).sum(1).float()  # (L,)
-        return tuple(Assignment(own, valid, mean_over_processes(count)) for own, valid, count in zip(matched, rows, positives, strict=True))
+        return tuple(
+            Assignment(own, valid, mean_over_processes(count))
+            for own, valid, count in zip(matched, rows, positives, strict=True)
+        )
 
     def costs(self, stages: Sequence[Predictions], frame: Tensor, targets: Targets) -> Tensor:
         """(L, B, Q, G), G the most ground truths of an image; what stands beyond an image's own means nothing."""

@@ -30,10 +30,31 @@ from torchvision.ops.poolers import LevelMapper
 from detdistill.detectors.backbone import Neck, build_neck
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import assemble, dense_layout
-from detdistill.detectors.torchvision.shared import anchor_maps, filled, flat_anchors, host_anchors, process_share, spread
+from detdistill.detectors.torchvision.shared import (
+    anchor_maps,
+    filled,
+    flat_anchors,
+    host_anchors,
+    process_share,
+    spread,
+)
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Detections, DetectorInfo, DetectorOutput, Layout, Need, Predictions, Proposals, Pyramid, Targets
+from detdistill.types import (
+    Batch,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    GridInfo,
+    Layout,
+    Need,
+    Predictions,
+    ProposalInfo,
+    Proposals,
+    Pyramid,
+    Targets,
+    required,
+)
 
 Levels = Mapping[str, Tensor]  # the backbone's maps by the host's names, fine to coarse
 
@@ -66,19 +87,24 @@ class FasterRCNN(nn.Module):
         # Not saved: they belong to the class order of the run, not to the weights.
         self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
         self.register_buffer("others", torch.tensor(others), persistent=False)
-        cells = tuple(tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist()) for cell in model.rpn.anchor_generator.cell_anchors)
+        cells = tuple(
+            tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist())
+            for cell in model.rpn.anchor_generator.cell_anchors
+        )
         self.info = DetectorInfo(
             kind=kind,
             classes=tuple(classes),
             strides=tuple(strides),
             channels={"neck": model.backbone.out_channels},
             activation="softmax",
-            continuations=frozenset({"proposals"}),
-            cell_anchors=cells,
-            anchors_per_cell=len(cells[0]),
-            roi_strides=tuple(strides[: len(model.roi_heads.box_roi_pool.featmap_names)]),  # hosts cut RoIs from the finest
-            roi_code=tuple(model.roi_heads.box_coder.weights),
-            embedding_channels=model.roi_heads.box_predictor.cls_score.in_features,
+            grid=GridInfo(anchors_per_cell=len(cells[0]), assigner="rpn", cell_anchors=cells),
+            proposals=ProposalInfo(
+                strides=tuple(
+                    strides[: len(model.roi_heads.box_roi_pool.featmap_names)]
+                ),  # hosts pool from the finest levels
+                code=tuple(model.roi_heads.box_coder.weights),
+                embedding_channels=model.roi_heads.box_predictor.cls_score.in_features,
+            ),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -91,9 +117,14 @@ class FasterRCNN(nn.Module):
         levels, pyramid = self._look(batch)
         if targets is None and not need.head:
             return DetectorOutput({"neck": pyramid})
-        anchors, layout = flat_anchors(pyramid.anchors or ()), dense_layout(pyramid, self.info.anchors_per_cell or 1)
+        anchors, layout = (
+            flat_anchors(pyramid.anchors or ()),
+            dense_layout(pyramid, required(self.info.grid).anchors_per_cell),
+        )
         classify = partial(self._classify, levels)
-        if targets is None and not (need.predictions or need.proposals):  # the first stage is not needed for given boxes
+        if targets is None and not (
+            need.predictions or need.proposals
+        ):  # the first stage is not needed for given boxes
             none = anchors.new_zeros((len(batch), 0, 4))
             return DetectorOutput({"neck": pyramid}, proposals=Proposals(none, none.any(-1), classify))
         sizes = host_sizes(batch.sizes)
@@ -126,7 +157,9 @@ class FasterRCNN(nn.Module):
         assert roi.background is not None
         assert roi.deltas is not None
         boxes = [own[keep] for own, keep in zip(proposals.boxes, proposals.valid, strict=True)]
-        logits = torch.cat([roi.background[..., None], roi.logits], dim=-1)[roi.valid]  # the host's order: the background first
+        logits = torch.cat([roi.background[..., None], roi.logits], dim=-1)[
+            roi.valid
+        ]  # the host's order: the background first
         deltas = nn.functional.pad(roi.deltas[roi.valid], (0, 0, 1, 0)).flatten(1)
         found = self.model.roi_heads.postprocess_detections(logits, deltas, boxes, host_sizes(batch.sizes))
         return tuple(Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True))
@@ -164,7 +197,9 @@ class FasterRCNN(nn.Module):
         """(N,) of each image: index of the target, -1 for background, -2 for neither (the host's thresholds)."""
         rpn = self.model.rpn
         nothing = torch.full((len(anchors),), -1, device=anchors.device)
-        return [rpn.proposal_matcher(rpn.box_similarity(own, anchors)) if len(own) else nothing for own in targets.boxes]
+        return [
+            rpn.proposal_matcher(rpn.box_similarity(own, anchors)) if len(own) else nothing for own in targets.boxes
+        ]
 
     def _train_rpn(self, rpn: Predictions, anchors: Tensor, targets: Targets) -> tuple[Predictions, dict[str, Tensor]]:
         """The host's two losses, and `rpn` with the assignment they were computed on."""
@@ -173,7 +208,10 @@ class FasterRCNN(nn.Module):
         labels = [(own >= 0).float().masked_fill(own == -2, -1) for own in matched]
         drawn = self.model.rpn.fg_bg_sampler(labels)
         # Without a target any finite box will do: only positives are regressed.
-        aims = [boxes[own.clamp(min=0)] if len(boxes) else anchors for boxes, own in zip(targets.boxes, matched, strict=True)]
+        aims = [
+            boxes[own.clamp(min=0)] if len(boxes) else anchors
+            for boxes, own in zip(targets.boxes, matched, strict=True)
+        ]
         codes = self.model.rpn.box_coder.encode(aims, [anchors] * len(aims))
         stage = self._host_rpn(training=True)
         stage.fg_bg_sampler = lambda labels: drawn  # the view's own: so that the rows of the loss are known outside it
@@ -189,7 +227,9 @@ class FasterRCNN(nn.Module):
         deltas = torch.where(assignment.positive[..., None], torch.stack(list(codes)), 0.0)
         return replace(rpn, assignment=replace(assignment, deltas=deltas)), losses
 
-    def _train_roi(self, levels: Levels, boxes: list[Tensor], targets: Targets) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
+    def _train_roi(
+        self, levels: Levels, boxes: list[Tensor], targets: Targets
+    ) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
         """The host's sampled proposals, what the RoI head says of them, and the host's two losses."""
         # A host with a mask branch insists on masks, and does not look at them here.
         pairs = zip(targets.boxes, targets.labels, strict=True)
@@ -224,7 +264,9 @@ class FasterRCNN(nn.Module):
         names = self.model.roi_heads.box_roi_pool.featmap_names
         return {name: stride for name, stride in zip(levels, self.info.strides, strict=True) if name in names}
 
-    def _roi(self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor | None = None) -> Predictions:
+    def _roi(
+        self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor | None = None
+    ) -> Predictions:
         """From the rows of `_second_stage` on `boxes`, which fill `valid` (B, P); none: the first rows of each image."""
         valid = filled(boxes) if valid is None else valid
         own, codes = logits[:, self.columns], deltas.unflatten(1, (-1, 4))[:, self.columns]
@@ -246,12 +288,15 @@ class FasterRCNN(nn.Module):
         if pyramid is not None:
             given = dict(zip(pyramid.strides, pyramid.levels, strict=True))
             pooled, width = self._pooled(levels), self.info.channels["neck"]
-            if not given.keys() >= set(pooled.values()) or any(given[stride].shape[1] != width for stride in pooled.values()):
+            if not given.keys() >= set(pooled.values()) or any(
+                given[stride].shape[1] != width for stride in pooled.values()
+            ):
                 got = {stride: level.shape[1] for stride, level in given.items()}
                 wanted = f"the RoI head reads {width} channels at strides {tuple(pooled.values())}"
                 raise ValueError(f"{wanted}, the pyramid has (stride: channels) {got}")
             levels = OrderedDict(
-                (name, given.get(stride, level)) for (name, level), stride in zip(levels.items(), self.info.strides, strict=True)
+                (name, given.get(stride, level))
+                for (name, level), stride in zip(levels.items(), self.info.strides, strict=True)
             )
         boxes = boxes.detach()
         valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
@@ -291,6 +336,10 @@ def host_parts(config: ModelConfig, neck: Neck, classes: int) -> dict[str, Any]:
 def _check(classes: Sequence[str], columns: Sequence[int], strides: Sequence[int], width: int, levels: int) -> None:
     if len(columns) != len(classes) or len(set(columns)) != len(columns) or not set(columns) <= set(range(1, width)):
         asked = f"{len(classes)} classes with columns {list(columns)}"
-        raise UserError(f"faster_rcnn: {asked} don't fit a predictor of {width} columns; give each class a column from 1 to {width - 1}")
+        raise UserError(
+            f"faster_rcnn: {asked} don't fit a predictor of {width} columns; give each class a column from 1 to {width - 1}"
+        )
     if len(strides) != levels:
-        raise UserError(f"faster_rcnn: strides {tuple(strides)} don't fit a model with anchors for {levels} levels; give {levels} strides")
+        raise UserError(
+            f"faster_rcnn: strides {tuple(strides)} don't fit a model with anchors for {levels} levels; give {levels} strides"
+        )

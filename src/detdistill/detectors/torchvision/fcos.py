@@ -21,10 +21,23 @@ from detdistill.detectors.torchvision.shared import (
     to_detections,
 )
 from detdistill.detectors.towers import TowerPair, flatten_cells
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import expected_distance, fcos_assign
-from detdistill.losses import mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
+from detdistill.types import (
+    Assignment,
+    Batch,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    EdgeInfo,
+    GridInfo,
+    Need,
+    Predictions,
+    Targets,
+    TowerInfo,
+    required,
+)
 
 
 class FCOS(nn.Module):
@@ -43,6 +56,7 @@ class FCOS(nn.Module):
     ):
         super().__init__()
         self.model = model
+        self.edge_bins = edge_bins
         head = model.head.classification_head
         self.columns = Columns(range(len(classes)) if columns is None else columns, head.num_classes)
         self.towers = TowerPair(head.conv, model.head.regression_head.conv)
@@ -52,12 +66,9 @@ class FCOS(nn.Module):
             strides=tuple(strides),
             channels={"neck": model.backbone.out_channels},
             activation="sigmoid",
-            continuations=frozenset({"towers"}),
-            anchors_per_cell=1,
-            tower_depth=self.towers.depth,
-            tower_channels=model.backbone.out_channels,
-            edge_bins=edge_bins,
-            quality=True,
+            grid=GridInfo(anchors_per_cell=1, assigner="fcos", quality=True),
+            towers=TowerInfo(self.towers.depth, model.backbone.out_channels),
+            edges=None if edge_bins is None else EdgeInfo(edge_bins),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -65,7 +76,7 @@ class FCOS(nn.Module):
         return list(self.model.backbone.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `detectors.protocol.Detector`. Losses are torchvision's: focal, GIoU and centre-ness, each by the batch's positives."""
+        """See `types.Detector`. Losses are torchvision's: focal, GIoU and centre-ness, each by the batch's positives."""
         pyramid = host_pyramid(self.model, batch, self.info.strides)
         layout = dense_layout(pyramid)
         anchors = flat_anchors(pyramid.anchors or ())
@@ -82,8 +93,14 @@ class FCOS(nn.Module):
             return with_centerness(assemble(matched, valid), anchors, wanted)
 
         def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
-            outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas, "bbox_ctrness": present(stage.quality)[..., None]}
-            terms = self.model.head.compute_loss(host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched))
+            outputs = {
+                "cls_logits": stage.logits,
+                "bbox_regression": stage.deltas,
+                "bbox_ctrness": required(stage.quality)[..., None],
+            }
+            terms = self.model.head.compute_loss(
+                host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched)
+            )
             # The host divides by the positives of this process; every process's share must weigh the same.
             local = assignment.positive.sum().float()
             rescale = local.clamp(min=1) / mean_over_processes(local)
@@ -92,21 +109,27 @@ class FCOS(nn.Module):
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `detectors.protocol.Detector`. torchvision's own post-processing: score = sqrt(class * centre-ness)."""
+        """See `types.Detector`. torchvision's own post-processing: score = sqrt(class * centre-ness)."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
-        counts = list(present(stage.layout).counts)
-        rows = {"cls_logits": stage.logits, "bbox_regression": present(stage.deltas), "bbox_ctrness": present(stage.quality)[..., None]}
+        counts = list(required(stage.layout).counts)
+        rows = {
+            "cls_logits": stage.logits,
+            "bbox_regression": required(stage.deltas),
+            "bbox_ctrness": required(stage.quality)[..., None],
+        }
         split = {name: list(values.split(counts, 1)) for name, values in rows.items()}
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         return to_detections(self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes)))
 
-    def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _rows(
+        self, classification: Sequence[Tensor], regression: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Last tower features to logits (B, N, K), side distances in strides (B, N, 4), their distributions or None, centre-ness logits (B, N)."""
         scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
         quality = torch.cat([flatten_cells(regressor.bbox_ctrness(level)) for level in regression], 1).float()
-        chosen, bins = self.columns.select(torch.cat(logits, 1)).float(), self.info.edge_bins
+        chosen, bins = self.columns.select(torch.cat(logits, 1)).float(), self.edge_bins
         if bins:
             edges = torch.cat([flatten_cells(regressor.bbox_reg(level), 4, bins) for level in regression], 1).float()
             return chosen, expected_distance(edges), edges, quality
@@ -119,12 +142,16 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
     generator = AnchorGenerator(tuple((stride,) for stride in config.strides), ((1.0,),) * len(config.strides))
     norm = nn.Identity if config.norm == "none" else group_norm
-    head = FCOSHead(32, 1, len(classes), num_convs=1)  # the container; it can't be told the norm, so both branches are put in below
-    head.classification_head = FCOSClassificationHead(config.channels, 1, len(classes), config.tower_depth, norm_layer=norm)
+    head = FCOSHead(
+        32, 1, len(classes), num_convs=1
+    )  # the container; it can't be told the norm, so both branches are put in below
+    head.classification_head = FCOSClassificationHead(
+        config.channels, 1, len(classes), config.tower_depth, norm_layer=norm
+    )
     head.regression_head = FCOSRegressionHead(config.channels, 1, config.tower_depth, norm_layer=norm)
     # The published head begins at exp(0), one stride to each side. torchvision cuts at 0 and begins there: one bad step and every
     # distance is 0, with no gradient to come back by. One of three small students died so in its first twenty steps.
-    nn.init.ones_(present(head.regression_head.bbox_reg.bias))
+    nn.init.ones_(required(head.regression_head.bbox_reg.bias))
     if config.edges:
         head.regression_head.bbox_reg = distributional(head.regression_head.bbox_reg, config.edge_bins)
     model = host.FCOS(

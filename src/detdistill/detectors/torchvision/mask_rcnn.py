@@ -15,7 +15,9 @@ from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN, host_parts
 from detdistill.recipe import ModelConfig
 
 
-def adapt(model: nn.Module, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None) -> FasterRCNN:
+def adapt(
+    model: nn.Module, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None
+) -> FasterRCNN:
     """A torchvision MaskRCNN as a detector of boxes; its mask branch is frozen. The arguments are those of `FasterRCNN`."""
     assert isinstance(model, host.MaskRCNN)
     for part in (model.roi_heads.mask_head, model.roi_heads.mask_predictor):

@@ -25,7 +25,20 @@ from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
 from detdistill.geometry import centers
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Detections, DetectorInfo, DetectorOutput, Need, Predictions, Targets, present
+from detdistill.types import (
+    Assignment,
+    Batch,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    EdgeInfo,
+    GridInfo,
+    Need,
+    Predictions,
+    Targets,
+    TowerInfo,
+    required,
+)
 
 HOST_DEPTH = 4  # torchvision builds towers of four convolutions
 LEAST = 0.01  # strides from an anchor's centre to a side, where distances are distributions: the host's code takes the logarithm of a size
@@ -48,6 +61,7 @@ class RetinaNet(nn.Module):
     ):
         super().__init__()
         self.model = model
+        self.edge_bins = edge_bins
         head = model.head.classification_head
         self.columns = Columns(range(len(classes)) if columns is None else columns, head.num_classes)
         self.towers = TowerPair(head.conv, model.head.regression_head.conv)
@@ -58,12 +72,13 @@ class RetinaNet(nn.Module):
             strides=tuple(strides),
             channels={"neck": model.backbone.out_channels},
             activation="sigmoid",
-            continuations=frozenset({"towers"}),
-            cell_anchors=tuple(tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in level) for level in cells),
-            anchors_per_cell=head.num_anchors,
-            tower_depth=self.towers.depth,
-            tower_channels=model.backbone.out_channels,
-            edge_bins=edge_bins,
+            grid=GridInfo(
+                anchors_per_cell=head.num_anchors,
+                assigner="max_iou",
+                cell_anchors=tuple(tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in level) for level in cells),
+            ),
+            towers=TowerInfo(self.towers.depth, model.backbone.out_channels),
+            edges=None if edge_bins is None else EdgeInfo(edge_bins),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -71,20 +86,22 @@ class RetinaNet(nn.Module):
         return list(self.model.backbone.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `detectors.protocol.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
+        """See `types.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
         pyramid = host_pyramid(self.model, batch, self.info.strides)
-        layout = dense_layout(pyramid, self.info.anchors_per_cell or 1)
+        layout = dense_layout(pyramid, required(self.info.grid).anchors_per_cell)
         anchors = flat_anchors(pyramid.anchors or ())
         valid = begun_inside(anchors, batch.sizes)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             logits, deltas = self._rows(classification, regression)
-            if self.info.edge_bins:
+            if self.edge_bins:
                 edges, rows = deltas, anchors.repeat(len(deltas), 1)
                 boxes = edge_boxes(edges, centers(anchors), row_strides(layout, anchors.device), least=LEAST)
                 deltas = self.model.box_coder.encode_single(boxes.flatten(0, 1), rows).view_as(boxes)
                 return Predictions(logits, "sigmoid", boxes, valid, layout, edges=edges, deltas=deltas)
-            boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
+            boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(
+                deltas
+            )
             return Predictions(logits, "sigmoid", boxes, valid, layout, deltas=deltas)
 
         def assign(wanted: Targets) -> Assignment:
@@ -92,16 +109,21 @@ class RetinaNet(nn.Module):
 
         def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
             outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas}
-            return self.model.head.compute_loss(host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched))
+            return self.model.head.compute_loss(
+                host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched)
+            )
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `detectors.protocol.Detector`. torchvision's own post-processing."""
+        """See `types.Detector`. torchvision's own post-processing."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
-        counts = list(present(stage.layout).counts)
-        split = {"cls_logits": list(stage.logits.split(counts, 1)), "bbox_regression": list(present(stage.deltas).split(counts, 1))}
+        counts = list(required(stage.layout).counts)
+        split = {
+            "cls_logits": list(stage.logits.split(counts, 1)),
+            "bbox_regression": list(required(stage.deltas).split(counts, 1)),
+        }
         anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
         found = self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes))
         return to_detections(found)
@@ -110,7 +132,7 @@ class RetinaNet(nn.Module):
         """Last tower features to logits (B, N, K) and deltas (B, N, 4), or edges (B, N, 4, R)."""
         scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
         logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
-        values = (4, self.info.edge_bins) if self.info.edge_bins else (4,)
+        values = (4, self.edge_bins) if self.edge_bins else (4,)
         deltas = [flatten_cells(regressor.bbox_reg(level), *values) for level in regression]
         return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float()
 

@@ -9,9 +9,9 @@ from torchvision.models import detection as host
 from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes, normalize
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
-from detdistill.losses import mean_over_processes
-from detdistill.types import Batch, Detections, Pyramid, Targets, present
+from detdistill.types import Batch, Detections, Pyramid, Targets, required
 
 
 class Columns(nn.Module):
@@ -37,7 +37,7 @@ def distributional(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
     """A fresh predictor of `bins` logits for each value that `regressor` gives. All bins begin alike, so that a side begins at their middle."""
     layer = nn.Conv2d(regressor.in_channels, regressor.out_channels * bins, regressor.kernel_size[0], padding=1)
     nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(present(layer.bias))
+    nn.init.zeros_(required(layer.bias))
     return layer
 
 

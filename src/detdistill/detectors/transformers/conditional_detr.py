@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
 from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.conditional_detr.modeling_conditional_detr import encode_sinusoidal_position_embedding, inverse_sigmoid
+from transformers.models.conditional_detr.modeling_conditional_detr import (
+    encode_sinusoidal_position_embedding,
+    inverse_sigmoid,
+)
 
 from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages
 from detdistill.detectors.queries.frames import spread, to_pixels
@@ -70,7 +73,16 @@ class ConditionalDETR:
         stages = []
         for index, layer in enumerate(host.layers):
             asked = place * host.query_scale(state) if index else place
-            state = layer(state, None, memory.positions, position, asked, memory.tokens, encoder_attention_mask=mask, is_first=index == 0)
+            state = layer(
+                state,
+                None,
+                memory.positions,
+                position,
+                asked,
+                memory.tokens,
+                encoder_attention_mask=mask,
+                is_first=index == 0,
+            )
             stages.append(self._predict(host.layernorm(state), reference, memory))
         return tuple(stages)
 
@@ -80,7 +92,9 @@ class ConditionalDETR:
     def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
         return self.losses(stages, memory.sizes, targets)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         return learn_stages(self, queries, memory, targets)
 
     def _predict(self, state: Tensor, reference: Tensor, memory: Memory) -> Predictions:

@@ -8,10 +8,15 @@ from torch import Tensor
 
 from detdistill.detectors.queries.detector import by_stage
 from detdistill.detectors.queries.frames import to_relative
-from detdistill.losses import mean_over_processes
-from detdistill.types import Predictions, Targets, present
+from detdistill.distributed import mean_over_processes
+from detdistill.types import Predictions, Targets, required
 
-NAMES: Mapping[str, str] = {"loss_ce": "classification", "loss_vfl": "classification", "loss_bbox": "box", "loss_giou": "giou"}
+NAMES: Mapping[str, str] = {
+    "loss_ce": "classification",
+    "loss_vfl": "classification",
+    "loss_bbox": "box",
+    "loss_giou": "giou",
+}
 
 
 class HostLoss(Protocol):
@@ -39,19 +44,23 @@ class StageCriterion:
         outputs = ({"logits": stage.logits, "pred_boxes": to_relative(stage.boxes, frame)} for stage in stages)
         return by_stage([self.stage(said, stage, labels, count) for said, stage in zip(outputs, stages, strict=True)])
 
-    def stage(self, outputs: dict[str, Tensor], stage: Predictions, labels: list[dict[str, Any]], count: Tensor) -> dict[str, Tensor]:
+    def stage(
+        self, outputs: dict[str, Tensor], stage: Predictions, labels: list[dict[str, Any]], count: Tensor
+    ) -> dict[str, Tensor]:
         """Weighted terms of one stage. outputs: as the host's losses read them; count: what they are divided by."""
         if not (stage.boxes.isfinite().all() and stage.logits.isfinite().all()):
             # The host would stop inside its IoU with the tensor's contents; the engine tells the step and the files.
             return {NAMES[name]: stage.logits.sum() * float("nan") for name in self.weights if name in NAMES}
-        matched = present(stage.assignment).matched
+        matched = required(stage.assignment).matched
         rows = [row.ge(0).nonzero()[:, 0] for row in matched]
         pairs = [(row, own[row]) for row, own in zip(rows, matched, strict=True)]
         found: dict[str, Tensor] = {}
         for part in self.parts:
             found |= self.host.get_loss(part, outputs, labels, pairs, count)
         return {
-            NAMES.get(name, name.removeprefix("loss_")): self.weights[name] * term for name, term in found.items() if name in self.weights
+            NAMES.get(name, name.removeprefix("loss_")): self.weights[name] * term
+            for name, term in found.items()
+            if name in self.weights
         }
 
 

@@ -28,7 +28,7 @@ from detdistill.detectors.transformers.criterion import StageCriterion, host_lab
 from detdistill.detectors.transformers.hybrid import Memory
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets
+from detdistill.types import Assignment, Batch, EdgeInfo, Predictions, QuerySet, Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,12 @@ class DFINE:
     def __init__(self, model: DFineForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
         config = model.config
         self.info = hybrid.describe(
-            config, classes, strides, edge_bins=config.max_num_bins + 1, edge_code=(float(config.up), float(config.reg_scale))
+            config, classes, strides, EdgeInfo(config.max_num_bins + 1, (float(config.up), float(config.reg_scale)))
         )
         if config.eval_idx not in (-1, config.decoder_layers - 1):
-            raise UserError(f"d_fine: eval_idx {config.eval_idx} is not served, every layer is read; take a model with eval_idx -1")
+            raise UserError(
+                f"d_fine: eval_idx {config.eval_idx} is not served, every layer is read; take a model with eval_idx -1"
+            )
         self.model = model
         self.matcher = hybrid.matcher(config)
         host = DFineLoss(config)
@@ -82,7 +84,9 @@ class DFINE:
         labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
         return by_stage([self._terms(stage, stages[-1], memory, labels, count) for stage in stages])
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         """Terms of the initial boxes end in `_pre`, those of the encoder's choice in `_encoder`, those of the noise in layer i in
         `_denoising_i`, or `_denoising_pre`."""
         labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
@@ -108,7 +112,12 @@ class DFINE:
     ) -> dict[str, Tensor]:
         inside = _inside(stage, memory)
         outputs = {"logits": stage.logits, "pred_boxes": to_relative(inside.boxes, memory.frame)}
-        if isinstance(stage, Refined) and stage.edges is not None and stage.initial is not None and teacher.edges is not None:
+        if (
+            isinstance(stage, Refined)
+            and stage.edges is not None
+            and stage.initial is not None
+            and teacher.edges is not None
+        ):
             outputs |= {"pred_corners": stage.edges.flatten(2), "ref_points": stage.initial}
             outputs |= {"teacher_corners": teacher.edges.flatten(2), "teacher_logits": teacher.logits}
         return self.losses.stage(outputs, inside, labels, count)
@@ -119,9 +128,17 @@ class DFINE:
         bins, layout = weighting_function(host.max_num_bins, host.up, host.reg_scale), memory.layout()
         before = edges = initial = None
         stages: list[Refined] = []
-        for layer, classify, regress, estimate in zip(host.layers, host.class_embed, host.bbox_embed, host.lqe_layers, strict=True):
+        for layer, classify, regress, estimate in zip(
+            host.layers, host.class_embed, host.bbox_embed, host.lqe_layers, strict=True
+        ):
             place = host.query_pos_head(reference).clamp(min=-10, max=10)
-            state = layer(state, position_embeddings=place, reference_points=reference[:, :, None], encoder_attention_mask=mask, **layout)
+            state = layer(
+                state,
+                position_embeddings=place,
+                reference_points=reference[:, :, None],
+                encoder_attention_mask=mask,
+                **layout,
+            )
             logits = classify(state)
             if initial is None or before is None or edges is None:
                 boxes = (host.pre_bbox_head(state).float() + inverse_sigmoid(reference)).sigmoid()
@@ -133,13 +150,19 @@ class DFINE:
             # A matrix product, as the host's, would be done in half precision under autocast.
             distances = (edges.unflatten(-1, (4, -1)).softmax(-1) * bins).sum(-1)
             boxes = distance2bbox(initial, distances, host.reg_scale)
-            stages.append(self._stage(estimate(logits, edges), boxes, edges.unflatten(-1, (4, -1)), initial, state, memory))
+            stages.append(
+                self._stage(estimate(logits, edges), boxes, edges.unflatten(-1, (4, -1)), initial, state, memory)
+            )
             reference, before = boxes.detach(), state.detach()
         return stages
 
-    def _stage(self, logits: Tensor, boxes: Tensor, edges: Tensor | None, initial: Tensor, state: Tensor, memory: Memory) -> Refined:
+    def _stage(
+        self, logits: Tensor, boxes: Tensor, edges: Tensor | None, initial: Tensor, state: Tensor, memory: Memory
+    ) -> Refined:
         plain = hybrid.predictions(logits, boxes, memory)
-        return Refined(plain.logits, plain.activation, plain.boxes, plain.valid, edges=edges, embeddings=state, initial=initial)
+        return Refined(
+            plain.logits, plain.activation, plain.boxes, plain.valid, edges=edges, embeddings=state, initial=initial
+        )
 
 
 def _inside(stage: Predictions, memory: Memory) -> Predictions:
@@ -149,7 +172,9 @@ def _inside(stage: Predictions, memory: Memory) -> Predictions:
 
 def _shifted(sources: Sequence[Refined], edged: Sequence[Refined]) -> list[Refined]:
     """The host's pairs: the sources from the first on, with the distances of the others, one layer later."""
-    return [replace(source, edges=other.edges, initial=other.initial) for source, other in zip(sources, edged, strict=False)]
+    return [
+        replace(source, edges=other.edges, initial=other.initial) for source, other in zip(sources, edged, strict=False)
+    ]
 
 
 def d_fine(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:

@@ -36,7 +36,9 @@ class DABDETR:
         config = model.config
         self.info = single_level.describe("dab_detr", config, classes, strides, "sigmoid", "reference")
         if config.num_patterns:
-            raise UserError(f"dab_detr: num_patterns {config.num_patterns} is not served; take a model with num_patterns 0")
+            raise UserError(
+                f"dab_detr: num_patterns {config.num_patterns} is not served; take a model with num_patterns 0"
+            )
         self.model = model
         self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
@@ -54,7 +56,9 @@ class DABDETR:
         host: Any = self.model.model
         (level,), (mask,) = features.levels, features.masks
         positions = flat(host.backbone.position_embedding(level, mask).to(level.dtype))
-        encoded = host.encoder(inputs_embeds=flat(level), attention_mask=mask.flatten(1), object_queries=positions, return_dict=True)
+        encoded = host.encoder(
+            inputs_embeds=flat(level), attention_mask=mask.flatten(1), object_queries=positions, return_dict=True
+        )
         return single_level.remember(encoded.last_hidden_state, positions, features)
 
     def queries(self, memory: Memory) -> QuerySet:
@@ -86,7 +90,9 @@ class DABDETR:
     def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
         return self.losses(stages, memory.sizes, targets)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         return learn_stages(self, queries, memory, targets)
 
     def _placed(self, embeddings: Tensor, memory: Memory) -> QuerySet:
@@ -125,5 +131,7 @@ def initialize(model: DabDetrForObjectDetection) -> None:
     boxes = nn.init.normal_(host.query_refpoint_embeddings.weight)
     if model.config.random_refpoints_xy:
         boxes[:, :2] = inverse_sigmoid(torch.rand_like(boxes[:, :2]))
-    single_level.reset_heads(host.input_projection, model.class_embed, model.bbox_predictor)  # the decoder's box head is tied to this one
+    single_level.reset_heads(
+        host.input_projection, model.class_embed, model.bbox_predictor
+    )  # the decoder's box head is tied to this one
     single_level.calm_heads(model.class_embed, model.bbox_predictor)

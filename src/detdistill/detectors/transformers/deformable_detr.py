@@ -28,7 +28,7 @@ from detdistill.detectors.transformers.criterion import StageCriterion
 from detdistill.detectors.transformers.host import NATIVE, depths, keeps_norms, native_config, thaw, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet, Targets, present
+from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QueryInfo, QuerySet, Targets, required
 
 GROUPS = 32  # of the group norm in the host's input projections
 
@@ -56,7 +56,12 @@ def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, An
     """The arguments by which encoder and decoder find their way in the tokens."""
     table = torch.tensor(shapes, device=ratios.device)
     starts = F.pad(table.prod(1).cumsum(0)[:-1], (1, 0))
-    return {"spatial_shapes": table, "spatial_shapes_list": list(shapes), "level_start_index": starts, "valid_ratios": ratios}
+    return {
+        "spatial_shapes": table,
+        "spatial_shapes_list": list(shapes),
+        "level_start_index": starts,
+        "valid_ratios": ratios,
+    }
 
 
 class DeformableDETR:
@@ -66,7 +71,9 @@ class DeformableDETR:
         config = model.config
         if config.num_labels != len(classes) or config.num_feature_levels != len(strides):
             has = f"{config.num_labels} labels and {config.num_feature_levels} levels"
-            raise UserError(f"deformable_detr: the model has {has}, but there are {len(classes)} classes and strides {strides}")
+            raise UserError(
+                f"deformable_detr: the model has {has}, but there are {len(classes)} classes and strides {strides}"
+            )
         self.model, self.two_stage = model, config.two_stage
         self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
@@ -78,10 +85,11 @@ class DeformableDETR:
             strides=tuple(strides),
             channels={"neck": config.d_model, "memory": config.d_model},
             activation="sigmoid",
-            continuations=frozenset({"queries"}),
-            query_width=config.d_model,
-            query_parts=frozenset({"reference"}) if config.two_stage else frozenset({"content", "position"}),
-            learned_queries=not config.two_stage,
+            queries=QueryInfo(
+                width=config.d_model,
+                parts=frozenset({"reference"}) if config.two_stage else frozenset({"content", "position"}),
+                learned=not config.two_stage,
+            ),
         )
 
     def body(self) -> nn.Module:
@@ -94,7 +102,9 @@ class DeformableDETR:
         levels = [project(source) for project, (source, _) in zip(host.input_proj, maps, strict=False)]
         masks = [mask for _, mask in maps]
         source = maps[-1][0]
-        for project in host.input_proj[len(maps) :]:  # coarser levels: the first from the backbone's last map, then one from another
+        for project in host.input_proj[
+            len(maps) :
+        ]:  # coarser levels: the first from the backbone's last map, then one from another
             source = project(source)
             levels.append(source)
             masks.append(F.interpolate(inside[None].float(), size=source.shape[-2:])[0].bool())
@@ -133,14 +143,16 @@ class DeformableDETR:
         width = 4 if self.two_stage else 2 * self.model.config.d_model
         if self.two_stage:
             drawn = torch.rand(n, width, generator=generator, device=generator.device).to(memory.tokens.device)
-            return self._placed(QuerySet(reference=drawn.expand(len(memory.tokens), -1, -1) * memory.fraction.repeat(1, 1, 2)), memory)
+            return self._placed(
+                QuerySet(reference=drawn.expand(len(memory.tokens), -1, -1) * memory.fraction.repeat(1, 1, 2)), memory
+            )
         drawn = torch.randn(n, width, generator=generator, device=generator.device)
         return self._embedded(drawn.to(memory.tokens.device), memory)
 
     def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
         """The decoder and the heads. One-stage, a reference that is None is made from the positions; two-stage, the rest from the reference."""
         queries = self._filled(queries, memory)
-        reference = present(queries.reference)
+        reference = required(queries.reference)
         reference = reference / memory.fraction.repeat(1, 1, reference.shape[-1] // 2)
         decoded = self.model.model.decoder(
             inputs_embeds=queries.content,
@@ -150,11 +162,16 @@ class DeformableDETR:
             reference_points=reference,
             **_layout(memory.shapes, memory.ratios),
         )
-        references = [reference, *decoded.intermediate_reference_points.unbind(1)[:-1]]  # a stage corrects what the one before it said
+        references = [
+            reference,
+            *decoded.intermediate_reference_points.unbind(1)[:-1],
+        ]  # a stage corrects what the one before it said
         states = decoded.intermediate_hidden_states.unbind(1)
         depth = len(states)  # two-stage has one more head, for the proposals
         heads = zip(states, references, self.model.class_embed[:depth], self.model.bbox_embed[:depth], strict=True)
-        return tuple(self._predict(state, before, classify, regress, memory) for state, before, classify, regress in heads)
+        return tuple(
+            self._predict(state, before, classify, regress, memory) for state, before, classify, regress in heads
+        )
 
     def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
         return self.matcher(stages, memory.sizes, targets)
@@ -162,7 +179,9 @@ class DeformableDETR:
     def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
         return self.losses(stages, memory.sizes, targets)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         stages, terms = learn_stages(self, queries, memory, targets)
         return stages, terms | (self._proposal_terms(memory, targets) if self.two_stage else {})
 
@@ -187,7 +206,7 @@ class DeformableDETR:
     def _placed(self, queries: QuerySet, memory: Memory) -> QuerySet:
         """Two-stage: content and position from the reference boxes."""
         host: Any = self.model.model
-        reference = present(queries.reference)
+        reference = required(queries.reference)
         embedded = host.get_proposal_pos_embed(inverse_sigmoid(reference / memory.fraction.repeat(1, 1, 2)))
         position, content = host.pos_trans_norm(host.pos_trans(embedded.to(memory.tokens.dtype))).chunk(2, dim=-1)
         return QuerySet(content, position, reference)
@@ -208,9 +227,13 @@ class DeformableDETR:
         stage = replace(stage, assignment=self.matcher([stage], memory.sizes, objects)[0])
         return {f"{name}_encoder": term for name, term in self.losses([stage], memory.sizes, objects).items()}
 
-    def _predict(self, state: Tensor, reference: Tensor, classify: nn.Module, regress: nn.Module, memory: Memory) -> Predictions:
+    def _predict(
+        self, state: Tensor, reference: Tensor, classify: nn.Module, regress: nn.Module, memory: Memory
+    ) -> Predictions:
         shift = inverse_sigmoid(reference)
-        relative = (regress(state).float() + F.pad(shift, (0, 4 - shift.shape[-1]))).sigmoid()  # half precision has no room for pixels
+        relative = (
+            regress(state).float() + F.pad(shift, (0, 4 - shift.shape[-1]))
+        ).sigmoid()  # half precision has no room for pixels
         boxes = to_pixels(relative, memory.sizes)
         valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         return Predictions(classify(state).float(), "sigmoid", boxes, valid, embeddings=state)
@@ -225,7 +248,9 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     heads = math.lcm(host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
     check_strides(strides)
     if width % math.lcm(GROUPS, heads):
-        raise UserError(f"model.channels {width}: deformable_detr needs a multiple of {math.lcm(GROUPS, heads)}, such as 256")
+        raise UserError(
+            f"model.channels {width}: deformable_detr needs a multiple of {math.lcm(GROUPS, heads)}, such as 256"
+        )
     if (config.decoder_layers or host.get("decoder_layers", 2)) < 2:
         raise UserError(
             "model.decoder_layers: transformers can't build a deformable_detr decoder of one layer; take at least 2 decoder layers"
@@ -244,7 +269,9 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
     body = None
     if backbone == NATIVE:
         native = tuple(stride for stride in strides if stride <= 32)
-        fields["backbone_config"] = native_config(DeformableDetrConfig().backbone_config, native, config.backbone_weights)
+        fields["backbone_config"] = native_config(
+            DeformableDetrConfig().backbone_config, native, config.backbone_weights
+        )
     else:
         body, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | host))

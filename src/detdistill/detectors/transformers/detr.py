@@ -21,9 +21,9 @@ from detdistill.detectors.transformers import single_level
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
 from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.transformers.single_level import Memory
-from detdistill.losses import mean_over_processes
+from detdistill.distributed import mean_over_processes
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets, present
+from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets, required
 
 
 class DETR:
@@ -79,18 +79,20 @@ class DETR:
         here, each of which has its own there."""
         count, labels = object_count(targets, memory.sizes), host_labels(targets, memory.sizes)
         self.host_loss.to(memory.sizes.device)  # it keeps the class weights
-        positive = torch.stack([present(stage.assignment).positive for stage in stages]).flatten(1)  # (L, B Q)
+        positive = torch.stack([required(stage.assignment).positive for stage in stages]).flatten(1)  # (L, B Q)
         mass = torch.where(positive, 1.0, self.model.config.eos_coefficient).sum(1)
         shares = mass / mean_over_processes(mass, floor=1e-9)
         found = []
         for stage, share in zip(stages, shares, strict=True):
-            logits = torch.cat([stage.logits, present(stage.background)[..., None]], dim=-1)
+            logits = torch.cat([stage.logits, required(stage.background)[..., None]], dim=-1)
             outputs = {"logits": logits, "pred_boxes": to_relative(stage.boxes, memory.sizes)}
             terms = self.losses.stage(outputs, stage, labels, count)
             found.append(terms | {"classification": terms["classification"] * share})
         return by_stage(found)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         return learn_stages(self, queries, memory, targets)
 
     def _predict(self, state: Tensor, memory: Memory) -> Predictions:

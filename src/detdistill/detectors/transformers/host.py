@@ -22,7 +22,9 @@ NATIVE = "native"  # in place of a timm backbone's name: the one that the family
 def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
     """A family's own backbone config, giving maps of these strides. Raises UserError for a stride it hasn't got, and for weights other than `none`."""
     if weights != "none":
-        raise UserError(f"model.backbone_weights {weights}: a native backbone begins at random; set it to none, or take a timm backbone")
+        raise UserError(
+            f"model.backbone_weights {weights}: a native backbone begins at random; set it to none, or take a timm backbone"
+        )
     stages = {2 ** (index + 2): f"stage{index + 1}" for index in range(4)}
     if any(stride not in stages for stride in strides):
         raise UserError(f"model.strides {tuple(strides)}: the native backbone has {', '.join(map(str, stages))}")
@@ -37,10 +39,17 @@ def timm_config(config: ModelConfig, backbone: str, strides: tuple[int, ...]) ->
     """
     body, given, _ = build_body(backbone, strides, config.backbone_weights)
     if given != strides[: len(given)]:
-        raise UserError(f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}")
+        raise UserError(
+            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}"
+        )
     features: Any = body.feature_info
     indices = list(features.out_indices)
-    return body, {"model_type": "timm_backbone", "backbone": backbone, "out_indices": indices, "use_pretrained_backbone": False}
+    return body, {
+        "model_type": "timm_backbone",
+        "backbone": backbone,
+        "out_indices": indices,
+        "use_pretrained_backbone": False,
+    }
 
 
 def depths(config: ModelConfig) -> dict[str, int]:

@@ -21,7 +21,7 @@ from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.host import NATIVE, depths, keeps_norms, native_config, thaw, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QuerySet
+from detdistill.types import Assignment, Batch, DetectorInfo, EdgeInfo, Predictions, QueryInfo, QuerySet
 
 # Of a host's config: what is served alone, and why.
 SERVED: dict[str, tuple[Any, str]] = {
@@ -74,25 +74,31 @@ class Noise:
     groups: int
 
 
-def describe(config: Any, classes: Sequence[str], strides: Sequence[int], **more: Any) -> DetectorInfo:
-    """more: fields of the info. Raises UserError where the host's config is not served, or doesn't fit classes and strides."""
+def describe(
+    config: Any, classes: Sequence[str], strides: Sequence[int], edges: EdgeInfo | None = None
+) -> DetectorInfo:
+    """Raises UserError where the host's config is not served, or doesn't fit classes and strides."""
     kind, levels = config.model_type, len(config.encoder_in_channels)
     if config.num_labels != len(classes) or levels != len(strides) or config.num_feature_levels != levels:
-        has = f"{config.num_labels} labels, {levels} levels in its encoder and {config.num_feature_levels} in its decoder"
-        raise UserError(f"{kind}: the model has {has}, but there are {len(classes)} classes and strides {tuple(strides)}")
+        has = (
+            f"{config.num_labels} labels, {levels} levels in its encoder and {config.num_feature_levels} in its decoder"
+        )
+        raise UserError(
+            f"{kind}: the model has {has}, but there are {len(classes)} classes and strides {tuple(strides)}"
+        )
     for name, (value, reason) in SERVED.items():
         if getattr(config, name) != value:
-            raise UserError(f"{kind}: {name} {getattr(config, name)} is not served ({reason}); take a model with {name} {value}")
+            raise UserError(
+                f"{kind}: {name} {getattr(config, name)} is not served ({reason}); take a model with {name} {value}"
+            )
     return DetectorInfo(
         kind=kind,
         classes=tuple(classes),
         strides=tuple(strides),
         channels={"neck": config.encoder_hidden_dim, "memory": config.d_model},
         activation="sigmoid",
-        continuations=frozenset({"queries"}),
-        query_width=config.d_model,
-        query_parts=frozenset({"content", "reference"}),
-        **more,
+        edges=edges,
+        queries=QueryInfo(config.d_model, frozenset({"content", "reference"})),
     )
 
 
@@ -126,7 +132,9 @@ def encode(host: Any, features: Features) -> Memory:
     shift = host.enc_bbox_head(chosen).float()
     boxes = (shift + anchors.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))).sigmoid()
     own = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))
-    return Memory(tokens, shapes, canvas_of(features.sizes, *features.canvas), features.sizes, chosen.detach(), own, boxes)
+    return Memory(
+        tokens, shapes, canvas_of(features.sizes, *features.canvas), features.sizes, chosen.detach(), own, boxes
+    )
 
 
 def queries(memory: Memory) -> QuerySet:
@@ -146,11 +154,19 @@ def sample(n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
 def read(given: QuerySet, memory: Memory) -> tuple[Tensor, Tensor]:
     """content (B, Q, D) and reference (B, Q, 4). Raises ValueError for missing or ill-fitting ones."""
     width, content, reference = memory.content.shape[-1], given.content, given.reference
-    if content is None or reference is None or content.shape[-1] != width or reference.shape != (*content.shape[:-1], 4):
+    if (
+        content is None
+        or reference is None
+        or content.shape[-1] != width
+        or reference.shape != (*content.shape[:-1], 4)
+    ):
         got = ", ".join(
-            f"{name} {None if part is None else tuple(part.shape)}" for name, part in (("content", content), ("reference", reference))
+            f"{name} {None if part is None else tuple(part.shape)}"
+            for name, part in (("content", content), ("reference", reference))
         )
-        raise ValueError(f"the decoder asks for queries with a content {width} wide and a reference box each; got {got}")
+        raise ValueError(
+            f"the decoder asks for queries with a content {width} wide and a reference box each; got {got}"
+        )
     return content, reference
 
 
@@ -225,10 +241,25 @@ def construct(
     if width % divisor:
         raise UserError(f"model.channels {width}: {kind} needs a multiple of {divisor}, such as 256")
     if kind != "rt_detr" and (config.decoder_layers or host.get("decoder_layers", 2)) < 2:
-        raise UserError(f"model.decoder_layers: transformers can't build a {kind} decoder of one layer; take at least 2 decoder layers")
-    given: dict[str, Any] = {"num_labels": len(classes), "num_queries": config.queries, "encoder_hidden_dim": width, "d_model": width}
-    given |= {"encoder_in_channels": [width] * len(strides), "decoder_in_channels": [width] * len(strides), "feat_strides": list(strides)}
-    given |= {"num_feature_levels": len(strides), "encode_proj_layers": [len(strides) - 1], "freeze_backbone_batch_norms": False}
+        raise UserError(
+            f"model.decoder_layers: transformers can't build a {kind} decoder of one layer; take at least 2 decoder layers"
+        )
+    given: dict[str, Any] = {
+        "num_labels": len(classes),
+        "num_queries": config.queries,
+        "encoder_hidden_dim": width,
+        "d_model": width,
+    }
+    given |= {
+        "encoder_in_channels": [width] * len(strides),
+        "decoder_in_channels": [width] * len(strides),
+        "feat_strides": list(strides),
+    }
+    given |= {
+        "num_feature_levels": len(strides),
+        "encode_proj_layers": [len(strides) - 1],
+        "freeze_backbone_batch_norms": False,
+    }
     given |= {"decoder_n_levels": len(strides)} if kind == "rt_detr_v2" else {}
     given |= depths(config)
     body = None
@@ -237,7 +268,9 @@ def construct(
     else:
         body, given["backbone_config"] = timm_config(config, backbone, strides)
         if len(given["backbone_config"]["out_indices"]) < len(strides):
-            raise UserError(f"model.strides {strides}: {kind} has the backbone's levels only, and {backbone!r} has none of {strides[-1]}")
+            raise UserError(
+                f"model.strides {strides}: {kind} has the backbone's levels only, and {backbone!r} has none of {strides[-1]}"
+            )
     model = kinds[1](kinds[0](**given | host))
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if body is not None:
@@ -253,12 +286,19 @@ def initialize(model: Any) -> None:
     norms too, about 0, and class scores of 1 / (K + 1) instead of the focal loss's 0.01. Its deformable attention and gates are right."""
     host, decoder = model.model, model.model.decoder
     for name, module in host.named_modules():
-        if not name.startswith("backbone") and "encoder_attn" not in name and "gateway" not in name and hasattr(module, "reset_parameters"):
+        if (
+            not name.startswith("backbone")
+            and "encoder_attn" not in name
+            and "gateway" not in name
+            and hasattr(module, "reset_parameters")
+        ):
             module.reset_parameters()
     for name, weight in host.named_parameters():
         if "self_attn." in name and weight.ndim == 1:
             nn.init.zeros_(weight)
-        elif "self_attn." in name and "o_proj" not in name:  # the published attention keeps query, key and value in one matrix
+        elif (
+            "self_attn." in name and "o_proj" not in name
+        ):  # the published attention keeps query, key and value in one matrix
             nn.init.xavier_uniform_(weight, gain=math.sqrt(0.5))
     for layer in (host.enc_output[0], *decoder.query_pos_head.layers):
         nn.init.xavier_uniform_(layer.weight)

@@ -68,7 +68,13 @@ _HEAD = "class_labels_classifier"
 HOSTS: dict[str, Host] = {  # by the `model_type` of a config.json
     "detr": Host("DetrForObjectDetection", "detr", "DETR", _one, _HEAD, True, "DetrImageProcessor"),
     "conditional_detr": Host(
-        "ConditionalDetrForObjectDetection", "conditional_detr", "ConditionalDETR", _one, _HEAD, False, "ConditionalDetrImageProcessor"
+        "ConditionalDetrForObjectDetection",
+        "conditional_detr",
+        "ConditionalDETR",
+        _one,
+        _HEAD,
+        False,
+        "ConditionalDetrImageProcessor",
     ),
     "deformable_detr": Host(
         "DeformableDetrForObjectDetection",
@@ -79,12 +85,33 @@ HOSTS: dict[str, Host] = {  # by the `model_type` of a config.json
         False,
         "DeformableDetrImageProcessor",
     ),
-    "dab-detr": Host("DabDetrForObjectDetection", "dab_detr", "DABDETR", _one, "class_embed", False, "ConditionalDetrImageProcessor"),
-    "rt_detr": Host("RTDetrForObjectDetection", "rt_detr", "RTDETR", _feature_levels, processor="RTDetrImageProcessor", normalized=False),
-    "rt_detr_v2": Host(
-        "RTDetrV2ForObjectDetection", "rt_detr", "RTDETR", _feature_levels, processor="RTDetrImageProcessor", normalized=False
+    "dab-detr": Host(
+        "DabDetrForObjectDetection", "dab_detr", "DABDETR", _one, "class_embed", False, "ConditionalDetrImageProcessor"
     ),
-    "d_fine": Host("DFineForObjectDetection", "d_fine", "DFINE", _feature_levels, processor="RTDetrImageProcessor", normalized=False),
+    "rt_detr": Host(
+        "RTDetrForObjectDetection",
+        "rt_detr",
+        "RTDETR",
+        _feature_levels,
+        processor="RTDetrImageProcessor",
+        normalized=False,
+    ),
+    "rt_detr_v2": Host(
+        "RTDetrV2ForObjectDetection",
+        "rt_detr",
+        "RTDETR",
+        _feature_levels,
+        processor="RTDetrImageProcessor",
+        normalized=False,
+    ),
+    "d_fine": Host(
+        "DFineForObjectDetection",
+        "d_fine",
+        "DFINE",
+        _feature_levels,
+        processor="RTDetrImageProcessor",
+        normalized=False,
+    ),
 }
 
 
@@ -104,7 +131,9 @@ class ClassColumns(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         logits = self.head(states)
         kept = logits[..., self.index]
-        return torch.cat([kept, logits[..., self.rest].logsumexp(-1, keepdim=True)], dim=-1) if self.background else kept
+        return (
+            torch.cat([kept, logits[..., self.rest].logsumexp(-1, keepdim=True)], dim=-1) if self.background else kept
+        )
 
 
 def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[QueryDetector, int]:
@@ -116,7 +145,9 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     source, local = f"hf:{name}", _local(name)
     config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(name, local_files_only=local))
     if config.model_type not in HOSTS:
-        raise UserError(f"{source}: a model of type {config.model_type!r} is not a detector served here ({', '.join(HOSTS)} are)")
+        raise UserError(
+            f"{source}: a model of type {config.model_type!r} is not a detector served here ({', '.join(HOSTS)} are)"
+        )
     host = HOSTS[config.model_type]
     if (
         host.head == _HEAD and config.auxiliary_loss
@@ -128,12 +159,19 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     labels = _labels(config, classes, source)
     _check_pixels(name, host, local, source)
     kind = getattr(transformers, host.model)
-    options = {"local_files_only": local, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {
+        "local_files_only": local,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     detector, told = _attempt(source, lambda: kind.from_pretrained(name, config=config, **options))
     matched = check_loaded(told, detector, source)
     strides = _strides(detector, host.levels(config), source)
     names = _select(detector, host, labels, source)
-    family = getattr(import_module(f"detdistill.detectors.transformers.{host.module}"), host.family)(detector, names, strides)
+    family = getattr(import_module(f"detdistill.detectors.transformers.{host.module}"), host.family)(
+        detector, names, strides
+    )
     norms = thaw(family.body(), frozen_norms=True)
     served = assemble(family, model, norms)
     served.eval()
@@ -146,7 +184,12 @@ def _check_pixels(name: str, host: Host, local: bool, source: str) -> None:
     file = _attempt(source, lambda: cached_file(name, PROCESSOR, **options))
     if file is None:
         return
-    told = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": host.normalized, **json.loads(Path(file).read_text())}
+    told = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": host.normalized,
+        **json.loads(Path(file).read_text()),
+    }
     wanted: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": host.normalized}
     if host.normalized:
         told = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, **told}
@@ -193,7 +236,9 @@ def _attempt(source: str, load: Callable[[], Any]) -> Any:
     with quiet():
         try:
             return load()
-        except Exception as error:  # the hub client, the config's checks, the unpickler and the model have their own each
+        except (
+            Exception
+        ) as error:  # the hub client, the config's checks, the unpickler and the model have their own each
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{source}: can't be loaded ({reason})") from None
 
@@ -203,10 +248,14 @@ def _local(name: str) -> bool:
     if name and Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             run = "; it is a run folder, named without hf:" if (Path(name) / "model.json").is_file() else ""
-            raise UserError(f"hf:{name}: the folder has no config.json, so no detector was saved there by save_pretrained{run}")
+            raise UserError(
+                f"hf:{name}: the folder has no config.json, so no detector was saved there by save_pretrained{run}"
+            )
         return True
     if not HUB.fullmatch(name):
-        raise UserError(f"hf:{name}: no such folder, and not the name of a model on the hub, such as hf:facebook/detr-resnet-50")
+        raise UserError(
+            f"hf:{name}: no such folder, and not the name of a model on the hub, such as hf:facebook/detr-resnet-50"
+        )
     files = ("model.safetensors", "pytorch_model.bin")
     cached = [isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", *files)]
     if cached[0] and any(cached[1:]):
@@ -232,7 +281,9 @@ def _labels(config: Any, classes: Sequence[str], source: str) -> tuple[str, ...]
     named = [label for label in labels if label != NOTHING]
     if len(set(named)) < len(named):
         twice = next(label for label in named if named.count(label) > 1)
-        raise UserError(f"{source}: id2label of its config.json has {twice!r} more than once; give every label a name of its own")
+        raise UserError(
+            f"{source}: id2label of its config.json has {twice!r} more than once; give every label a name of its own"
+        )
     return labels
 
 
@@ -240,7 +291,9 @@ def _strides(model: Any, levels: int, source: str) -> tuple[int, ...]:
     """Of each level: those of the backbone, seen on an empty image, as names of stages and indices don't tell them for every backbone."""
     body = getattr(model.model.backbone, "conv_encoder", model.model.backbone)
     with torch.no_grad():
-        maps = _attempt(source, lambda: body(torch.zeros(1, 3, PROBE, PROBE), torch.ones(1, PROBE, PROBE, dtype=torch.long)))
+        maps = _attempt(
+            source, lambda: body(torch.zeros(1, 3, PROBE, PROBE), torch.ones(1, PROBE, PROBE, dtype=torch.long))
+        )
     sides = [level.shape[-1] for level, _ in maps][-levels:]
     if any(PROBE % side for side in sides):
         raise UserError(f"{source}: its backbone gives {sides} cells for {PROBE} pixels, which is no stride")
@@ -256,7 +309,9 @@ def _select(model: Any, host: Host, labels: Sequence[str], source: str) -> tuple
     names = tuple(labels[column] for column in columns)
     if len(names) < len(labels):
         if not host.head:
-            raise UserError(f"{source}: labels {NOTHING!r} are not served for {model.config.model_type}; give every label a name")
+            raise UserError(
+                f"{source}: labels {NOTHING!r} are not served for {model.config.model_type}; give every label a name"
+            )
         outputs = len(labels) + host.background
         for owner in (model, model.model.decoder):  # the latter's own, where it proposes
             heads = getattr(owner, host.head, None)
@@ -264,7 +319,9 @@ def _select(model: Any, host: Host, labels: Sequence[str], source: str) -> tuple
                 for place, head in enumerate(heads):
                     # Two-stage: the last head proposes, and asks its column 0 alone whether there is an object, whatever its label.
                     proposes = model.config.two_stage and place == len(heads) - 1
-                    heads[place] = ClassColumns(head, [0, *columns[1:]] if proposes else columns, outputs, host.background)
+                    heads[place] = ClassColumns(
+                        head, [0, *columns[1:]] if proposes else columns, outputs, host.background
+                    )
             elif heads is not None:
                 setattr(owner, host.head, ClassColumns(heads, columns, outputs, host.background))
         model.config.id2label = dict(enumerate(names))

@@ -11,12 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.transformers.load import COUNTER, HOSTS, Host, check_loaded, quiet
 from detdistill.errors import UserError
-from detdistill.types import Batch, Need
+from detdistill.types import Batch, Detector, Need
 
 TOLERANCE = 1e-3  # of logits, and of boxes in 0..1; norms that are frozen round otherwise than those that aren't
 DRAWS = 3  # a query picked from the image may lose a near tie by rounding; not on three pictures
@@ -48,7 +47,9 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         odd = [name for name in own.keys() ^ given.keys() if not name.endswith(COUNTER)]
         odd += [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
         if odd:
-            raise UserError(_differs(detector, f"{len(odd)} tensors have other names or shapes there, such as {min(odd)!r}"))
+            raise UserError(
+                _differs(detector, f"{len(odd)} tensors have other names or shapes there, such as {min(odd)!r}")
+            )
         plain.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
         plain.save_pretrained(folder)
         _processor(host, size).save_pretrained(folder)
@@ -72,7 +73,9 @@ def _processor(host: Host, size: tuple[int, int]) -> Any:
     kind = getattr(transformers, host.processor)
     if host.normalized:
         fit = {"max_height": size[0], "max_width": size[1]}
-        return kind(size=fit, do_normalize=True, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD), do_pad=True)
+        return kind(
+            size=fit, do_normalize=True, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD), do_pad=True
+        )
     height, width = padded(size)
     return kind(size={"height": height, "width": width}, do_normalize=False, do_pad=False)
 

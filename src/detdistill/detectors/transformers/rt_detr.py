@@ -27,7 +27,12 @@ class RTDETR:
     """The `Family` over an `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection` whose labels are `classes` in order, strides those of
     its encoder's levels."""
 
-    def __init__(self, model: RTDetrForObjectDetection | RTDetrV2ForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
+    def __init__(
+        self,
+        model: RTDetrForObjectDetection | RTDetrV2ForObjectDetection,
+        classes: Sequence[str],
+        strides: Sequence[int],
+    ):
         self.info = hybrid.describe(model.config, classes, strides)
         self.model = model
         self.matcher = hybrid.matcher(model.config)
@@ -59,7 +64,9 @@ class RTDETR:
         """The classification term is the varifocal loss."""
         return self.losses(stages, memory.frame, targets)
 
-    def learn(self, queries: QuerySet, memory: Memory, targets: Targets) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
+    def learn(
+        self, queries: QuerySet, memory: Memory, targets: Targets
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
         """Terms of the encoder's choice end in `_encoder`, those of the noise in layer i in `_denoising_i`."""
         labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
         noise = hybrid.denoise(self.model, labels, memory)
@@ -85,7 +92,9 @@ class RTDETR:
                 encoder_attention_mask=mask,
                 **layout,
             )
-            boxes = (regress(state).float() + inverse_sigmoid(reference)).sigmoid()  # half precision has no room for pixels
+            boxes = (
+                regress(state).float() + inverse_sigmoid(reference)
+            ).sigmoid()  # half precision has no room for pixels
             stages.append(hybrid.predictions(classify(state), boxes, memory, state))
             reference = boxes.detach()
         return stages

@@ -13,7 +13,7 @@ from detdistill.detectors.queries.detector import Features, token_maps
 from detdistill.detectors.transformers.host import NATIVE, depths, native_config, timm_config
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Activation, Batch, DetectorInfo, QueryPart, QuerySet
+from detdistill.types import Activation, Batch, DetectorInfo, QueryInfo, QueryPart, QuerySet
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +40,16 @@ def describe(
     """Raises UserError where the host's config doesn't fit classes and strides. part: what the decoder reads of a query set."""
     if config.num_labels != len(classes) or len(strides) != 1:
         has = f"{config.num_labels} labels and one level"
-        raise UserError(f"{kind}: the model has {has}, but there are {len(classes)} classes and strides {tuple(strides)}")
+        raise UserError(
+            f"{kind}: the model has {has}, but there are {len(classes)} classes and strides {tuple(strides)}"
+        )
     return DetectorInfo(
         kind=kind,
         classes=tuple(classes),
         strides=tuple(strides),
         channels={"neck": config.hidden_size, "memory": config.hidden_size},
         activation=activation,
-        continuations=frozenset({"queries"}),
-        query_width=config.hidden_size,
-        query_parts=frozenset({part}),
-        learned_queries=True,
+        queries=QueryInfo(config.hidden_size, frozenset({part}), learned=True),
     )
 
 
@@ -76,7 +75,9 @@ def encode(host: Any, features: Features) -> Memory:
     """The encoder of DETR and Conditional DETR. host: their model without heads."""
     (level,), (mask,) = features.levels, features.masks
     positions = flat(host.position_embedding(level.shape, level.device, torch.float32, mask).to(level.dtype))
-    encoded = host.encoder(inputs_embeds=flat(level), attention_mask=mask.flatten(1), spatial_position_embeddings=positions)
+    encoded = host.encoder(
+        inputs_embeds=flat(level), attention_mask=mask.flatten(1), spatial_position_embeddings=positions
+    )
     return remember(encoded.last_hidden_state, positions, features)
 
 
@@ -95,7 +96,9 @@ def read(queries: QuerySet, part: QueryPart, part_width: int, width: int) -> tup
     if queries.content is None:
         return values, values.new_zeros(*values.shape[:-1], width)
     if queries.content.shape != (*values.shape[:-1], width):
-        raise ValueError(f"the decoder asks for a content {width} wide for every {part}; got {tuple(queries.content.shape)}")
+        raise ValueError(
+            f"the decoder asks for a content {width} wide for every {part}; got {tuple(queries.content.shape)}"
+        )
     return values, queries.content
 
 
@@ -117,7 +120,9 @@ def host_fields(
     fields |= depths(config)
     body = None
     if backbone == NATIVE:
-        fields["backbone_config"] = native_config(blank(use_timm_backbone=False).backbone_config, strides, config.backbone_weights)
+        fields["backbone_config"] = native_config(
+            blank(use_timm_backbone=False).backbone_config, strides, config.backbone_weights
+        )
     else:
         body, fields["backbone_config"] = timm_config(config, backbone, strides)
     return body, fields | host

@@ -1,7 +1,6 @@
 """A memory of instances, the same on every process."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,19 +86,3 @@ class InstanceBank(nn.Module):
     def _draws(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         device = self.labels.device if generator is None else generator.device
         return torch.randint(DRAWS, shape, generator=generator, device=device).to(self.labels.device)
-
-
-def gather_rows(values: Tensor) -> tuple[Tensor, int]:
-    """Rows (n, ...) of all processes, in their order, and where this one's begin; n may differ. No gradient. Every process must call it."""
-    values = values.detach()
-    if not (dist.is_available() and dist.is_initialized()):
-        return values, 0
-    count = torch.tensor([len(values)], device=values.device)
-    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    sizes = [int(size) for size in counts]
-    padded = values.new_zeros((max(sizes), *values.shape[1:]))
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(sizes[: dist.get_rank()])

@@ -52,7 +52,9 @@ class SharedClasses:
     def targets(self, targets: Targets) -> Targets:
         """The ground truth with the teacher's labels. Every class of the student's must be shared."""
         columns = torch.tensor(self.teacher)
-        return replace(targets, labels=tuple(columns.to(labels.device)[self.labels(labels)] for labels in targets.labels))
+        return replace(
+            targets, labels=tuple(columns.to(labels.device)[self.labels(labels)] for labels in targets.labels)
+        )
 
     def assigned(self, assignment: Assignment, targets: Targets) -> Tensor:
         """(B, N): place among the shared classes of the ground truth each prediction answers for; -1 for none, and for a class the teacher
@@ -74,7 +76,9 @@ def select(predictions: Predictions, columns: Sequence[int], size: int) -> Predi
     if list(columns) == list(range(size)):
         return predictions
     index = torch.tensor(list(columns), device=predictions.logits.device)
-    others = torch.tensor([column for column in range(size) if column not in columns], device=index.device, dtype=torch.long)
+    others = torch.tensor(
+        [column for column in range(size) if column not in columns], device=index.device, dtype=torch.long
+    )
     background = predictions.background
     if background is not None:
         background = torch.cat([background[..., None], predictions.logits[..., others]], dim=-1).logsumexp(-1)

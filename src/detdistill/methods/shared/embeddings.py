@@ -14,7 +14,7 @@ from torch import Tensor
 from detdistill.geometry import pool_rois
 from detdistill.methods.method import require
 from detdistill.methods.shared.rois import require_roi_heads
-from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets, required
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,40 @@ class InstanceEmbeddings:
     @classmethod
     def build(cls, method: str, config: EmbeddingConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError where RoI embeddings are asked for and a side has none."""
-        heads = [info.embedding_channels for info in (student, teacher)]
+        heads = [None if info.proposals is None else info.proposals.embedding_channels for info in (student, teacher)]
         if config.embedding == "neck" or (config.embedding == "auto" and None in heads):
             return cls("neck", (student.channels["neck"], teacher.channels["neck"]))
         remedy = f"take faster_rcnn or mask_rcnn for both, or methods.{method}.embedding=neck"
         require_roi_heads(method, student, teacher, remedy)
         require(None not in heads, method, "a RoI head without embeddings", remedy)
-        return cls("roi", (present(heads[0]), present(heads[1])))
+        return cls("roi", (required(heads[0]), required(heads[1])))
 
     @property
     def need(self) -> Need:
         """Of either side."""
         return Need(pyramids=frozenset({"neck"})) if self.embedding == "neck" else Need(classify=True)
 
-    def __call__(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Instances:
+    def __call__(self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets) -> Instances:
         """n may be 0."""
-        return _of_boxes(student, teacher, targets) if self.embedding == "neck" else _of_proposals(student, teacher)
+        return (
+            _of_boxes(student_output, teacher_output, targets)
+            if self.embedding == "neck"
+            else _of_proposals(student_output, teacher_output)
+        )
 
 
-def _of_boxes(student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Instances:
+def _of_boxes(student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets) -> Instances:
     counts = torch.tensor([len(boxes) for boxes in targets.boxes], device=targets.labels[0].device)
     images = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     begins = (counts.cumsum(0) - counts).repeat_interleave(counts)
     with torch.no_grad():
-        taught = _pooled(teacher.pyramids["neck"], targets)
-    return Instances(_pooled(student.pyramids["neck"], targets), taught, images, torch.arange(len(images), device=counts.device) - begins)
+        taught = _pooled(teacher_output.pyramids["neck"], targets)
+    return Instances(
+        _pooled(student_output.pyramids["neck"], targets),
+        taught,
+        images,
+        torch.arange(len(images), device=counts.device) - begins,
+    )
 
 
 def _pooled(pyramid: Pyramid, targets: Targets) -> Tensor:
@@ -77,15 +86,15 @@ def _pooled(pyramid: Pyramid, targets: Targets) -> Tensor:
     return pool_rois(pyramid.levels, pyramid.strides, targets.boxes).mean((2, 3))
 
 
-def _of_proposals(student: DetectorOutput, teacher: DetectorOutput) -> Instances:
-    stage = student.stages[-1]
-    assignment = present(stage.assignment)
+def _of_proposals(student_output: DetectorOutput, teacher_output: DetectorOutput) -> Instances:
+    stage = student_output.stages[-1]
+    assignment = required(stage.assignment)
     with torch.no_grad():
-        taught = present(teacher.proposals).classify(present(student.proposals).boxes)
+        taught = required(teacher_output.proposals).classify(required(student_output.proposals).boxes)
     rows = assignment.positive & assignment.valid & stage.valid & taught.valid
     return Instances(
-        student=present(stage.embeddings)[rows],
-        teacher=present(taught.embeddings)[rows].detach(),
+        student=required(stage.embeddings)[rows],
+        teacher=required(taught.embeddings)[rows].detach(),
         images=rows.nonzero()[:, 0],
         boxes=assignment.matched[rows],
     )
@@ -93,10 +102,16 @@ def _of_proposals(student: DetectorOutput, teacher: DetectorOutput) -> Instances
 
 def one_a_box(instances: Instances) -> Instances:
     """The mean over the instances of each ground truth, in single precision at least; boxes that have none are left out."""
-    keys, place, counts = torch.stack([instances.images, instances.boxes], dim=1).unique(dim=0, return_inverse=True, return_counts=True)
+    keys, place, counts = torch.stack([instances.images, instances.boxes], dim=1).unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
 
     def mean(vectors: Tensor) -> Tensor:
-        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # a box has up to a hundred proposals, half adds them badly
+        vectors = vectors.to(
+            torch.promote_types(vectors.dtype, torch.float32)
+        )  # a box has up to a hundred proposals, half adds them badly
         return vectors.new_zeros((len(keys), vectors.shape[1])).index_add(0, place, vectors) / counts[:, None]
 
-    return replace(instances, student=mean(instances.student), teacher=mean(instances.teacher), images=keys[:, 0], boxes=keys[:, 1])
+    return replace(
+        instances, student=mean(instances.student), teacher=mean(instances.teacher), images=keys[:, 0], boxes=keys[:, 1]
+    )

@@ -44,7 +44,10 @@ class FusedLevels(nn.Module):
         """students, teachers: widths, fine to coarse."""
         super().__init__()
         widths = list(zip(students, teachers, strict=True))
-        blocks = [FusionBlock(mine, middle, theirs, fuse=index < len(widths) - 1) for index, (mine, theirs) in enumerate(widths)]
+        blocks = [
+            FusionBlock(mine, middle, theirs, fuse=index < len(widths) - 1)
+            for index, (mine, theirs) in enumerate(widths)
+        ]
         self.abfs = nn.ModuleList(blocks[::-1])
 
     def forward(self, levels: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
@@ -63,11 +66,16 @@ class SeparateLevels(nn.Module):
         """students, teachers: widths, fine to coarse. pairs: places in these lists, of student and teacher."""
         super().__init__()
         self.pairs = tuple(pairs)
-        self.blocks = nn.ModuleList(FusionBlock(students[mine], middle, teachers[theirs], fuse=False) for mine, theirs in pairs)
+        self.blocks = nn.ModuleList(
+            FusionBlock(students[mine], middle, teachers[theirs], fuse=False) for mine, theirs in pairs
+        )
 
     def forward(self, levels: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
         """As `FusedLevels.forward`, but one map a pair."""
-        return [block(levels[mine], shapes[theirs])[0] for block, (mine, theirs) in zip(self.blocks, self.pairs, strict=True)]
+        return [
+            block(levels[mine], shapes[theirs])[0]
+            for block, (mine, theirs) in zip(self.blocks, self.pairs, strict=True)
+        ]
 
 
 def _nearest(features: Tensor, shape: Shape) -> Tensor:

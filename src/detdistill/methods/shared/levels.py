@@ -77,16 +77,23 @@ class PairedLevels(nn.Module):
 
     @classmethod
     def build(
-        cls, method: str, config: LevelConfig, student: DetectorInfo, teacher: DetectorInfo, connect: Connect = when_widths_differ
+        cls,
+        method: str,
+        config: LevelConfig,
+        student: DetectorInfo,
+        teacher: DetectorInfo,
+        connect: Connect = when_widths_differ,
     ) -> Self:
         """connect: makes the connector of a level from both widths. Raises UserError as `pair_levels`."""
         strides = pair_levels(method, config, student, teacher)
         widths = student.channels[config.pyramid], teacher.channels[config.pyramid]
         return cls(config, strides, [connect(*widths) for _ in strides])
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput) -> list[Level]:
+    def forward(self, student_output: DetectorOutput, teacher_output: DetectorOutput) -> list[Level]:
         """The pairs, fine to coarse."""
-        return list(self._pairs(student.pyramids[self.config.pyramid], teacher.pyramids[self.config.pyramid]))
+        return list(
+            self._pairs(student_output.pyramids[self.config.pyramid], teacher_output.pyramids[self.config.pyramid])
+        )
 
     def _pairs(self, student: Pyramid, teacher: Pyramid) -> Iterator[Level]:
         for index, ((mine, theirs), connector) in enumerate(zip(self.strides, self.connectors, strict=True)):

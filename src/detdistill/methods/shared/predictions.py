@@ -15,9 +15,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from detdistill.losses import edge_kl, giou_distance, log_iou_distance, mean_over_processes, quality_focal
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import edge_kl, giou_distance, log_iou_distance, quality_focal
 from detdistill.methods.method import Temperature, Weight, require
-from detdistill.types import Assignment, DetectorInfo, Predictions, present
+from detdistill.types import Assignment, DetectorInfo, Predictions, required
 
 Region = Literal["valid", "all", "positive"]
 Normalizer = Literal["positives", "trust", "quality"]
@@ -44,12 +45,14 @@ class PredictionConfig:
     box_normalizer: Normalizer = "positives"
 
 
-def prediction_terms(guess: Predictions, taught: Predictions, assignment: Assignment, config: PredictionConfig) -> dict[str, Tensor]:
+def prediction_terms(
+    guess: Predictions, taught: Predictions, assignment: Assignment, config: PredictionConfig
+) -> dict[str, Tensor]:
     """The terms `class`, `box` and `quality` above, weighted, (). All three are on one layout; no gradient to `taught`."""
     scores = taught.scores().detach()
     trust = scores.amax(-1) * _region(assignment, config.box_region)
     divisors = {"positives": lambda: assignment.num_positives, "trust": lambda: mean_over_processes(trust.sum())}
-    divisors["quality"] = lambda: mean_over_processes(present(assignment.quality).sum())
+    divisors["quality"] = lambda: mean_over_processes(required(assignment.quality).sum())
     terms = {}
     if config.weight_class:
         rows = quality_focal(guess.logits, scores, config.beta).sum(-1) * _region(assignment, config.class_region)
@@ -76,21 +79,37 @@ def box_distance(guess: Predictions, taught: Predictions, config: PredictionConf
 def quality_distance(guess: Predictions, taught: Predictions, assignment: Assignment) -> Tensor:
     """Binary cross-entropy to the teacher's quality over the positives, by their number, (). Minimum: the entropy of the target."""
     positive = assignment.positive
-    target = present(taught.quality).detach()[positive].sigmoid()
-    return F.binary_cross_entropy_with_logits(present(guess.quality)[positive], target, reduction="sum") / assignment.num_positives
+    target = required(taught.quality).detach()[positive].sigmoid()
+    return (
+        F.binary_cross_entropy_with_logits(required(guess.quality)[positive], target, reduction="sum")
+        / assignment.num_positives
+    )
 
 
 def require_same_cells(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
     """Raises UserError unless both have a dense head that predicts in the same cells, with the same anchors where a cell has several."""
     for side, info in (("student", student), ("teacher", teacher)):
-        require("towers" in info.continuations, method, f"the {side} ({info.kind}) has no dense head", "take retinanet, fcos, atss or gfl")
-    grids = f"the student predicts at strides {student.strides} with {student.anchors_per_cell} anchors a cell"
-    grids += f", the teacher at {teacher.strides} with {teacher.anchors_per_cell}"
-    same = student.strides == teacher.strides and student.anchors_per_cell == teacher.anchors_per_cell
-    require(same, method, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd")
-    if student.anchors_per_cell != 1:
+        require(
+            info.towers is not None,
+            method,
+            f"the {side} ({info.kind}) has no dense head",
+            "take retinanet, fcos, atss or gfl",
+        )
+    mine, theirs = required(student.grid), required(teacher.grid)
+    grids = f"the student predicts at strides {student.strides} with {mine.anchors_per_cell} anchors a cell"
+    grids += f", the teacher at {teacher.strides} with {theirs.anchors_per_cell}"
+    same = student.strides == teacher.strides and mine.anchors_per_cell == theirs.anchors_per_cell
+    require(
+        same, method, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd"
+    )
+    if mine.anchors_per_cell != 1:
         lacking = "the anchors of a cell differ in size"
-        require(student.cell_anchors == teacher.cell_anchors, method, lacking, "give both the same anchors, or use crosskd or pkd")
+        require(
+            mine.cell_anchors == theirs.cell_anchors,
+            method,
+            lacking,
+            "give both the same anchors, or use crosskd or pkd",
+        )
 
 
 def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -> str:
@@ -98,16 +117,24 @@ def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -
     if not (config.weight_class or config.weight_box or config.weight_quality):
         return "all its weights are 0"
     if config.weight_class and 0 < config.beta < 1:
-        return f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; 0 or 1 and more are fine"
-    if config.box == "edges" and (guess.edge_bins is None or guess.edge_bins != taught.edge_bins):
-        return f"box distance `edges` needs equal distance distributions, the bins are {guess.edge_bins} and {taught.edge_bins}"
-    if config.box == "auto" and guess.edge_bins and taught.edge_bins and guess.edge_bins != taught.edge_bins:
-        return f"the distance distributions have {guess.edge_bins} and {taught.edge_bins} bins"
-    if config.weight_quality and not (guess.quality and taught.quality):
+        return (
+            f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; 0 or 1 and more are fine"
+        )
+    if config.box == "edges" and (guess.edges is None or guess.edges != taught.edges):
+        return (
+            f"box distance `edges` needs equal distance distributions, the bins are {_bins(guess)} and {_bins(taught)}"
+        )
+    if config.box == "auto" and guess.edges and taught.edges and guess.edges != taught.edges:
+        return f"the distance distributions have {_bins(guess)} and {_bins(taught)} bins"
+    if config.weight_quality and not (guess.has_quality and taught.has_quality):
         return "weight_quality needs a centre-ness or IoU branch on both sides"
-    if "quality" in (config.class_normalizer, config.box_normalizer) and not guess.quality:
+    if "quality" in (config.class_normalizer, config.box_normalizer) and not guess.has_quality:
         return "normalizer `quality` needs a head with a centre-ness branch"
     return ""
+
+
+def _bins(info: DetectorInfo) -> int | None:
+    return None if info.edges is None else info.edges.bins
 
 
 def _region(assignment: Assignment, region: Region) -> Tensor:

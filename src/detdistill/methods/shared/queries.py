@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from detdistill.distributed import mean_over_processes
 from detdistill.geometry import extents, pair_all, to_relative
-from detdistill.losses import giou_distance, mean_over_processes, query_costs, soft_class_distance
+from detdistill.losses import giou_distance, query_costs, soft_class_distance
 from detdistill.methods.method import require
 from detdistill.types import DetectorInfo, Predictions
 
@@ -101,11 +102,19 @@ def instance_terms(pair: StagePair, weights: tuple[float, float, float], negativ
     known = pair.paired & pair.of_partner(pair.classified)
     pairs = mean_over_processes(pair.paired.sum().float())
     taught = pair.of_partner(pair.scores), pair.of_partner(pair.teacher_boxes)
-    return answer_terms(pair.student, pair.student_boxes, *taught, weights, known / pairs, (pair.paired if negatives else known) / pairs)
+    return answer_terms(
+        pair.student, pair.student_boxes, *taught, weights, known / pairs, (pair.paired if negatives else known) / pairs
+    )
 
 
 def answer_terms(
-    student: Predictions, boxes: Tensor, scores: Tensor, aims: Tensor, weights: tuple[float, float, float], counted: Tensor, shares: Tensor
+    student: Predictions,
+    boxes: Tensor,
+    scores: Tensor,
+    aims: Tensor,
+    weights: tuple[float, float, float],
+    counted: Tensor,
+    shares: Tensor,
 ) -> dict[str, Tensor]:
     """`class`, `box` and `giou` of student rows against what each is to say, weighted, (); one of weight 0 is left out.
 
@@ -114,7 +123,9 @@ def answer_terms(
     """
     terms = {}
     if weights[0]:
-        terms["class"] = weights[0] * (soft_class_distance(class_logits(student), scores, student.activation) * counted).sum()
+        terms["class"] = (
+            weights[0] * (soft_class_distance(class_logits(student), scores, student.activation) * counted).sum()
+        )
     if weights[1]:
         terms["box"] = weights[1] * ((boxes - aims).abs().sum(-1) * shares).sum()
     if weights[2]:
@@ -143,4 +154,9 @@ def require_queries(method: str, student: DetectorInfo, teacher: DetectorInfo) -
     """Raises UserError unless both predict by queries."""
     for side, info in (("student", student), ("teacher", teacher)):
         lacking = f"the {side} ({info.kind}) has no queries"
-        require("queries" in info.continuations, method, lacking, "take a detector of the DETR family, such as deformable_detr or rt_detr")
+        require(
+            info.queries is not None,
+            method,
+            lacking,
+            "take a detector of the DETR family, such as deformable_detr or rt_detr",
+        )

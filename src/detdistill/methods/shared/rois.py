@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detdistill.losses import mean_over_processes, softmax_kl
+from detdistill.distributed import mean_over_processes
+from detdistill.losses import softmax_kl
 from detdistill.methods.method import Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Pyramid, Targets, present
+from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Pyramid, Targets, required
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,28 @@ def require_roi_heads(
 ) -> None:
     """Raises UserError unless both have a second stage with a softmax over classes and background."""
     for side, info in (("student", student), ("teacher", teacher)):
-        require("proposals" in info.continuations, method, f"the {side} ({info.kind}) has no RoI head", remedy)
-        require(info.activation == "softmax", method, f"the {side} ({info.kind}) has no softmax over its classes", remedy)
+        require(info.proposals is not None, method, f"the {side} ({info.kind}) has no RoI head", remedy)
+        require(
+            info.activation == "softmax", method, f"the {side} ({info.kind}) has no softmax over its classes", remedy
+        )
 
 
 def require_one_code(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
     """Raises UserError unless box codes of the two RoI heads mean the same."""
-    codes = f"the RoI heads' box codes are weighted by {student.roi_code} (student) and {teacher.roi_code} (teacher)"
+    mine, theirs = required(student.proposals).code, required(teacher.proposals).code
+    codes = f"the RoI heads' box codes are weighted by {mine} (student) and {theirs} (teacher)"
     remedy = "they are compared number by number, so build both with the same bbox_reg_weights"
-    require(student.roi_code == teacher.roi_code, method, codes, remedy)
+    require(mine == theirs, method, codes, remedy)
 
 
 def require_terms(method: str, config: RoIConfig, student: DetectorInfo, teacher: DetectorInfo) -> None:
     """Raises UserError where `roi_terms` has nothing to compute, or codes that can't be compared."""
-    require(bool(config.weight_class or config.weight_box), method, "all its weights are 0", f"see the options of methods.{method}")
+    require(
+        bool(config.weight_class or config.weight_box),
+        method,
+        "all its weights are 0",
+        f"see the options of methods.{method}",
+    )
     if config.weight_box:
         require_one_code(method, student, teacher)
 
@@ -91,39 +100,51 @@ def roi_terms(rows: Rows, config: RoIConfig) -> dict[str, Tensor]:
     return terms
 
 
-def roi_rows(student: DetectorOutput, teacher: DetectorOutput, targets: Targets, shared: SharedClasses) -> Rows:
+def roi_rows(
+    student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets, shared: SharedClasses
+) -> Rows:
     """Both heads, each on its own pyramid, on the proposals that the student's loss was computed on."""
-    taught = _taught(student, teacher, shared)
-    return paired_rows(shared.of_student(student.stages[-1]), taught, student, targets, shared)
+    taught = _taught(student_output, teacher_output, shared)
+    return paired_rows(shared.of_student(student_output.stages[-1]), taught, student_output, targets, shared)
 
 
-def crossed_rows(student: DetectorOutput, teacher: DetectorOutput, pyramid: Pyramid, targets: Targets, shared: SharedClasses) -> Rows:
+def crossed_rows(
+    student_output: DetectorOutput,
+    teacher_output: DetectorOutput,
+    pyramid: Pyramid,
+    targets: Targets,
+    shared: SharedClasses,
+) -> Rows:
     """The teacher's head twice: on `pyramid`, made of the student's levels (in the place of the student), and on its own."""
-    guess = present(teacher.proposals).classify(present(student.proposals).boxes, pyramid)
-    return paired_rows(shared.of_teacher(guess), _taught(student, teacher, shared), student, targets, shared)
+    guess = required(teacher_output.proposals).classify(required(student_output.proposals).boxes, pyramid)
+    return paired_rows(
+        shared.of_teacher(guess), _taught(student_output, teacher_output, shared), student_output, targets, shared
+    )
 
 
-def _taught(student: DetectorOutput, teacher: DetectorOutput, shared: SharedClasses) -> Predictions:
+def _taught(student_output: DetectorOutput, teacher_output: DetectorOutput, shared: SharedClasses) -> Predictions:
     """(B, P, ...): the teacher's head on its own pyramid, of the student's proposals."""
     with torch.no_grad():
-        return shared.of_teacher(present(teacher.proposals).classify(present(student.proposals).boxes))
+        return shared.of_teacher(required(teacher_output.proposals).classify(required(student_output.proposals).boxes))
 
 
-def paired_rows(guess: Predictions, taught: Predictions, student: DetectorOutput, targets: Targets, shared: SharedClasses) -> Rows:
+def paired_rows(
+    guess: Predictions, taught: Predictions, student_output: DetectorOutput, targets: Targets, shared: SharedClasses
+) -> Rows:
     """guess, taught: (B, P, ...) of the student's proposals on the shared classes. Rows that either head left out (no area) are left out."""
-    assignment = present(student.stages[-1].assignment)
+    assignment = required(student_output.stages[-1].assignment)
     kept = assignment.valid & guess.valid & taught.valid
     labels = shared.assigned(assignment, targets)[kept]
     return Rows(
         student=_with_background(guess)[kept],
         teacher=_with_background(taught)[kept].detach(),
-        student_deltas=present(guess.deltas)[kept],
-        teacher_deltas=present(taught.deltas)[kept].detach(),
+        student_deltas=required(guess.deltas)[kept],
+        teacher_deltas=required(taught.deltas)[kept].detach(),
         labels=torch.where(labels < 0, guess.logits.shape[-1], labels),
-        aims=present(assignment.deltas)[kept].masked_fill((labels < 0)[:, None], 0.0),
+        aims=required(assignment.deltas)[kept].masked_fill((labels < 0)[:, None], 0.0),
     )
 
 
 def _with_background(predictions: Predictions) -> Tensor:
     """(B, P, K + 1)."""
-    return torch.cat([predictions.logits, present(predictions.background)[..., None]], dim=-1)
+    return torch.cat([predictions.logits, required(predictions.background)[..., None]], dim=-1)

@@ -11,17 +11,18 @@ from rich.console import Console
 
 from detdistill.data import Data, TrainLoader, open_data
 from detdistill.detectors.inherit import inherit
-from detdistill.detectors.protocol import Detector
+from detdistill.distributed import is_main
 from detdistill.engine.device import open_accelerator
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
 from detdistill.errors import UserError
-from detdistill.inference import Say, evaluate, export, measure, predict, shares, talker
-from detdistill.models import adopt, build, find, load, place, start
-from detdistill.pairing import build_methods, check_methods, resolve, schedules
 from detdistill.recipe import ModelConfig, Recipe
-from detdistill.runfolder import Card, RunFolder, choose, is_run, main_process
-from detdistill.tables import number
+from detdistill.run.evaluating import Say, evaluate, export, measure, predict, shares, talker
+from detdistill.run.folder import Card, RunFolder, choose, is_run
+from detdistill.run.models import adopt, build, find, load, place, start
+from detdistill.run.pairing import build_methods, check_methods, resolve, schedules
+from detdistill.run.tables import number
+from detdistill.types import Detector
 
 __all__ = ["Outcome", "build", "distill", "evaluate", "export", "load", "predict", "train"]
 
@@ -40,11 +41,18 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
 ) -> Outcome:
     """Train `recipe.model` on `recipe.data` without a teacher. Raises UserError before anything is written."""
     if recipe.methods:
-        raise UserError(f"the recipe distils (methods: {', '.join(recipe.methods)}); use `detdistill distill`, or take the methods out")
+        raise UserError(
+            f"the recipe distils (methods: {', '.join(recipe.methods)}); use `detdistill distill`, or take the methods out"
+        )
     recipe, folder = _begin(recipe, out, resume, overwrite)
     data = open_with_notes(recipe, talker(console))
     student, config = start(recipe.model, data.classes, recipe.train.seed)
@@ -53,7 +61,12 @@ def train(
 
 
 def distill(
-    recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
 ) -> Outcome:
     """Train `recipe.model`, taught by `recipe.teacher` by way of `recipe.methods`. Raises UserError before anything is written."""
     check_recipe(recipe)
@@ -77,7 +90,9 @@ def distill(
 def check_recipe(recipe: Recipe) -> None:
     """What can be said of a distillation without data or teacher. Raises UserError."""
     if not recipe.methods:
-        raise UserError("no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`")
+        raise UserError(
+            "no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`"
+        )
     check_methods(recipe.methods)
     if recipe.teacher.inherit and is_run(recipe.model.name):
         raise UserError(
@@ -109,7 +124,9 @@ class Job:
         if not resume:
             run.begin(recipe, overwrite=overwrite)
         say(f"training {recipe.model.name} on {training.name} ({len(training)} images), into {self.folder}")
-        shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {"teacher": digest(self.teacher)}
+        shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {
+            "teacher": digest(self.teacher)
+        }
         shared |= {"inherit": recipe.teacher.inherit} if recipe.teacher.inherit else {}
         summary = fit(
             self.distillation,
@@ -121,12 +138,15 @@ class Job:
             console=console or Console(quiet=True),
             fingerprint=shared,
         )
-        if main_process():  # before measuring: a test picture that can't be read must not cost the training
-            run.save(self.distillation.student, Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size))
+        if is_main():  # before measuring: a test picture that can't be read must not cost the training
+            run.save(
+                self.distillation.student,
+                Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size),
+            )
         metrics, results = measure(self.distillation.student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
         metrics |= {"peak_memory_bytes": summary.peak_memory_bytes}
-        if main_process():
+        if is_main():
             run.end(recipe, metrics, results)
         return Outcome(self.folder, metrics)
 
@@ -149,9 +169,13 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, read: bool, 
     split = (val or data.training_split(recipe.data)).take(config.sample)
     place(teacher, recipe.train.device)
     found, _ = measure(teacher, data, split, recipe.data, recipe.train, costs=False)
-    seen = {record.name for record in data.training_split(recipe.data).records} & {record.name for record in split.records}
+    seen = {record.name for record in data.training_split(recipe.data).records} & {
+        record.name for record in split.records
+    }
     known = f", {len(seen)} of them among the student's training images" if seen else ""
-    say(f"teacher: AP {number(found['AP'])}, AP50 {number(found['AP50'])} on {len(split)} images of the {split.name} split{known}")
+    say(
+        f"teacher: AP {number(found['AP'])}, AP50 {number(found['AP50'])} on {len(split)} images of the {split.name} split{known}"
+    )
     if read and not config.allow_weak and found["AP"] is not None and found["AP"] < config.floor:
         raise UserError(
             f"teacher {config.path}: its AP of {found['AP']:.1f} is below teacher.floor {config.floor:g}: is it trained, and on these classes? "
@@ -173,7 +197,11 @@ def _begin(recipe: Recipe, out: Path | None, resume: bool, overwrite: bool) -> t
     """What can be said without data: the architecture of a run folder, the run's own folder, device and precision."""
     recipe = recipe.model_copy(update={"model": adopt(recipe.model)})
     folder = choose(out, _name(recipe), resume=resume, overwrite=overwrite)
-    read = [path for path in (recipe.model.name, recipe.teacher.path) if is_run(path) and Path(path).resolve() == folder.resolve()]
+    read = [
+        path
+        for path in (recipe.model.name, recipe.teacher.path)
+        if is_run(path) and Path(path).resolve() == folder.resolve()
+    ]
     if read:
         raise UserError(f"--out {folder}: the run would write over the model it reads; name another folder")
     open_accelerator(recipe.train)  # raises UserError on an impossible one; under torchrun the processes meet here

@@ -1,6 +1,5 @@
 """Detectors from what a person types: HEAD:BACKBONE, a run folder, or a teacher's weights."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +10,15 @@ from safetensors.torch import load_model
 from torch import nn
 
 from detdistill.detectors import build as builders
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.weights import load_teacher
+from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig, parse
-from detdistill.runfolder import RunFolder, is_run
+from detdistill.run.folder import RunFolder, is_run
+from detdistill.types import Detector
 
 
 def build(name: str, classes: Sequence[str], **options: Any) -> Detector:
@@ -89,13 +89,17 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
     try:
         missing, unexpected = load_model(module, path, strict=False)  # knows which names share one tensor
     except FileNotFoundError:
-        raise UserError(f"{path}: there are no weights; the run did not finish, go on with it by --resume --out {run.path}") from None
+        raise UserError(
+            f"{path}: there are no weights; the run did not finish, go on with it by --resume --out {run.path}"
+        ) from None
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: not the weights of {config.name} as asked for ({reason})") from None
     odd = [*missing, *unexpected]
     if odd:
-        raise UserError(f"{path}: {len(missing)} tensors are missing and {len(unexpected)} too many for {config.name}, such as {odd[0]!r}")
+        raise UserError(
+            f"{path}: {len(missing)} tensors are missing and {len(unexpected)} too many for {config.name}, such as {odd[0]!r}"
+        )
     if isinstance(detector, QueryDetector) and keeps_norms(card.model):  # as the run did, and does where it goes on
         detector.frozen_norms = thaw(detector.family.body(), frozen_norms=True)
     module.eval()
@@ -106,6 +110,6 @@ def place(detector: Detector, device: str) -> torch.device:
     """Put the detector on the device of that name; under torchrun, on this process's own GPU."""
     found = find_device(device)
     if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        found = torch.device("cuda", local_rank())
     cast(nn.Module, detector).to(found)
     return found

@@ -12,12 +12,12 @@ from detdistill import evaluation
 from detdistill.data import EvalLoader, Record, Split, open_data
 from detdistill.engine.checkpoint import checkpoint_path
 from detdistill.files import replacing, write_json
-from detdistill.models import load, place
 from detdistill.recipe import Overrides, Recipe, merge
 from detdistill.recipe import load as load_recipe
-from detdistill.run import Outcome, distill, train
-from detdistill.runfolder import choose
-from detdistill.tables import number, table
+from detdistill.run.folder import choose
+from detdistill.run.models import load, place
+from detdistill.run.tables import number, table
+from detdistill.run.training import Outcome, distill, train
 from detdistill.types import Detections
 
 TEACHER, STUDENT = "demo-teacher", "demo"  # packaged recipes
@@ -27,7 +27,12 @@ TITLE = 40  # pixels of height
 
 
 def demo(
-    over: Overrides, out: Path | None = None, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    over: Overrides,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Train the three, print the table, and write table.json and detections.png into `out`. over: laid over both recipes.
 
@@ -62,10 +67,17 @@ def demo(
 def _told(recipes: Mapping[str, Recipe], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The table as JSON. gain: distilled less plain, in points of AP; None where either could not be measured."""
     kept = ("AP", "AP50", "AP75", "params", "flops", "latency_ms", "train_seconds")
-    rows = [{"name": name, "model": recipes[name].model.name, **{key: found[name][key] for key in kept}} for name in found]
+    rows = [
+        {"name": name, "model": recipes[name].model.name, **{key: found[name][key] for key in kept}} for name in found
+    ]
     plain, taught = found["plain"], found["distilled"]
     gain = {key: None if None in (taught[key], plain[key]) else taught[key] - plain[key] for key in ("AP", "AP50")}
-    return {"seed": recipes["distilled"].train.seed, "methods": list(recipes["distilled"].methods), "rows": rows, "gain": gain}
+    return {
+        "seed": recipes["distilled"].train.seed,
+        "methods": list(recipes["distilled"].methods),
+        "rows": rows,
+        "gain": gain,
+    }
 
 
 def _show(told: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -83,10 +95,15 @@ def _show(told: Mapping[str, Any], folder: Path, console: Console) -> None:
     ]
     console.print()
     table(console, ["", "detector", "AP", "AP50", "million parameters", "ms an image", "seconds of training"], rows)
-    gain = ", ".join(f"{round(value, 1) + 0:+} {name}" for name, value in told["gain"].items() if value is not None) or "not measurable"
+    gain = (
+        ", ".join(f"{round(value, 1) + 0:+} {name}" for name, value in told["gain"].items() if value is not None)
+        or "not measurable"
+    )
     console.print(f"\nThe same student, the same schedule, and a teacher: {gain} ({' + '.join(told['methods'])}).")
     console.print(f"This is one seed ({told['seed']}); docs/results.md has means and spreads over several.")
-    console.print(f"In {folder}: detections.png (ground truth, plain, distilled), table.json, and the three run folders.")
+    console.print(
+        f"In {folder}: detections.png (ground truth, plain, distilled), table.json, and the three run folders."
+    )
 
 
 def _picture(recipe: Recipe, folder: Path) -> Image.Image:

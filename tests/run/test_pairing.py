@@ -4,13 +4,13 @@ from dataclasses import fields
 
 import pytest
 
-from detdistill import flags
+from detdistill.cli import flags
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.presets import PRESETS
-from detdistill.pairing import check_methods, configure, resolve, schedules
 from detdistill.recipe import load
+from detdistill.run.pairing import check_methods, configure, resolve, schedules
 from tests.detectors.builders import tiny
 
 COMMON = {item.name for item in fields(Schedule)}

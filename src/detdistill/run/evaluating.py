@@ -10,14 +10,14 @@ from torch import nn
 
 from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Record, Split, open_data, read_images
-from detdistill.detectors.protocol import Detector
+from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.errors import UserError
 from detdistill.exporting import Format
 from detdistill.files import replacing, write_json
-from detdistill.models import find, load, place
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
-from detdistill.runfolder import RunFolder, is_run, main_process, processes, rank
-from detdistill.types import Detections
+from detdistill.run.folder import RunFolder, is_run
+from detdistill.run.models import find, load, place
+from detdistill.types import Detections, Detector
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,9 @@ def evaluate(
     split = opened.evaluation_split(config)
     if isinstance(model, str | Path):
         if is_run(model) and built.model_fields_set:
-            raise UserError(f"--model {model}: a run folder knows how it was built; leave out model.{min(built.model_fields_set)}")
+            raise UserError(
+                f"--model {model}: a run folder knows how it was built; leave out model.{min(built.model_fields_set)}"
+            )
         detector, report = find(str(model), opened.classes, built)
         say(f"model: {report}")
         _detecting(detector, model)
@@ -58,11 +60,13 @@ def evaluate(
         detector = model
     if set(detector.info.classes) != set(opened.classes):
         theirs, ours = ", ".join(detector.info.classes[:8]), ", ".join(opened.classes[:8])
-        raise UserError(f"the model knows the classes {theirs}, the data have {ours}; measure it on data of its own classes")
+        raise UserError(
+            f"the model knows the classes {theirs}, the data have {ours}; measure it on data of its own classes"
+        )
     place(detector, train.device)
     say(f"measuring on the {split.name} split, {len(split)} images")
     metrics, results = measure(detector, opened, split, config, train)
-    if out is not None and main_process():
+    if out is not None and is_main():
         write_json(out / "predictions.json", results)
         write_json(out / "metrics.json", metrics)
     return metrics
@@ -115,7 +119,9 @@ def predict(
     found: list[Detections] = []
     results: list[dict[str, Any]] = []
     with evaluation.evaluating(detector), torch.no_grad():
-        for batch, _ in EvalLoader(Split("pictures", tuple(records)), config, batch_size=train.batch_size, workers=train.workers):
+        for batch, _ in EvalLoader(
+            Split("pictures", tuple(records)), config, batch_size=train.batch_size, workers=train.workers
+        ):
             moved = batch.to(device)
             detections = detector.detect(moved)
             found += evaluation.to_original(detections, moved)
@@ -128,12 +134,19 @@ def predict(
             picture.save(temporary)
     write_json(out / "predictions.json", results)
     drawn = sum(int((own.scores >= threshold).sum()) for own in found)
-    say(f"{len(records)} pictures with {drawn} boxes above {threshold:g}, and predictions.json with {len(results)}, in {out}")
+    say(
+        f"{len(records)} pictures with {drawn} boxes above {threshold:g}, and predictions.json with {len(results)}, in {out}"
+    )
     return results
 
 
 def export(
-    model: str | Path, out: Path, *, format: Format = "transformers", overwrite: bool = False, console: Console | None = None
+    model: str | Path,
+    out: Path,
+    *,
+    format: Format = "transformers",
+    overwrite: bool = False,
+    console: Console | None = None,
 ) -> Path:
     """The detector of a run folder as a folder that plain transformers loads by from_pretrained, with its image processor. Returns `out`.
 
@@ -160,7 +173,10 @@ def _detecting(detector: Detector, model: str | Path) -> None:
 
 def _drawn(records: Sequence[Record]) -> list[str]:
     """A file name for each drawn picture: its own, unless two have the same or the format isn't one to write."""
-    names = [record.name if Path(record.name).suffix.lower() in (".jpg", ".jpeg", ".png") else f"{record.name}.png" for record in records]
+    names = [
+        record.name if Path(record.name).suffix.lower() in (".jpg", ".jpeg", ".png") else f"{record.name}.png"
+        for record in records
+    ]
     twice = {name for name in names if names.count(name) > 1}
     return [f"{record.id}-{name}" if name in twice else name for record, name in zip(records, names, strict=True)]
 
@@ -176,16 +192,18 @@ def _fresh(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"--out {out} is not empty; replace what is written there by --overwrite, or name another folder")
+        raise UserError(
+            f"--out {out} is not empty; replace what is written there by --overwrite, or name another folder"
+        )
 
 
 def talker(console: Console | None) -> Say:
     """Prints lines, in the main process only; nothing without a console."""
-    return console.print if console is not None and main_process() else lambda line: None
+    return console.print if console is not None and is_main() else lambda line: None
 
 
 def shares(train: TrainConfig) -> dict[str, int]:
     """What every loader takes from the run: its part of the images where the processes have met, and all of them otherwise."""
-    met = torch.distributed.is_available() and torch.distributed.is_initialized()
-    own = {"rank": rank(), "processes": processes()} if met else {}
+    met = is_initialized()
+    own = {"rank": rank(), "processes": world_size()} if met else {}
     return {"batch_size": train.batch_size, "workers": train.workers, **own}

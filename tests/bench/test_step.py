@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-PATH = Path(__file__).parents[1] / "bench" / "step.py"
+PATH = Path(__file__).parents[2] / "bench" / "step.py"
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,21 @@ def bench(step: dict[str, Any], *methods: str) -> Any:
 
 def test_rows_hold_the_ratio_and_its_parts(step: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "step.json"
-    small = ["--image-size", "80", "--batch-size", "2", "--channels", "32", "--repeats", "2", "--teacher", "mobilenetv2_050"]
+    small = [
+        "--image-size",
+        "80",
+        "--batch-size",
+        "2",
+        "--channels",
+        "32",
+        "--repeats",
+        "2",
+        "--teacher",
+        "mobilenetv2_050",
+    ]
     monkeypatch.setattr(
-        "sys.argv", ["step.py", "--quick", "--detector", "fcos", "--method", "pkd", "pkd,crosskd", "--json", str(file), *small]
+        "sys.argv",
+        ["step.py", "--quick", "--detector", "fcos", "--method", "pkd", "pkd,crosskd", "--json", str(file), *small],
     )
     step["main"]()
     result = json.loads(file.read_text())

@@ -35,27 +35,40 @@ def configure(name: str, options: Mapping[str, Any]) -> tuple[Any, Schedule]:
     home = {item.name: kind for kind in kinds for item in fields(kind)}
     for option in options:
         if option not in home:
-            raise UserError(f"methods.{name}: unknown option {option!r}{nearest(option, home)} (known: {', '.join(home)})")
-    config, schedule = (_filled(name, kind, {option: value for option, value in options.items() if home[option] is kind}) for kind in kinds)
+            raise UserError(
+                f"methods.{name}: unknown option {option!r}{nearest(option, home)} (known: {', '.join(home)})"
+            )
+    config, schedule = (
+        _filled(name, kind, {option: value for option, value in options.items() if home[option] is kind})
+        for kind in kinds
+    )
     return config, schedule
 
 
 def _filled(name: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
     """The dataclass `kind` with these options, their types checked."""
     hints = get_type_hints(kind)
-    given = {option: None if value == "none" and NoneType in get_args(hints[option]) else value for option, value in options.items()}
+    given = {
+        option: None if value == "none" and NoneType in get_args(hints[option]) else value
+        for option, value in options.items()
+    }
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         option = next((str(part) for part in first["loc"] if part in hints), "options")
-        raise UserError(f"methods.{name}.{option} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise UserError(
+            f"methods.{name}.{option} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        ) from None
 
 
 def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
     """Every option of every method, its own and those of its schedule: the default, under the published preset of the pair, under what is
     given."""
-    full = {name: configure(name, merge(preset(name, student, teacher, options, given), given)) for name, given in options.items()}
+    full = {
+        name: configure(name, merge(preset(name, student, teacher, options, given), given))
+        for name, given in options.items()
+    }
     return {name: {**asdict(config), **asdict(schedule)} for name, (config, schedule) in full.items()}
 
 
@@ -78,7 +91,9 @@ def served(methods: Iterable[str] = tuple(METHODS)) -> dict[str, list[str]]:
 def _small_detectors() -> Mapping[str, DetectorInfo]:
     """By head, what it says of itself; they are built for that."""
     return {
-        head: build(ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a", "b")).info
+        head: build(
+            ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a", "b")
+        ).info
         for head in DETECTORS
     }
 

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
-from detdistill.comparison import Entry, compare
 from detdistill.recipe import Recipe, load
 from detdistill.run import train
+from detdistill.run.comparison import Entry, compare
 
-FOLDER = Path(__file__).parents[1] / "bench"
+FOLDER = Path(__file__).parents[2] / "bench"
 FIELDS: dict[str, Any] = {
-    "model": {"name": "fcos:mobilenetv2_035", "strides": [8, 16, 32], "channels": 16, "tower_depth": 2, "backbone_weights": "none"},
+    "model": {
+        "name": "fcos:mobilenetv2_035",
+        "strides": [8, 16, 32],
+        "channels": 16,
+        "tower_depth": 2,
+        "backbone_weights": "none",
+    },
     "data": {"path": "shapes:8", "image_size": 64},
     "train": {"epochs": 1, "batch_size": 4, "max_steps": 1},
 }
@@ -54,7 +60,10 @@ def test_what_is_not_finished_is_left_out_and_other_recipes_are_refused(
     assert "begun" not in said.out
     recipe = tmp_path / "table" / "pkd" / "seed-0" / "recipe.yaml"
     text = recipe.read_text()
-    for field, other, told in (("seed: 0", "seed: 1", "train.seed is 1 and there 0"), ("log_every: ", "log_every: 1", None)):
+    for field, other, told in (
+        ("seed: 0", "seed: 1", "train.seed is 1 and there 0"),
+        ("log_every: ", "log_every: 1", None),
+    ):
         recipe.write_text(text.replace(field, other))
         assert called(monkeypatch, tmp_path / "table", "--resamples", 20) == (2 if told else 0)
         assert told is None or told in capsys.readouterr().err

@@ -9,16 +9,22 @@ from typing import Any
 from rich.console import Console
 from scipy.stats import t as student_t
 
-from detdistill import evaluation, tables
+from detdistill import evaluation
 from detdistill.data import Data, Split
-from detdistill.runfolder import RunFolder
+from detdistill.run import tables
+from detdistill.run.folder import RunFolder
 
 PLAIN = "none"
 LEVEL = 0.95
 
 
 def rows(
-    found: Mapping[str, Sequence[Path]], teacher: float | None, data: Data, split: Split, batch_size: int, resamples: int
+    found: Mapping[str, Sequence[Path]],
+    teacher: float | None,
+    data: Data,
+    split: Split,
+    batch_size: int,
+    resamples: int,
 ) -> list[dict[str, Any]]:
     """A row a label, best first; plain training is the label `none`. found: run folders by label, a seed each, in the same order."""
     names = dict(zip(data.category_ids, data.classes, strict=True))
@@ -31,14 +37,22 @@ def rows(
 
     precision = {label: [resampled(run) for run in runs] for label, runs in found.items()}
     metrics = {label: [RunFolder(run).metrics() for run in runs] for label, runs in found.items()}
-    told = [_row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, precision) for label in found]
+    told = [
+        _row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, precision) for label in found
+    ]
     for row in told:
-        row["verdict"] = verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"]) if row["method"] != PLAIN else ""
+        row["verdict"] = (
+            verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"]) if row["method"] != PLAIN else ""
+        )
     return sorted(told, key=lambda row: -(row["AP"] or 0.0))
 
 
 def _row(
-    label: str, own: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]], teacher: float | None, batch_size: int
+    label: str,
+    own: Sequence[Mapping[str, Any]],
+    plain: Sequence[Mapping[str, Any]],
+    teacher: float | None,
+    batch_size: int,
 ) -> dict[str, Any]:
     values = [metrics["AP"] or 0.0 for metrics in own]
     gains = [mine - (theirs["AP"] or 0.0) for mine, theirs in zip(values, plain, strict=True)]
@@ -62,7 +76,11 @@ def _row(
 
 
 def _images(label: str, precision: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return {"gain_over_images": None if label == PLAIN else evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)}
+    return {
+        "gain_over_images": None
+        if label == PLAIN
+        else evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)
+    }
 
 
 def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
@@ -75,7 +93,9 @@ def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float
 
 def verdict(gain: float, over_seeds: tuple[float, float] | None, over_images: tuple[float, float] | None) -> str:
     """In words. A difference counts where both intervals leave out 0: another seed and other images would have shown it too."""
-    unsure = [name for name, found in (("seeds", over_seeds), ("images", over_images)) if found and found[0] <= 0 <= found[1]]
+    unsure = [
+        name for name, found in (("seeds", over_seeds), ("images", over_images)) if found and found[0] <= 0 <= found[1]
+    ]
     if unsure:
         return f"noise: other {' or '.join(unsure)} could turn it"
     side = "better" if gain > 0 else "worse"
@@ -129,4 +149,8 @@ def markdown(told: Mapping[str, Any]) -> str:
     lines += [f"| {label} |{' - |' * (len(_COLUMNS) - 1)} {reason} |" for label, reason in told["stopped"].items()]
     head = f"Student {told['student']} on {told['data']}, {told['split']} split ({told['images']} images)"
     seeds = ", ".join(map(str, told["seeds"]))
-    return f"{head}; teacher AP {tables.number(told['teacher']['AP'])}; seeds {seeds}; intervals of 95 %.\n\n" + "\n".join(lines) + "\n"
+    return (
+        f"{head}; teacher AP {tables.number(told['teacher']['AP'])}; seeds {seeds}; intervals of 95 %.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from detdistill.errors import UserError, nearest
-from detdistill.tables import families, table
+from detdistill.run.tables import families, table
 
 WIDE = 200  # columns of a terminal on which a method's row fits
 
@@ -50,24 +50,35 @@ def _detectors(console: Console) -> None:
 
     blocks = {
         "to train": [[f"{name}:BACKBONE", _first_line(builder)] for name, builder in DETECTORS.items()],
-        "to teach, evaluate and predict": [[f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION]
-        + [["hf:NAME, hf:FOLDER", "a DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2 or D-FINE of transformers"]],
+        "to teach, evaluate and predict": [
+            [f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION
+        ]
+        + [
+            [
+                "hf:NAME, hf:FOLDER",
+                "a DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2 or D-FINE of transformers",
+            ]
+        ],
         "to teach by features": [["timm:NAME, timm:NAME=FILE, hf:FOLDER", "a frozen ViT"]],
     }
     families(console, ["detector", "what it is"], blocks)
     console.print(
-        "BACKBONE is any timm model with feature maps at the strides asked for, such as resnet18 or mobilenetv3_small_100.", soft_wrap=False
+        "BACKBONE is any timm model with feature maps at the strides asked for, such as resnet18 or mobilenetv3_small_100.",
+        soft_wrap=False,
     )
 
 
 def _methods(console: Console) -> None:
-    from detdistill.methods import FAMILIES
-    from detdistill.pairing import served
+    from detdistill.methods import by_group
+    from detdistill.run.pairing import served
 
     heads = served()
     blocks = {
-        family: [[method.name, heads_in_words(heads[method.name]), method.reads, method.gain or "-", method.paper] for method in methods]
-        for family, methods in FAMILIES.items()
+        family: [
+            [method.name, heads_in_words(heads[method.name]), method.reads, method.gain or "-", method.paper]
+            for method in methods
+        ]
+        for family, methods in by_group().items()
     }
     columns = ["method", "heads", "reads", "published AP on COCO", "paper"]
     shown = len(columns) if not console.is_terminal or console.width >= WIDE else 3
@@ -86,13 +97,15 @@ def _method(what: str, name: str, console: Console) -> None:
     from detdistill.engine.schedule import Schedule
     from detdistill.methods import METHODS
     from detdistill.methods.presets import told
-    from detdistill.pairing import served
+    from detdistill.run.pairing import served
 
     name = name.replace("-", "_")
     if what != "methods":
         raise UserError(f"list {what} {name}: only methods have more to tell; leave {name} out")
     if name not in METHODS:
-        raise UserError(f"list methods {name}: there is no such method{nearest(name, METHODS)} (`detdistill list methods`)")
+        raise UserError(
+            f"list methods {name}: there is no such method{nearest(name, METHODS)} (`detdistill list methods`)"
+        )
     method = METHODS[name]
     console.print(_first_line(getmodule(method)), soft_wrap=False)
     for title, text in (

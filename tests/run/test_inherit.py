@@ -8,13 +8,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from detdistill import flags, run
+from detdistill import run
+from detdistill.cli import flags
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load, merge, parse
-from detdistill.runfolder import RunFolder
+from detdistill.run.folder import RunFolder
 
 BASE: dict[str, Any] = {
-    "model": {"name": "gfl:mobilenetv3_small_050", "strides": [8, 16, 32], "channels": 32, "tower_depth": 2, "backbone_weights": "none"},
+    "model": {
+        "name": "gfl:mobilenetv3_small_050",
+        "strides": [8, 16, 32],
+        "channels": 32,
+        "tower_depth": 2,
+        "backbone_weights": "none",
+    },
     "data": {"path": "shapes:8", "image_size": 64},
     "teacher": {"sample": 0},
     "methods": {"pkd": {}},
@@ -34,7 +41,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def distill(path: Path, out: Path, resume: bool = False, **over: Any) -> str:
     said = io.StringIO()
-    run.distill(recipe(**merge({"teacher": {"path": str(path)}}, over)), out, resume=resume, console=Console(file=said, width=500))
+    run.distill(
+        recipe(**merge({"teacher": {"path": str(path)}}, over)),
+        out,
+        resume=resume,
+        console=Console(file=said, width=500),
+    )
     return said.getvalue()
 
 
@@ -47,7 +59,9 @@ def test_a_run_begins_with_the_teachers_neck_and_head_and_resumes_with_its_own(t
     close = {name: torch.allclose(value, taught[name], atol=1e-6) for name, value in trained.items() if value.ndim > 1}
     assert all(fits for name, fits in close.items() if not name.startswith("neck.body."))
     assert not any(fits for name, fits in close.items() if name.startswith("neck.body."))
-    again = distill(teacher, tmp_path / "run", resume=True, teacher={"inherit": ["neck", "head"]}, train={"max_steps": 2})
+    again = distill(
+        teacher, tmp_path / "run", resume=True, teacher={"inherit": ["neck", "head"]}, train={"max_steps": 2}
+    )
     assert "inherited" not in again
     with pytest.raises(UserError, match=r"inherit was \['neck', 'head'\] and is None"):
         distill(teacher, tmp_path / "run", resume=True, train={"max_steps": 2})

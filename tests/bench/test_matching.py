@@ -9,7 +9,7 @@ import torch
 
 from detdistill.losses import query_costs
 
-FOLDER = Path(__file__).parents[1] / "bench"
+FOLDER = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def test_both_sides_find_the_same_and_are_timed(
         piece = result[name]
         assert piece["same_pairs"] == 1
         for side in ("batched", "one_by_one"):
-            assert set(piece[side]) == {f"{part}_ms" for part in parts} and all(value > 0 for value in piece[side].values())
+            assert set(piece[side]) == {f"{part}_ms" for part in parts} and all(
+                value > 0 for value in piece[side].values()
+            )
         assert set(piece["ratio"]) == parts and all(value > 0 for value in piece["ratio"].values())
     assert (result["environment"]["queries"], result["environment"]["repeats"]) == (40, 2)
 
@@ -58,4 +60,8 @@ def test_a_cost_by_itself_is_its_place_in_all(matching: Any):
 
 def test_a_summary_by_hand(matching: Any):
     rounds = [({"total": 2.0}, {"total": 6.0}), ({"total": 4.0}, {"total": 4.0}), ({"total": 1.0}, {"total": 9.0})]
-    assert matching.summary(rounds) == {"batched": {"total_ms": 2.0}, "one_by_one": {"total_ms": 6.0}, "ratio": {"total": 3.0}}
+    assert matching.summary(rounds) == {
+        "batched": {"total_ms": 2.0},
+        "one_by_one": {"total_ms": 6.0},
+        "ratio": {"total": 3.0},
+    }

@@ -38,7 +38,12 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
     """Dotted path and field of everything that one flag can set. `methods` is open, and read apart."""
     for name, info in model.model_fields.items():
         part = next(
-            (kind for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)), None
+            (
+                kind
+                for kind in (info.annotation, *get_args(info.annotation))
+                if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ),
+            None,
         )
         if part is not None:
             yield from leaves(part, f"{prefix}{name}.")
@@ -49,7 +54,9 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 FIELDS = dict(leaves())
 
 
-def takes(*parts: str, own: Mapping[str, str] | None = None, **names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    *parts: str, own: Mapping[str, str] | None = None, **names: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the command's `**fields` becomes a typed flag for each recipe field that begins with one of `parts`.
 
     own: defaults of this command, in words, where they aren't the recipe's. names: further short flags of this command, such as
@@ -90,7 +97,9 @@ def _flag(path: str, info: FieldInfo, short: list[str], default: str | None) -> 
         show_default=False,
     )
     name = path.replace(".", "__")
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, parameter])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, parameter]
+    )
 
 
 def _choices(info: FieldInfo) -> str:
@@ -128,7 +137,9 @@ def names(listed: str | None, flag: str) -> list[str] | None:
         return None
     found = [name.strip().replace("-", "_") for name in listed.split(",")]
     if not all(found):
-        raise UserError(f"{flag} {listed!r}: names with commas between them, such as pkd,crosskd; see `detdistill list methods`")
+        raise UserError(
+            f"{flag} {listed!r}: names with commas between them, such as pkd,crosskd; see `detdistill list methods`"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -138,7 +149,9 @@ def labels(listed: str) -> list[str]:
     for entry in names(listed, "--methods") or ():
         joined = [name.strip() for name in entry.split("+")]
         if not all(joined) or len(set(joined)) < len(joined) or ("none" in joined and len(joined) > 1):
-            raise UserError(f"--methods {entry!r}: different methods with + between them, such as pkd+crosskd; none, plain training, alone")
+            raise UserError(
+                f"--methods {entry!r}: different methods with + between them, such as pkd+crosskd; none, plain training, alone"
+            )
         found.append("+".join(joined))
     return list(dict.fromkeys(found))
 
@@ -150,7 +163,9 @@ def overrides(fields: Mapping[str, Any], options: Mapping[str, Mapping[str, str]
     """
     tree = nested({path: _value(value, FIELDS[path].annotation) for path, value in fields.items()})
     if options:
-        tree["methods"] = {_plain(name): {_plain(key): _loose(text) for key, text in given.items()} for name, given in options.items()}
+        tree["methods"] = {
+            _plain(name): {_plain(key): _loose(text) for key, text in given.items()} for name, given in options.items()
+        }
     return tree
 
 

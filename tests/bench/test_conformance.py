@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 
 from detdistill.detectors.build import DETECTORS
-from detdistill.detectors.protocol import Detector
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
-from detdistill.pairing import build_methods, resolve
+from detdistill.run.pairing import build_methods, resolve
 from detdistill.testing import check_pair, learn, scene
-from detdistill.types import DetectorInfo
+from detdistill.types import Detector, DetectorInfo
 from tests.detectors.builders import CLASSES, DENSE, SETS, tiny
 
 WITHOUT_CELLS = ("faster_rcnn", "mask_rcnn", *SETS)  # no dense head for a method to compare
 EXAMPLE = scene(len(CLASSES), (64, 96))
 STEPS = 3
 PINNED = {"mimicking": "gfl"}  # a RetinaNet takes more than three steps for it
-LOUD = {"clockdistill": {"weight_foreground": 0.1}, "go_lsd": {"weight": 300.0}}  # so small here that the labels outweigh it
+LOUD = {
+    "clockdistill": {"weight_foreground": 0.1},
+    "go_lsd": {"weight": 300.0},
+}  # so small here that the labels outweigh it
 
 
 @cache
@@ -43,7 +45,9 @@ def shared_out() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     share, refused = [], []
     for number, method in enumerate(METHODS):
         heads = [head for head, info in infos.items() if serves(method, info)]
-        turns = [head for head in heads if head not in SETS] or [head for head in heads if head in ("deformable_detr", "d_fine")]
+        turns = [head for head in heads if head not in SETS] or [
+            head for head in heads if head in ("deformable_detr", "d_fine")
+        ]
         share.append((method, PINNED.get(method, turns[number % len(turns)])))
         refused += [(method, head) for head in DETECTORS if head not in heads]
     return share, refused
@@ -61,7 +65,11 @@ def serves(method: str, info: DetectorInfo) -> bool:
 def test_every_method_teaches_a_detector_of_its_own_kind(method: str, head: str):
     student, teacher = begun(head, seed=0), begun(head)
     moved = check_pair(
-        student, teacher, built({method: {"warmup_steps": 0, **LOUD.get(method, {})}}, student.info, teacher.info), EXAMPLE, steps=STEPS
+        student,
+        teacher,
+        built({method: {"warmup_steps": 0, **LOUD.get(method, {})}}, student.info, teacher.info),
+        EXAMPLE,
+        steps=STEPS,
     )
     assert moved["total"][0] > moved[method][0] > 0
 
@@ -74,7 +82,17 @@ def test_what_reads_a_dense_head_refuses_the_others_and_what_reads_rois_refuses_
         assert {(method, head) for head in (*DENSE, *SETS)} <= refused
     for method in ("detrdistill", "kddetr", "go_lsd"):
         assert {(method, head) for head in (*DENSE, "faster_rcnn", "mask_rcnn")} <= refused
-    assert not {method for method, _ in refused} & {"pkd", "fitnets", "at", "reviewkd", "cwd", "mgd", "fgd", "fgfi", "defeat"}
+    assert not {method for method, _ in refused} & {
+        "pkd",
+        "fitnets",
+        "at",
+        "reviewkd",
+        "cwd",
+        "mgd",
+        "fgd",
+        "fgfi",
+        "defeat",
+    }
 
 
 @pytest.mark.parametrize(("head", "teacher_head"), [("fcos", "gfl"), ("retinanet", "atss"), ("atss", "fcos")])
@@ -86,7 +104,13 @@ def test_other_families_teach_by_features_and_by_their_own_head_together(head: s
 
 @pytest.mark.parametrize(
     ("head", "teacher_head"),
-    [("deformable_detr", "gfl"), ("gfl", "rt_detr"), ("detr", "fcos"), ("adamixer", "faster_rcnn"), ("mask_rcnn", "d_fine")],
+    [
+        ("deformable_detr", "gfl"),
+        ("gfl", "rt_detr"),
+        ("detr", "fcos"),
+        ("adamixer", "faster_rcnn"),
+        ("mask_rcnn", "d_fine"),
+    ],
 )
 def test_set_predictors_and_the_others_teach_each_other_by_features(head: str, teacher_head: str):
     student, teacher = tiny(head, channels=64), begun(teacher_head)  # other widths: connectors
@@ -98,7 +122,9 @@ def test_set_predictors_and_the_others_teach_each_other_by_features(head: str, t
 def test_queries_of_other_families_teach_where_their_parts_fit():
     student, teacher = tiny("conditional_detr"), begun("deformable_detr")
     check_pair(student, teacher, built({"detrdistill": {}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
-    with pytest.raises(UserError, match="reads the content of queries, which the teacher's conditional_detr hasn't got"):
+    with pytest.raises(
+        UserError, match="reads the content of queries, which the teacher's conditional_detr hasn't got"
+    ):
         built({"detrdistill": {}}, teacher.info, student.info)
 
 
@@ -113,9 +139,19 @@ def test_a_method_that_can_not_fall_is_told():
 
 
 def test_the_bench_writes_its_table_and_fails_with_a_failing_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bench = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "conformance.py"))
+    bench = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "conformance.py"))
     files = [tmp_path / "cells.json", tmp_path / "cells.md"]
-    argv = ["conformance.py", "--detector", "faster_rcnn", "--method", "crosskd", "--json", str(files[0]), "--markdown", str(files[1])]
+    argv = [
+        "conformance.py",
+        "--detector",
+        "faster_rcnn",
+        "--method",
+        "crosskd",
+        "--json",
+        str(files[0]),
+        "--markdown",
+        str(files[1]),
+    ]
     monkeypatch.setattr("sys.argv", argv)
     monkeypatch.setitem(bench["main"].__globals__, "begun", lambda head, *_: begun(head.partition(":")[0]))
     assert bench["main"]() == 0

@@ -21,7 +21,10 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
         return
     widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
     for row in [columns, *rows]:
-        cells = [cell.rjust(width) if number else cell.ljust(width) for cell, width, number in zip(row, widths, right, strict=True)]
+        cells = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right, strict=True)
+        ]
         console.print("  ".join(cells).rstrip())
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from detdistill.methods import FAMILIES, METHODS
+from detdistill.methods import METHODS, by_group
 
-FOLDER = Path(__file__).parents[1] / "bench"
+FOLDER = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
@@ -37,9 +37,13 @@ def test_peak_is_the_most_that_is_there_at_once(losses: Any):
     assert 2 * 20_000_000 <= peak <= 3 * 20_000_000 + 1000
 
 
-def test_rows_for_the_form_that_a_method_takes(losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_rows_for_the_form_that_a_method_takes(
+    losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     file = tmp_path / "losses.json"
-    monkeypatch.setattr("sys.argv", ["losses.py", "--quick", "--repeats", "1", "--method", "pkd", "kd", "--json", str(file)])
+    monkeypatch.setattr(
+        "sys.argv", ["losses.py", "--quick", "--repeats", "1", "--method", "pkd", "kd", "--json", str(file)]
+    )
     assert losses.main() == 0
     result = json.loads(file.read_text())
     assert [(row["method"], row["form"]) for row in result["rows"]] == [("pkd", "dense"), ("kd", "two_stage")]
@@ -73,7 +77,9 @@ def test_the_outputs_are_shaped_like_cocos(losses: Any, form: str):
 
 def test_every_method_takes_a_form(losses: Any):
     benches = {form: losses.Bench(losses.QUICK, form) for form in ("dense", "two_stage")}
-    sets = {method.name for method in FAMILIES["set predictions"]}  # a decoder is part of what they cost: bench/step.py
+    sets = {
+        method.name for method in by_group()["set predictions"]
+    }  # a decoder is part of what they cost: bench/step.py
     for name in (name for name in METHODS if name not in sets):
         taken = []
         for bench in benches.values():

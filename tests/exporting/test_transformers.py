@@ -14,14 +14,13 @@ import detdistill as dd
 from detdistill import cli
 from detdistill.detectors.build import build
 from detdistill.detectors.images import normalize
-from detdistill.detectors.protocol import Detector
 from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.transformers import plain
 from detdistill.errors import UserError
-from detdistill.models import find
 from detdistill.recipe import ModelConfig
-from detdistill.runfolder import Card, RunFolder
-from detdistill.types import Batch, Need
+from detdistill.run.folder import Card, RunFolder
+from detdistill.run.models import find
+from detdistill.types import Batch, Detector, Need
 
 NAMES = ("disc", "square", "star")
 SIZE = (70, 96)  # padded to 96 x 96
@@ -47,7 +46,13 @@ def run_of(folder: Path, name: str, **more: Any) -> Detector:
     """A run folder as `train` leaves it, of random weights that tell queries and classes apart."""
     torch.manual_seed(0)
     head = name.partition(":")[0]
-    small = {"strides": STRIDES.get(head, (8, 16, 32)), "channels": 32, "queries": 9, "tower_depth": 1, "backbone_weights": "none"}
+    small = {
+        "strides": STRIDES.get(head, (8, 16, 32)),
+        "channels": 32,
+        "queries": 9,
+        "tower_depth": 1,
+        "backbone_weights": "none",
+    }
     small |= {"encoder_layers": 1, "decoder_layers": 2} if head != "gfl" else {}
     config = ModelConfig.model_validate({"name": name} | small | more)
     detector: Any = build(config, NAMES)
@@ -181,7 +186,9 @@ def test_labels_that_are_others_are_seen(tmp_path: Path) -> None:
         plain.verify(detector, out, SIZE)
 
 
-def test_a_disk_that_fails_half_way_leaves_no_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_half_way_leaves_no_folder_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_of(tmp_path / "run", "deformable_detr:resnet18")
     out = dd.export(tmp_path / "run", tmp_path / "host")
 

@@ -17,19 +17,41 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
 from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 
-FILES = ("recipe.yaml", "environment.json", "log.jsonl", "metrics.json", "predictions.json", "model.safetensors", "model.json")
-_PACKAGES = ("detdistill", "torch", "torchvision", "timm", "transformers", "accelerate", "hotcoco", "safetensors", "numpy", "pillow")
+FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "log.jsonl",
+    "metrics.json",
+    "predictions.json",
+    "model.safetensors",
+    "model.json",
+)
+_PACKAGES = (
+    "detdistill",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "hotcoco",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 class _Inline(yaml.SafeDumper):
     """Lists on one line, so that a recipe stays on a page."""
 
 
-_Inline.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+_Inline.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -72,7 +94,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: can't be made ({error.strerror})") from None
-        if not main_process():
+        if not is_main():
             return
         if overwrite:
             self._empty()
@@ -115,7 +137,9 @@ class RunFolder:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path}: field {field!r}: {first['msg']}; the file was not written by this version") from None
+            raise UserError(
+                f"{path}: field {field!r}: {first['msg']}; the file was not written by this version"
+            ) from None
 
     def save(self, model: Any, card: Card) -> None:
         """The weights, and what is needed to build the detector again."""
@@ -143,7 +167,7 @@ def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool, mark: 
     if out is None:
         if resume:
             raise UserError("--resume needs --out DIR, the folder of the run to go on with")
-        if processes() > 1:
+        if world_size() > 1:
             raise UserError("with several processes say --out DIR, so that all of them mean the same folder")
         out, number = Path("runs") / name, 1
         while out.exists():
@@ -156,23 +180,14 @@ def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool, mark: 
     if resume and not (out / mark).exists():
         raise UserError(f"--resume: {out} holds no run (no {mark}); leave out --resume to begin one")
     if filled and overwrite and not (out / mark).exists():
-        raise UserError(f"--overwrite: {out} is not empty and not a run folder, so it is left alone; name another --out")
-    if filled and not (resume or overwrite) and main_process():
-        raise UserError(f"--out {out} is not empty; go on with it by --resume, replace it by --overwrite, or name another folder")
+        raise UserError(
+            f"--overwrite: {out} is not empty and not a run folder, so it is left alone; name another --out"
+        )
+    if filled and not (resume or overwrite) and is_main():
+        raise UserError(
+            f"--out {out} is not empty; go on with it by --resume, replace it by --overwrite, or name another folder"
+        )
     return out
-
-
-def main_process() -> bool:
-    return rank() == 0
-
-
-def rank() -> int:
-    """This process among those that torchrun started."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def environment() -> dict[str, Any]:
@@ -188,7 +203,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "processes": processes(),
+        "processes": world_size(),
         "versions": _versions(),
     }
 

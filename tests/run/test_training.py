@@ -13,13 +13,20 @@ from safetensors.torch import load_file, save_file
 import detdistill as dd
 from detdistill import run
 from detdistill.errors import UserError
-from detdistill.pairing import resolve
 from detdistill.recipe import Recipe, merge, parse
-from detdistill.runfolder import RunFolder
+from detdistill.run import training
+from detdistill.run.folder import RunFolder
+from detdistill.run.pairing import resolve
 from detdistill.types import DetectorInfo
 
 BASE: dict[str, Any] = {
-    "model": {"name": "gfl:mobilenetv3_small_050", "strides": [8, 16, 32], "channels": 32, "tower_depth": 2, "backbone_weights": "none"},
+    "model": {
+        "name": "gfl:mobilenetv3_small_050",
+        "strides": [8, 16, 32],
+        "channels": 32,
+        "tower_depth": 2,
+        "backbone_weights": "none",
+    },
     "data": {"path": "shapes:8", "image_size": 64},
     "train": {"batch_size": 4, "max_steps": 1, "device": "cpu"},
 }
@@ -58,8 +65,15 @@ def test_a_loaded_detector_is_the_saved_one(teacher: Path) -> None:
 
 
 def test_build_takes_the_fields_of_the_model_and_no_others() -> None:
-    built = dd.build("gfl:mobilenetv3_small_050", ["a", "b"], channels=32, tower_depth=1, strides=(8, 16, 32), backbone_weights="none")
-    assert (built.info.classes, built.info.strides, built.info.tower_depth) == (("a", "b"), (8, 16, 32), 1)
+    built = dd.build(
+        "gfl:mobilenetv3_small_050",
+        ["a", "b"],
+        channels=32,
+        tower_depth=1,
+        strides=(8, 16, 32),
+        backbone_weights="none",
+    )
+    assert (built.info.classes, built.info.strides, built.info.towers.depth) == (("a", "b"), (8, 16, 32), 1)
     with pytest.raises(UserError, match="did you mean 'channels'"):
         dd.build("gfl:mobilenetv3_small_050", ["a"], chanels=32)
 
@@ -107,7 +121,7 @@ def test_the_teacher_is_measured_before_the_first_step_and_not_on_the_test_split
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    measure, fit = run.measure, run.fit
+    measure, fit = training.measure, training.fit
 
     def measured(detector: Any, data: Any, split: Any, *rest: Any, **more: Any) -> Any:
         events.append(f"measure {split.name} {len(split)}")
@@ -117,13 +131,15 @@ def test_the_teacher_is_measured_before_the_first_step_and_not_on_the_test_split
         events.append("fit")
         return fit(*arguments, **keywords)
 
-    monkeypatch.setattr(run, "measure", measured)
-    monkeypatch.setattr(run, "fit", fitted)
+    monkeypatch.setattr(training, "measure", measured)
+    monkeypatch.setattr(training, "fit", fitted)
     run.distill(taught(teacher, "pkd", sample=1), tmp_path / "out")
     assert events == ["measure val 1", "fit", "measure test 2"]
 
 
-def test_classes_are_mapped_by_name_and_where_none_is_shared_only_features_teach(stranger: Path, tmp_path: Path) -> None:
+def test_classes_are_mapped_by_name_and_where_none_is_shared_only_features_teach(
+    stranger: Path, tmp_path: Path
+) -> None:
     console = Console(record=True, width=200)
     run.distill(taught(stranger, "pkd", "crosskd"), tmp_path / "out", console=console)  # all but one class are shared
     assert "not measured" in console.export_text()
@@ -137,7 +153,7 @@ def test_classes_are_mapped_by_name_and_where_none_is_shared_only_features_teach
 def test_a_model_is_measured_on_its_own_classes(stranger: Path, teacher: Path) -> None:
     with pytest.raises(UserError, match="ring"):
         dd.evaluate(str(stranger), "shapes:8")
-    assert dd.evaluate(dd.load(teacher), run.Recipe(**BASE).data)["AP"] == RunFolder(teacher).metrics()["AP"]
+    assert dd.evaluate(dd.load(teacher), Recipe(**BASE).data)["AP"] == RunFolder(teacher).metrics()["AP"]
 
 
 def test_training_goes_on_from_a_run_folder(teacher: Path, stranger: Path, tmp_path: Path) -> None:
@@ -172,7 +188,7 @@ def test_the_verbs_keep_to_their_own(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_no_split_to_measure_on_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "fit", lambda *arguments, **keywords: pytest.fail("it trained"))
+    monkeypatch.setattr(training, "fit", lambda *arguments, **keywords: pytest.fail("it trained"))
     with pytest.raises(UserError, match="'tset'"):
         run.train(recipe(data={"eval_split": "tset"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()

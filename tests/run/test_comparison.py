@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from detdistill import comparison
-from detdistill.comparison import Entry, compare
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load, merge
-from detdistill.run import train
-from detdistill.standings import interval, verdict
+from detdistill.run import comparison, train
+from detdistill.run.comparison import Entry, compare
+from detdistill.run.standings import interval, verdict
 
 FIELDS: dict[str, Any] = {
-    "model": {"name": "fcos:mobilenetv2_035", "strides": [8, 16, 32], "channels": 16, "tower_depth": 2, "backbone_weights": "none"},
+    "model": {
+        "name": "fcos:mobilenetv2_035",
+        "strides": [8, 16, 32],
+        "channels": 16,
+        "tower_depth": 2,
+        "backbone_weights": "none",
+    },
     "data": {"path": "shapes:8", "image_size": 64},
     "teacher": {"sample": 0},
     "train": {"epochs": 1, "batch_size": 4, "max_steps": 1},
@@ -44,7 +49,9 @@ def test_the_interval_over_seeds_is_students() -> None:
         (2.0, None, (1.0, 3.0), "better on these images; one seed tells nothing of others"),
     ],
 )
-def test_a_difference_counts_where_both_intervals_leave_out_nothing(gain: float, seeds: Any, images: Any, words: str) -> None:
+def test_a_difference_counts_where_both_intervals_leave_out_nothing(
+    gain: float, seeds: Any, images: Any, words: str
+) -> None:
     assert verdict(gain, seeds, images) == words
 
 
@@ -60,14 +67,24 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_comparison_is_resumed_and_extended_and_keeps_what_is_done(teacher: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_comparison_is_resumed_and_extended_and_keeps_what_is_done(
+    teacher: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     out = tmp_path / "table"
     told = compare(recipes("pkd", teacher=teacher), 1, out, resamples=20)
-    assert [path.name for path in sorted(out.iterdir())] == ["comparison.json", "comparison.md", "comparison.yaml", "none", "pkd"]
+    assert [path.name for path in sorted(out.iterdir())] == [
+        "comparison.json",
+        "comparison.md",
+        "comparison.yaml",
+        "none",
+        "pkd",
+    ]
     assert {row["method"] for row in told["rows"]} == {"none", "pkd"}  # plain training is always there
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-0/model.safetensors")}
     console = Console(record=True, width=200)
-    more = compare(recipes("none", "pkd", "pkd+crosskd", teacher=teacher), 2, out, resamples=20, resume=True, console=console)
+    more = compare(
+        recipes("none", "pkd", "pkd+crosskd", teacher=teacher), 2, out, resamples=20, resume=True, console=console
+    )
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(out.glob("*/seed-*/metrics.json"))) == 6
     assert json.loads((out / "comparison.json").read_text())["rows"] == json.loads(json.dumps(more["rows"]))
@@ -82,7 +99,9 @@ def test_a_comparison_is_resumed_and_extended_and_keeps_what_is_done(teacher: Pa
     assert page.count("\n| ") == 4 and "seeds 0, 1" in page
 
 
-def test_a_run_that_diverges_is_a_row_and_the_others_go_on(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_diverges_is_a_row_and_the_others_go_on(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = comparison.distill
 
     def diverging(recipe: Recipe, *rest: Any, **options: Any) -> Any:
@@ -104,7 +123,11 @@ def test_what_can_not_be_compared_is_refused_before_the_first_run(teacher: Path,
         over = FIELDS | {"teacher": {"sample": 0, "path": str(teacher)}}
         return [Entry("crosskd", load(None, over | {field: over.get(field, {}) | values}, ["crosskd"]))]
 
-    weak, elsewhere, fixed = changed("teacher", sample=4), changed("train", device="tpu"), changed("data", eval_split="tst")
+    weak, elsewhere, fixed = (
+        changed("teacher", sample=4),
+        changed("train", device="tpu"),
+        changed("data", eval_split="tst"),
+    )
     for entries, seeds, message in [
         (recipes("pkd", teacher=teacher), 0, "--seeds 0"),
         (recipes("none", teacher=teacher), 1, "nothing to compare"),
@@ -123,7 +146,12 @@ def test_what_can_not_be_compared_is_refused_before_the_first_run(teacher: Path,
 
 def test_a_table_is_not_made_of_two_recipes(teacher: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "table", tmp_path / "other"
-    two = [Entry("pkd", load(None, merge(recipes("pkd", teacher=teacher)[0].recipe.model_dump(), {"train": {"max_steps": 2}})))]
+    two = [
+        Entry(
+            "pkd",
+            load(None, merge(recipes("pkd", teacher=teacher)[0].recipe.model_dump(), {"train": {"max_steps": 2}})),
+        )
+    ]
     compare(two, 1, out, resamples=5)
     shutil.copytree(teacher, other)
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
@@ -132,7 +160,9 @@ def test_a_table_is_not_made_of_two_recipes(teacher: Path, tmp_path: Path) -> No
         recipe = recipes("pkd", teacher=teacher)[0].recipe
         return [Entry("pkd", load(None, merge(recipe.model_dump(), {"train": {"max_steps": None}, field: values})))]
 
-    weighted = load(None, FIELDS | {"teacher": {"sample": 0, "path": str(teacher)}, "methods": {"pkd": {"weight": 2.0}}})
+    weighted = load(
+        None, FIELDS | {"teacher": {"sample": 0, "path": str(teacher)}, "methods": {"pkd": {"weight": 2.0}}}
+    )
     for entries, seeds, message in [
         (changed("train", epochs=2), 1, "train.epochs was 1 and is 2"),
         (changed("train", max_steps=1), 1, "train.max_steps was 2 and is 1"),

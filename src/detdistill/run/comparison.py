@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from detdistill.data import Data, Split
 from detdistill.detectors.inherit import inherit
-from detdistill.detectors.protocol import Detector
+from detdistill.distributed import barrier, is_main
 from detdistill.engine.checkpoint import flat
 from detdistill.engine.device import open_accelerator
 from detdistill.engine.fit import MAY_CHANGE
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
 from detdistill.files import write_json, write_text
-from detdistill.inference import Say, measure, talker
-from detdistill.models import adopt, find, place, start
-from detdistill.pairing import build_methods, resolve
 from detdistill.recipe import Recipe, parse, read_yaml
-from detdistill.run import FREE, check_recipe, check_teacher, digest, distill, open_with_notes, train
-from detdistill.runfolder import RunFolder, choose, main_process, recipe_text
-from detdistill.standings import PLAIN, markdown, rows, show
+from detdistill.run.evaluating import Say, measure, talker
+from detdistill.run.folder import RunFolder, choose, recipe_text
+from detdistill.run.models import adopt, find, place, start
+from detdistill.run.pairing import build_methods, resolve
+from detdistill.run.standings import PLAIN, markdown, rows, show
+from detdistill.run.training import FREE, check_recipe, check_teacher, digest, distill, open_with_notes, train
+from detdistill.types import Detector
 
 MARK, RECIPE, TABLE = "comparison.json", "comparison.yaml", "comparison.md"
 SEEDS = 3
@@ -61,12 +61,16 @@ def compare(
     known = json.loads((folder / MARK).read_text()) if resume else {}
     entries = _extended(_with_plain(entries), folder) if resume else _with_plain(entries)
     if not any(entry.recipe.methods for entry in entries):
-        raise UserError("--methods: nothing to compare with plain training; give methods, such as none,pkd,crosskd,pkd+crosskd")
+        raise UserError(
+            "--methods: nothing to compare with plain training; give methods, such as none,pkd,crosskd,pkd+crosskd"
+        )
     first = entries[0].recipe
     count = _seeds(seeds, known)
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: at least 1")
-    open_accelerator(first.train)  # raises UserError on an impossible device or precision; under torchrun the processes meet here
+    open_accelerator(
+        first.train
+    )  # raises UserError on an impossible device or precision; under torchrun the processes meet here
     data = open_with_notes(first, say)
     split = data.evaluation_split(first.data)
     told: dict[str, Any] = {
@@ -80,12 +84,12 @@ def compare(
         "rows": known.get("rows", []),
         "stopped": known.get("stopped", {}),
     }
-    if main_process():
+    if is_main():
         _begin(folder, entries, told, overwrite=overwrite)
     _wait()
     found, told["stopped"] = _runs(entries, told["seeds"], folder, resume=resume, console=console)
     told["rows"] = rows(found, told["teacher"]["AP"], data, split, first.train.batch_size, resamples)
-    if main_process():
+    if is_main():
         write_json(folder / MARK, told)
         write_text(folder / TABLE, markdown(told))
     if console is not None:
@@ -134,11 +138,17 @@ def _same(stored: Recipe, entries: Sequence[Entry], folder: Path) -> None:
         for mine in (entry.recipe.methods[name] for entry in entries if name in entry.recipe.methods):
             then[f"methods.{name}"], now[f"methods.{name}"] = dict(options), dict(mine)
     then["train.max_steps"], now["train.max_steps"] = stored.train.max_steps, entries[0].recipe.train.max_steps
-    if (now["train.max_steps"] or math.inf) > (then["train.max_steps"] or math.inf):  # every run goes on, the finished ones too
+    if (now["train.max_steps"] or math.inf) > (
+        then["train.max_steps"] or math.inf
+    ):  # every run goes on, the finished ones too
         now["train.max_steps"] = then["train.max_steps"]
-    changed = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in now if then.get(name) != now.get(name)]
+    changed = [
+        f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in now if then.get(name) != now.get(name)
+    ]
     if changed:
-        raise UserError(f"--resume: {folder} compares otherwise: {', '.join(changed)}; leave that as it was, or take another --out")
+        raise UserError(
+            f"--resume: {folder} compares otherwise: {', '.join(changed)}; leave that as it was, or take another --out"
+        )
 
 
 def _seeds(seeds: int | None, known: Mapping[str, Any]) -> int:
@@ -146,7 +156,9 @@ def _seeds(seeds: int | None, known: Mapping[str, Any]) -> int:
     if seeds is None:
         return there or SEEDS
     if seeds < max(1, there):
-        raise UserError(f"--seeds {seeds}: at least {max(1, there)}{', as the table has them already' if there > 1 else ''}")
+        raise UserError(
+            f"--seeds {seeds}: at least {max(1, there)}{', as the table has them already' if there > 1 else ''}"
+        )
     return seeds
 
 
@@ -168,7 +180,9 @@ def _meet(entries: Sequence[Entry], data: Data, split: Split, known: Mapping[str
         reads |= any(method.need.head for method in methods)
     own, before = digest(teacher), known.get("teacher", {})
     if before.get("digest", own) != own:
-        raise UserError(f"--resume: the teacher {recipe.teacher.path} has other weights than the one of this table; take another --out")
+        raise UserError(
+            f"--resume: the teacher {recipe.teacher.path} has other weights than the one of this table; take another --out"
+        )
     check_teacher(teacher, data, recipe, read=reads, say=say)
     return {**before, "digest": own} if before else _measured(teacher, recipe, data, split) | {"digest": own}
 
@@ -236,5 +250,4 @@ def _run(entry: Entry, seed: int, folder: Path, *, resume: bool, console: Consol
 
 def _wait() -> None:
     """For the other processes, where there are any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    barrier()

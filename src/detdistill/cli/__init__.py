@@ -1,0 +1,3 @@
+"""The command line: it parses, calls `detdistill.run`, and prints. It imports no torch before a command runs."""
+
+from detdistill.cli.app import app, main

@@ -1,0 +1,7 @@
+"""The verbs of the Python API. Each is the command of the same name, without the parsing."""
+
+from detdistill.run.comparison import compare
+from detdistill.run.demonstration import demo
+from detdistill.run.evaluating import evaluate, export, predict
+from detdistill.run.models import build, load
+from detdistill.run.training import Outcome, distill, train
