@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from detdistill.detectors.build import DETECTORS, SETS, build
-from detdistill.detectors.build import STRIDES as PUBLISHED
+from detdistill.detectors.build import build
+from detdistill.detectors.registry import DETECTORS, names
 from detdistill.errors import UserError
 from detdistill.methods import METHODS, by_group
 from detdistill.recipe import ModelConfig
@@ -28,11 +28,13 @@ from detdistill.testing import check_detector, check_pair, learn
 from detdistill.types import Detector
 
 CLASSES = ("disc", "square", "star")
+PUBLISHED = {name: record.strides for name, record in DETECTORS.items() if record.strides}
 STRIDES = PUBLISHED | {
     "faster_rcnn": (4, 8, 16, 32),
     "mask_rcnn": (4, 8, 16, 32),
     "deformable_detr": (8, 16, 32),
 }  # others begin at 8
+SETS = names("queries")
 LAYERS = {"decoder_layers": 2}  # of set predictors, and one of the encoder
 SMALL, LARGE = "mobilenetv2_035", "resnet18"
 EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))

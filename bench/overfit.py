@@ -20,13 +20,15 @@ from rich.console import Console
 
 from detdistill.data import TrainLoader, open_data
 from detdistill.data.shapes import HEIGHT, WIDTH
-from detdistill.detectors.build import STRIDES, build, split_name
+from detdistill.detectors.build import build, split_name
+from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import fit
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.evaluating import measure, place
 
-PYRAMIDS = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), **STRIDES}  # others: 8, 16, 32
+PUBLISHED = {name: record.strides for name, record in DETECTORS.items() if record.strides}
+PYRAMIDS = {"faster_rcnn": (4, 8, 16, 32), "mask_rcnn": (4, 8, 16, 32), **PUBLISHED}  # others: 8, 16, 32
 
 
 def overfit(model: ModelConfig, images: int, train: TrainConfig, steps: int) -> dict[str, Any]:

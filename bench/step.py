@@ -25,8 +25,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detdistill.detectors.build import DETECTORS, LEARNED, build
-from detdistill.detectors.build import STRIDES as PUBLISHED
+from detdistill.detectors.build import build
+from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.optim import build_optimizer, set_learning_rate
 from detdistill.methods import Method
@@ -36,6 +36,7 @@ from detdistill.testing import scene
 from detdistill.types import Detector, DetectorOutput, Need, TowerState
 
 CLASSES = tuple("abcdef")
+PUBLISHED = {name: record.strides for name, record in DETECTORS.items() if record.strides}
 STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
 DENSE = ("gfl", "retinanet", "fcos", "atss")
 TARGETS = {"pkd": 1.05}  # of the ratio
@@ -70,7 +71,8 @@ FULL = Setting(image_size=320, batch_size=8, channels=128, tower_depth=4, levels
 def cases(heads: Sequence[str], methods: Sequence[str], student: str, teacher: str) -> list[Case]:
     """Every head with every method that takes it; DETRDistill those with learned queries."""
     listed = [(head, tuple(method.split(","))) for head in heads for method in methods]
-    serves = {("pkd",): tuple(DETECTORS), ("detrdistill",): LEARNED}
+    learned = tuple(name for name, record in DETECTORS.items() if record.learned_queries)
+    serves = {("pkd",): tuple(DETECTORS), ("detrdistill",): learned}
     return [
         Case(f"{head}:{student}", f"{head}:{teacher}", names)
         for head, names in listed

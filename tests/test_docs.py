@@ -12,7 +12,7 @@ import yaml
 
 from detdistill import cli
 from detdistill.cli import flags
-from detdistill.detectors.build import LEARNED, SETS
+from detdistill.detectors.registry import DETECTORS, names
 from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS
 from detdistill.recipe import Recipe, parse
@@ -185,7 +185,7 @@ def test_the_readme_says_which_method_serves_which_detector() -> None:
     assert said == served()
     part = [detector for detector, word in zip(head[1:], rows[-4][1:], strict=True) if word == "part"]
     assert rows[-4][0] == "detrdistill"
-    assert part == [head for head in SETS if head not in LEARNED]
+    assert part == [head for head in names("queries") if not DETECTORS[head].learned_queries]
 
 
 def test_the_guide_names_every_method_and_every_file_of_a_run() -> None:

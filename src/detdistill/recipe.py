@@ -71,7 +71,10 @@ class ModelConfig(Part):
     nms_threshold: float | None = Field(
         None, gt=0, le=1, description="IoU of suppression; none: what the head was published with"
     )
-    detections: int = Field(100, ge=1, description="most detections an image")
+    detections: int = Field(100, ge=1, description="largest number of detections per image")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of one family alone (`detdistill list detectors NAME`)"
+    )
 
 
 class SplitPaths(Part):

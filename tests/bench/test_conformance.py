@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detdistill.detectors.build import DETECTORS
+from detdistill.detectors.registry import DETECTORS
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.run.pairing import build_methods, resolve

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from detdistill import cli
 from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.frames import to_relative
+from detdistill.detectors.registry import host_records
 from detdistill.detectors.transformers import load as hub
 from detdistill.detectors.weights import load_teacher
 from detdistill.errors import UserError
@@ -63,7 +64,7 @@ def save(folder: Path, kind: str, labels: tuple[str, ...] = NAMES, **more: Any) 
     """A host of random weights that tell queries and classes apart, in a folder of its own."""
     torch.manual_seed(0)
     config = config_of(kind, id2label=dict(enumerate(labels)), label2id={}, **more)
-    model = getattr(transformers, hub.HOSTS[kind].model)(config).eval()
+    model = getattr(transformers, HOSTS[kind].model)(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "class_" in name or "bbox_" in name:
@@ -79,7 +80,8 @@ def pictures(height: int = 64, width: int = 96) -> Batch:
     return Batch(pixels, sizes, sizes, torch.arange(2), ("a", "b"))
 
 
-KINDS = [(kind, {}) for kind in hub.HOSTS]
+HOSTS = {kind: record.host for kind, record in host_records().items()}
+KINDS = [(kind, {}) for kind in HOSTS]
 KINDS += [
     ("deformable_detr", {"with_box_refine": True}),
     ("deformable_detr", {"with_box_refine": True, "two_stage": True}),
@@ -96,7 +98,7 @@ def test_a_teacher_says_what_transformers_says(kind: str, more: dict[str, Any], 
     assert teacher.info.classes == NAMES
     assert teacher.info.strides == ((32,) if more.get("num_feature_levels") == 1 else STRIDES.get(kind, (8, 16, 32)))
     batch = pictures()
-    normalized = hub.HOSTS[kind].normalized
+    normalized = HOSTS[kind].normalized
     with torch.no_grad():
         theirs = host(normalize(batch) if normalized else batch.images / 255)
         ours = teacher.observe(batch, need=Need(predictions=True)).stages[-1]

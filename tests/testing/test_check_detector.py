@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detdistill.detectors.build import DETECTORS
+from detdistill.detectors.registry import DETECTORS
 from detdistill.testing import check_detector, scene
 from detdistill.types import Batch, DetectorOutput, GridInfo, Need, Targets, TowerInfo, Towers, TowerState
 from tests.detectors.builders import shake, tiny

@@ -1,4 +1,4 @@
-"""What `detdistill list` says: which detectors, methods and recipes there are."""
+"""What `detdistill list` prints: the detectors, methods and recipes, or everything about one of them."""
 
 from collections.abc import Collection
 from dataclasses import fields
@@ -8,134 +8,174 @@ from typing import Any
 from rich.console import Console
 
 from detdistill.errors import UserError, nearest
-from detdistill.run.tables import families, table
 
-WIDE = 200  # columns of a terminal on which a method's row fits
+WIDE = 200  # terminal columns from which a method's row fits on one line
 
 
 def listing(what: str, name: str | None, console: Console) -> None:
-    """Detectors, methods or recipes, one a row. name: of a method, of which everything is told. Raises UserError for another name."""
-    if name is not None:
-        _method(what, name, console)
-        return
-    {"detectors": _detectors, "methods": _methods, "recipes": _recipes}[what](console)
+    """Print all detectors, methods or recipes, one per row, or everything about the one called `name`.
 
-
-def groups() -> dict[str, tuple[str, ...]]:
-    """Heads in a word."""
-    from detdistill.detectors.build import DENSE, DETECTORS, SETS
-
-    return {"dense": DENSE, "RoI": tuple(head for head in DETECTORS if head not in (*DENSE, *SETS)), "queries": SETS}
+    Raises UserError if there is no such name, or if the list has no details.
+    """
+    if name is None:
+        {"detectors": _detectors, "methods": _methods, "recipes": _recipes}[what](console)
+    elif what == "methods":
+        _method(name.replace("-", "_"), console)
+    elif what == "detectors":
+        _detector(name.replace("-", "_"), console)
+    else:
+        raise UserError(f"list {what} {name}: only methods and detectors have details; leave out {name}")
 
 
 def heads_in_words(heads: Collection[str]) -> str:
-    """`all`, `dense, RoI`, `learned queries`, `queries but adamixer` where most of a group are meant, and the names of those of whom few are."""
-    from detdistill.detectors.build import LEARNED
+    """Heads in few words: `all`, a group such as `dense` or `learned queries`, a group with its exceptions, or names."""
+    from detdistill.detectors.registry import DETECTORS, names
 
+    groups = {"dense": names("dense"), "RoI": names("two-stage"), "queries": names("queries")}
+    learned = {name for name in groups["queries"] if DETECTORS[name].learned_queries}
     parts = []
-    for word, group in groups().items():
-        meant, others = [head for head in group if head in heads], [head for head in group if head not in heads]
-        if set(meant) == set(LEARNED):
+    for word, members in groups.items():
+        served = [head for head in members if head in heads]
+        missing = [head for head in members if head not in heads]
+        if set(served) == learned:
             parts.append("learned queries")
-        elif 2 * len(meant) > len(group):
-            parts.append(word + (f" but {', '.join(others)}" if others else ""))
+        elif 2 * len(served) > len(members):
+            parts.append(word + (f" except {', '.join(missing)}" if missing else ""))
         else:
-            parts += meant
-    return "all" if parts == list(groups()) else ", ".join(parts)
+            parts += served
+    return "all" if parts == list(groups) else ", ".join(parts)
 
 
 def _detectors(console: Console) -> None:
-    from detdistill.detectors.build import DETECTORS
+    from detdistill.detectors.registry import DETECTORS
     from detdistill.detectors.weights import TORCHVISION
+    from detdistill.run.tables import grouped
 
+    families = ", ".join(name for name, record in DETECTORS.items() if record.host is not None)
     blocks = {
-        "to train": [[f"{name}:BACKBONE", _first_line(builder)] for name, builder in DETECTORS.items()],
+        "to train": [[f"{name}:BACKBONE", record.summary] for name, record in DETECTORS.items()],
         "to teach, evaluate and predict": [
-            [f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION
-        ]
-        + [
-            [
-                "hf:NAME, hf:FOLDER",
-                "a DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2 or D-FINE of transformers",
-            ]
+            *([f"torchvision:{name}", "COCO weights of torchvision"] for name in TORCHVISION),
+            ["hf:NAME, hf:FOLDER", f"a detector of transformers: {families}"],
         ],
         "to teach by features": [["timm:NAME, timm:NAME=FILE, hf:FOLDER", "a frozen ViT"]],
     }
-    families(console, ["detector", "what it is"], blocks)
+    grouped(console, ["detector", "description"], blocks)
     console.print(
-        "BACKBONE is any timm model with feature maps at the strides asked for, such as resnet18 or mobilenetv3_small_100.",
+        "BACKBONE is any timm model with feature maps at the strides of the pyramid, such as resnet18. "
+        "Options of one detector: detdistill list detectors gfl",
         soft_wrap=False,
     )
+
+
+def _detector(name: str, console: Console) -> None:
+    """One family: what it is, the strides it was published with, and its options."""
+    from detdistill.detectors.registry import DETECTORS
+    from detdistill.recipe import ModelConfig
+    from detdistill.run.tables import table
+
+    if name not in DETECTORS:
+        raise UserError(f"list detectors {name}: there is no such detector{nearest(name, DETECTORS)}")
+    record = DETECTORS[name]
+    console.print(record.summary, soft_wrap=False)
+    strides = record.strides or ModelConfig.model_fields["strides"].default
+    console.print(f"default strides: {', '.join(map(str, strides))}", soft_wrap=False)
+    queries = "learned parameters" if record.learned_queries else "chosen from each image"
+    if record.group == "queries":
+        console.print(f"queries: {queries}", soft_wrap=False)
+    common = {"strides", "channels", "backbone_weights", "score_threshold", "detections"}
+    read = [field for field in ModelConfig.model_fields if field in common | record.options]
+    rows = [[f"--model.{field.replace('_', '-')}", *_field(ModelConfig.model_fields[field])] for field in read]
+    kind = record.options_class()
+    meanings = "" if kind is None else " ".join((getdoc(kind) or "").split())
+    for item in fields(kind) if kind is not None else ():
+        rows.append([f"--model.options.{item.name.replace('_', '-')}", _value(item.default), "see below"])
+    table(console, ["option", "default", "meaning"], rows)
+    if meanings:
+        console.print(meanings, soft_wrap=False)
+
+
+def _field(info: Any) -> list[str]:
+    default = info.default
+    text = ", ".join(map(str, default)) if isinstance(default, tuple) else _value(default)
+    return [text, info.description or ""]
 
 
 def _methods(console: Console) -> None:
+    from detdistill.detectors.registry import names
     from detdistill.methods import by_group
     from detdistill.run.pairing import served
+    from detdistill.run.tables import grouped
 
     heads = served()
-    blocks = {
-        family: [
+    rows = {
+        group: [
             [method.name, heads_in_words(heads[method.name]), method.reads, method.gain or "-", method.paper]
             for method in methods
         ]
-        for family, methods in by_group().items()
+        for group, methods in by_group().items()
     }
     columns = ["method", "heads", "reads", "published AP on COCO", "paper"]
     shown = len(columns) if not console.is_terminal or console.width >= WIDE else 3
-    families(console, columns[:shown], {family: [row[:shown] for row in rows] for family, rows in blocks.items()})
-    kinds = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups().items())
+    grouped(console, columns[:shown], {group: [row[:shown] for row in block] for group, block in rows.items()})
+    kinds = {"dense": names("dense"), "RoI": names("two-stage"), "queries": names("queries")}
+    console.print("; ".join(f"{word}: {', '.join(members)}" for word, members in kinds.items()) + ".", soft_wrap=False)
     console.print(
-        f"{kinds}. ld serves every dense head that is built with --model.edges, detrdistill rt_detr, rt_detr_v2, d_fine and a two-stage "
-        "deformable_detr too, with --methods.detrdistill.weight-assignment 0. Paper, published AP and options of one: "
-        "detdistill list methods pkd",
+        "ld also serves retinanet, fcos and atss if they are built with --model.edges. detrdistill also serves rt_detr, "
+        "rt_detr_v2, d_fine and a two-stage deformable_detr with --methods.detrdistill.weight-assignment 0.",
         soft_wrap=False,
     )
+    console.print("Paper, published AP and options of one method: detdistill list methods pkd", soft_wrap=False)
 
 
-def _method(what: str, name: str, console: Console) -> None:
-    """One method: what it reads and learns, and its options with their defaults and the published values for each detector."""
+def _method(name: str, console: Console) -> None:
+    """One method: what it reads and learns, and its options with defaults and published values per detector."""
     from detdistill.engine.schedule import Schedule
     from detdistill.methods import METHODS
-    from detdistill.methods.presets import told
+    from detdistill.methods.presets import published_values
     from detdistill.run.pairing import served
+    from detdistill.run.tables import table
 
-    name = name.replace("-", "_")
-    if what != "methods":
-        raise UserError(f"list {what} {name}: only methods have more to tell; leave {name} out")
     if name not in METHODS:
-        raise UserError(
-            f"list methods {name}: there is no such method{nearest(name, METHODS)} (`detdistill list methods`)"
-        )
+        hint = nearest(name, METHODS)
+        raise UserError(f"list methods {name}: there is no such method{hint} (see `detdistill list methods`)")
     method = METHODS[name]
-    console.print(_first_line(getmodule(method)), soft_wrap=False)
+    console.print(_first_line(getmodule(method)) or method.__name__, soft_wrap=False)
     for title, text in (
-        ("paper", method.paper),
-        ("reads", method.reads),
+        ("paper", method.paper or "not stated"),
+        ("reads", method.reads or "not stated"),
         ("learns", method.learns or "nothing"),
         ("heads", ", ".join(served([name])[name])),
         ("published AP on COCO", method.gain or "none that could be verified"),
     ):
         console.print(f"{title}: {text}", soft_wrap=False)
     rows = [
-        [item.name, _value(item.default), told(name, item.name, item.default, _value)]
+        [item.name, _value(item.default), published_values(name, item.name, item.default, _value)]
         for item in (*fields(method.Config), *fields(Schedule))
     ]
     table(console, ["option", "default", "published"], rows)
     console.print(
-        f"Set one by --methods.{name}.OPTION VALUE; meanings: docs/reference.md. A published value is taken unless you give one.",
+        f"Set an option with --methods.{name}.OPTION VALUE. Published values apply unless you set the option. "
+        "The meanings are in docs/reference.md.",
         soft_wrap=False,
     )
 
 
-def _value(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _recipes(console: Console) -> None:
     from detdistill.recipe import packaged
+    from detdistill.run.tables import table
 
-    first = {name: path.read_text().split("\n", 1)[0].removeprefix("#").strip() for name, path in packaged().items()}
-    table(console, ["recipe", "what it does"], list(first.items()))
+    summaries = {
+        name: path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
+        for name, path in packaged().items()
+    }
+    table(console, ["recipe", "description"], [list(row) for row in summaries.items()])
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(thing: object) -> str:

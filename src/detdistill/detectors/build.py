@@ -1,110 +1,85 @@
-"""HEAD:BACKBONE to a detector."""
+"""From HEAD:BACKBONE to a detector."""
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import NoneType
+from typing import Any, cast, get_args, get_type_hints
 
-from detdistill.detectors.dense.atss import ATSS
-from detdistill.detectors.dense.gfl import GFL
-from detdistill.detectors.torchvision.faster_rcnn import faster_rcnn
-from detdistill.detectors.torchvision.fcos import fcos
-from detdistill.detectors.torchvision.mask_rcnn import mask_rcnn
-from detdistill.detectors.torchvision.retinanet import retinanet
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from detdistill.detectors.registry import DETECTORS, DetectorRecord
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
 
-Builder = Callable[[ModelConfig, str, Sequence[str]], Detector]
-
-
-def _lazy(module: str, name: str, says: str) -> Builder:
-    """A builder whose module, which imports transformers (seconds), is imported when it is called. says: its first line, for lists."""
-
-    def build_family(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Detector:
-        return getattr(import_module(f"detdistill.detectors.{module}"), name)(config, backbone, classes)
-
-    build_family.__doc__ = says
-    return build_family
-
-
-DETECTORS: dict[str, Builder] = {
-    "retinanet": retinanet,
-    "fcos": fcos,
-    "atss": ATSS,
-    "gfl": GFL,
-    "faster_rcnn": faster_rcnn,
-    "mask_rcnn": mask_rcnn,
-    "detr": _lazy("transformers.detr", "detr", "DETR of transformers, one level."),
-    "conditional_detr": _lazy(
-        "transformers.conditional_detr", "conditional_detr", "Conditional DETR of transformers, one level."
-    ),
-    "deformable_detr": _lazy(
-        "transformers.deformable_detr",
-        "deformable_detr",
-        "Deformable DETR of transformers, plain, with box refinement or two-stage.",
-    ),
-    "dab_detr": _lazy("transformers.dab_detr", "dab_detr", "DAB-DETR of transformers, one level."),
-    "rt_detr": _lazy("transformers.rt_detr", "rt_detr", "RT-DETR of transformers."),
-    "rt_detr_v2": _lazy("transformers.rt_detr", "rt_detr_v2", "RT-DETRv2 of transformers."),
-    "d_fine": _lazy("transformers.d_fine", "d_fine", "D-FINE of transformers."),
-    "adamixer": _lazy("adamixer.adamixer", "adamixer", "AdaMixer, ours."),
-}
-
-DENSE = ("retinanet", "fcos", "atss", "gfl")  # heads with towers
-LEARNED = (
-    "detr",
-    "conditional_detr",
-    "deformable_detr",
-    "dab_detr",
-    "adamixer",
-)  # heads with queries that are parameters
-SETS = (*LEARNED, "rt_detr", "rt_detr_v2", "d_fine")  # heads with queries, those that draw them from the image too
-STRIDES: dict[str, tuple[int, ...]] = {
-    "detr": (32,),
-    "conditional_detr": (32,),
-    "deformable_detr": (8, 16, 32, 64),
-    "dab_detr": (32,),
-    "rt_detr": (8, 16, 32),
-    "rt_detr_v2": (8, 16, 32),
-    "d_fine": (8, 16, 32),
-    "adamixer": (4, 8, 16, 32),
-}  # as published, where they aren't the recipe's default
+VARIANTS = ("norm", "edges", "box_refine", "two_stage", "encoder_layers", "decoder_layers")
+"""Fields of ModelConfig that change the architecture of the families that read them. Other families refuse them."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """HEAD:BACKBONE in two. Raises UserError naming the nearest head."""
+    """HEAD:BACKBONE as (head, backbone). Raises UserError with the nearest head if there is no such head."""
     head, colon, backbone = name.partition(":")
+    heads = ", ".join(DETECTORS)
     if not colon or not backbone:
-        heads = ", ".join(DETECTORS)
-        raise UserError(
-            f"model {name!r}: neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})"
-        )
+        raise UserError(f"model {name!r} is neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})")
     if head not in DETECTORS:
-        raise UserError(
-            f"model {name!r}: there is no head {head!r}{nearest(head, DETECTORS)} (heads: {', '.join(DETECTORS)})"
-        )
+        hint = nearest(head, DETECTORS)
+        raise UserError(f"model {name!r}: unknown head {head!r}{hint} (heads: {heads}; your own head needs --import FILE)")
     return head, backbone
 
 
-def filled(config: ModelConfig) -> ModelConfig:
-    """With the strides its head was published with, where none are given."""
-    head = config.name.partition(":")[0]
-    if "strides" in config.model_fields_set or head not in STRIDES:
+def with_default_strides(config: ModelConfig) -> ModelConfig:
+    """The config with the strides that its head was published with, unless it names some."""
+    record = DETECTORS.get(config.name.partition(":")[0])
+    if record is None or record.strides is None or "strides" in config.model_fields_set:
         return config
-    return config.model_copy(update={"strides": STRIDES[head]})
+    return config.model_copy(update={"strides": record.strides})
 
 
 def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
-    """A detector with fresh heads for `classes`, in this order. Raises UserError for what the head or backbone can't do."""
+    """A detector with fresh heads for `classes`, in this order. Raises UserError if head, backbone or options do not fit."""
     head, backbone = split_name(config.name)
-    if head not in DENSE and (config.edges or config.norm != "default"):
-        field = "edges" if config.edges else f"norm {config.norm}"
-        raise UserError(
-            f"model.{field}: {head} has no towers and no dense regression for it; take one of {', '.join(DENSE)}, or leave it out"
-        )
-    for field in ("box_refine", "two_stage"):
-        if getattr(config, field) and head != "deformable_detr":
-            raise UserError(f"model.{field}: is a variant of deformable_detr, and the model is {head}; leave it out")
-    for field in ("encoder_layers", "decoder_layers"):
-        if getattr(config, field) is not None and (head not in SETS or (head, field) == ("adamixer", "encoder_layers")):
-            raise UserError(f"model.{field}: {head} has none; leave it out, or take one of {', '.join(SETS)}")
-    return DETECTORS[head](filled(config), backbone, tuple(classes))
+    record = DETECTORS[head]
+    for field in VARIANTS:
+        if field not in record.options and getattr(config, field) != ModelConfig.model_fields[field].default:
+            readers = ", ".join(name for name, other in DETECTORS.items() if field in other.options)
+            raise UserError(f"model.{field}: {head} has no such option; leave it out, or choose one of {readers}")
+    options = family_options(head, record, config.options)
+    return record.build(with_default_strides(config), backbone, tuple(classes), **options)
+
+
+def rebuild(config: ModelConfig, classes: Sequence[str]) -> Detector:
+    """The architecture of a trained detector, whose weights are loaded afterwards: no backbone weights are fetched.
+
+    A set predictor whose backbone started from loaded weights keeps the norms of the backbone frozen, as in its training.
+    """
+    from detdistill.detectors.queries.detector import QueryDetector
+    from detdistill.detectors.transformers.host import keeps_norms, thaw
+
+    detector = build(config.model_copy(update={"backbone_weights": "none"}), classes)
+    if isinstance(detector, QueryDetector) and keeps_norms(config):
+        detector.frozen_norms = thaw(cast(nn.Module, detector.family.body()), frozen_norms=True)
+    return detector
+
+
+def family_options(head: str, record: DetectorRecord, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one family alone, with checked types. Raises UserError with the field and the known options."""
+    kind = record.options_class()
+    known = [] if kind is None else [item.name for item in fields(kind)]
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise UserError(f"model.options.{option}: {head} has no such option{nearest(option, known)}; {has}")
+    if kind is None or not options:
+        return {}
+    hints = get_type_hints(kind)
+    values = {name: None if value == "none" and NoneType in get_args(hints[name]) else value for name, value in options.items()}
+    try:
+        checked = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = next((str(part) for part in first["loc"] if part in hints), "options")
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise UserError(f"model.options.{option} is {first['input']!r}: {message}") from None
+    return {option: getattr(checked, option) for option in options}

@@ -16,6 +16,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from detdistill.detectors.registry import DETECTORS
 from detdistill.errors import UserError
 from detdistill.types import Detector, DetectorInfo
 
@@ -23,12 +24,6 @@ Part = Literal["neck", "head"]
 State = Mapping[str, Tensor]
 
 BELOW_THE_HEAD = ("neck.", "model.backbone.", "model.model.backbone.", "model.model.input_proj.")
-ONE_LEVEL, HYBRID = ("model.model.input_projection.",), ("model.model.encoder_input_proj.", "model.model.encoder.")
-NECKS: dict[str, tuple[str, ...]] = {  # whose neck is one piece, taken at equal strides
-    **dict.fromkeys(("detr", "conditional_detr", "dab_detr"), ONE_LEVEL),
-    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), HYBRID),
-    "adamixer": ("model.neck.",),
-}
 FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
 PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
 PUBLISHED_EXTRA = re.compile(
@@ -47,7 +42,6 @@ PER_CLASS = {
 }
 PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights", "decoder_input_proj"}
 PER_CODE = {"up", "reg_scale", "bbox_embed", "lqe_layers"}  # of a D-FINE
-ALIKE = ({"atss", "gfl"}, {"faster_rcnn", "mask_rcnn"})  # kinds whose heads share layers
 
 
 def inherit(student: Detector, teacher: Detector, parts: Collection[Part]) -> tuple[str, ...]:
@@ -71,7 +65,7 @@ def inherited(
     student: State, teacher: State, part: Part, mine: DetectorInfo, theirs: DetectorInfo
 ) -> dict[str, Tensor]:
     """The teacher's tensors that fit, under the student's names. student, teacher: state dicts; mine, theirs: what they are."""
-    if part == "head" and mine.kind != theirs.kind and not any({mine.kind, theirs.kind} <= kinds for kinds in ALIKE):
+    if part == "head" and mine.kind != theirs.kind and not _share_layers(mine.kind, theirs.kind):
         return {}
     wanted, given = _tensors(student, part, mine), _tensors(teacher, part, theirs)
     if part == "head":
@@ -98,7 +92,7 @@ def _tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
     names = [
         name for name in state if not name.endswith("num_batches_tracked")
     ]  # a counter, which frozen norms haven't got
-    whole = NECKS.get(info.kind, ())
+    whole = DETECTORS[info.kind].neck if info.kind in DETECTORS else ()
     if part == "head":
         return {name: name for name in names if not name.startswith(BELOW_THE_HEAD + whole)}
     if whole:
@@ -127,3 +121,9 @@ def _reason(part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> str:
         return f"a {mine.kind} head shares nothing with the teacher's {theirs.kind} head; inherit the neck alone, or take a student of its kind"
     wide = f"the student is {mine.channels['neck']} wide on strides {mine.strides}, the teacher {theirs.channels['neck']} on {theirs.strides}"
     return f"no layer of the teacher's {part} has the names and shapes of the student's ({wide}); give the student its --model.channels"
+
+
+def _share_layers(student_kind: str, teacher_kind: str) -> bool:
+    """True if heads of two different kinds share layers, as their records say."""
+    groups = [DETECTORS[kind].head_layers for kind in (student_kind, teacher_kind) if kind in DETECTORS]
+    return len(groups) == 2 and groups[0] == groups[1] != ""

@@ -10,8 +10,6 @@ from safetensors.torch import load_model
 from torch import nn
 
 from detdistill.detectors import build as builders
-from detdistill.detectors.queries.detector import QueryDetector
-from detdistill.detectors.transformers.host import keeps_norms, thaw
 from detdistill.detectors.weights import load_teacher
 from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
@@ -35,7 +33,7 @@ def load(folder: str | Path) -> Detector:
 def adopt(model: ModelConfig) -> ModelConfig:
     """A model named by a run folder gets that run's architecture; what else is asked of it is checked when its weights are loaded."""
     if not is_run(model.name):
-        return builders.filled(model)
+        return builders.with_default_strides(model)
     saved = RunFolder(Path(model.name)).card().model
     asked = {field: getattr(model, field) for field in model.model_fields_set}
     return ModelConfig.model_validate({**saved.model_dump(), **asked})
@@ -83,8 +81,8 @@ def find(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
 def _restore(run: RunFolder, model: ModelConfig) -> Detector:
     """The architecture `model` with the run's weights, strictly."""
     card = run.card()
-    config = model.model_copy(update={"name": card.model.name, "backbone_weights": "none"})
-    detector = builders.build(config, card.classes)
+    config = model.model_copy(update={"name": card.model.name})
+    detector = builders.rebuild(config.model_copy(update={"backbone_weights": card.model.backbone_weights}), card.classes)
     module, path = cast(nn.Module, detector), run.path / "model.safetensors"
     try:
         missing, unexpected = load_model(module, path, strict=False)  # knows which names share one tensor
@@ -100,8 +98,6 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
         raise UserError(
             f"{path}: {len(missing)} tensors are missing and {len(unexpected)} too many for {config.name}, such as {odd[0]!r}"
         )
-    if isinstance(detector, QueryDetector) and keeps_norms(card.model):  # as the run did, and does where it goes on
-        detector.frozen_norms = thaw(detector.family.body(), frozen_norms=True)
     module.eval()
     return detector
 

@@ -8,7 +8,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from detdistill.detectors.build import DETECTORS, build
+from detdistill.detectors.build import build
+from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError, nearest
 from detdistill.methods import METHODS, Method

@@ -28,7 +28,7 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
         console.print("  ".join(cells).rstrip())
 
 
-def families(console: Console, columns: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]) -> None:
+def grouped(console: Console, columns: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]) -> None:
     """Rows under the heading of their family, on a terminal; elsewhere one table, with the family as its last column.
 
     The last column of rows takes what width is left, and is wrapped there.

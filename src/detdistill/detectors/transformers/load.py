@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,13 @@ from transformers.utils.hub import cached_file
 from detdistill.detectors.backbone import reachable
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD
 from detdistill.detectors.queries.detector import QueryDetector, assemble
+from detdistill.detectors.registry import HostRecord, host_records, resolve
 from detdistill.detectors.transformers.host import thaw
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
+from detdistill.types import required
 
+NORMED_HEAD = "class_labels_classifier"  # of the families whose decoder norms every stage
 PROBE = 128  # pixels a side, a multiple of every stride that a backbone gives
 PROCESSOR = "preprocessor_config.json"
 NOTHING = "N/A"  # COCO's unused category ids, in the heads that are indexed by them
@@ -38,81 +39,6 @@ COCO_NAMES = {
 }
 HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COUNTER = "num_batches_tracked"  # of batch norms, which frozen ones don't have
-
-
-@dataclass(frozen=True)
-class Host:
-    """model: class in transformers. module, family: ours. levels: how many maps the neck has, of a config; those beyond the backbone's are
-    each half the one before. head: attribute of its class heads, empty where their columns can't be told apart from outside. background:
-    whether a class head ends in `no object`. processor: the image processor it was published with; normalized: by ImageNet's statistics."""
-
-    model: str
-    module: str
-    family: str
-    levels: Callable[[Any], int]
-    head: str = ""
-    background: bool = False
-    processor: str = ""
-    normalized: bool = True
-
-
-def _one(config: Any) -> int:
-    return 1
-
-
-def _feature_levels(config: Any) -> int:
-    return config.num_feature_levels
-
-
-_HEAD = "class_labels_classifier"
-HOSTS: dict[str, Host] = {  # by the `model_type` of a config.json
-    "detr": Host("DetrForObjectDetection", "detr", "DETR", _one, _HEAD, True, "DetrImageProcessor"),
-    "conditional_detr": Host(
-        "ConditionalDetrForObjectDetection",
-        "conditional_detr",
-        "ConditionalDETR",
-        _one,
-        _HEAD,
-        False,
-        "ConditionalDetrImageProcessor",
-    ),
-    "deformable_detr": Host(
-        "DeformableDetrForObjectDetection",
-        "deformable_detr",
-        "DeformableDETR",
-        _feature_levels,
-        "class_embed",
-        False,
-        "DeformableDetrImageProcessor",
-    ),
-    "dab-detr": Host(
-        "DabDetrForObjectDetection", "dab_detr", "DABDETR", _one, "class_embed", False, "ConditionalDetrImageProcessor"
-    ),
-    "rt_detr": Host(
-        "RTDetrForObjectDetection",
-        "rt_detr",
-        "RTDETR",
-        _feature_levels,
-        processor="RTDetrImageProcessor",
-        normalized=False,
-    ),
-    "rt_detr_v2": Host(
-        "RTDetrV2ForObjectDetection",
-        "rt_detr",
-        "RTDETR",
-        _feature_levels,
-        processor="RTDetrImageProcessor",
-        normalized=False,
-    ),
-    "d_fine": Host(
-        "DFineForObjectDetection",
-        "d_fine",
-        "DFINE",
-        _feature_levels,
-        processor="RTDetrImageProcessor",
-        normalized=False,
-    ),
-}
 
 
 class ClassColumns(nn.Module):
@@ -143,14 +69,15 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     and the score threshold count. Raises UserError for what isn't there, isn't served or doesn't fit.
     """
     source, local = f"hf:{name}", _local(name)
+    records = host_records()
     config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(name, local_files_only=local))
-    if config.model_type not in HOSTS:
+    if config.model_type not in records:
         raise UserError(
-            f"{source}: a model of type {config.model_type!r} is not a detector served here ({', '.join(HOSTS)} are)"
+            f"{source}: a model of type {config.model_type!r} is not a detector served here ({', '.join(records)} are)"
         )
-    host = HOSTS[config.model_type]
+    host = required(records[config.model_type].host)
     if (
-        host.head == _HEAD and config.auxiliary_loss
+        host.class_head == NORMED_HEAD and config.auxiliary_loss
     ):  # their own decoders then norm what one layer gives the next; ours are the published ones
         raise UserError(
             f"{source}: auxiliary_loss of its config.json makes another decoder of transformers' {config.model_type}, which is not served; set it to "
@@ -167,18 +94,16 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     }
     detector, told = _attempt(source, lambda: kind.from_pretrained(name, config=config, **options))
     matched = check_loaded(told, detector, source)
-    strides = _strides(detector, host.levels(config), source)
+    strides = _strides(detector, getattr(config, host.levels) if host.levels else 1, source)
     names = _select(detector, host, labels, source)
-    family = getattr(import_module(f"detdistill.detectors.transformers.{host.module}"), host.family)(
-        detector, names, strides
-    )
+    family = resolve(host.adapter)(detector, names, strides)
     norms = thaw(family.body(), frozen_norms=True)
     served = assemble(family, model, norms)
     served.eval()
     return served, matched
 
 
-def _check_pixels(name: str, host: Host, local: bool, source: str) -> None:
+def _check_pixels(name: str, host: HostRecord, local: bool, source: str) -> None:
     """Raises UserError where its image processor gives the model other pixels than ours."""
     options = {"local_files_only": local, "_raise_exceptions_for_missing_entries": False}
     file = _attempt(source, lambda: cached_file(name, PROCESSOR, **options))
@@ -197,7 +122,7 @@ def _check_pixels(name: str, host: Host, local: bool, source: str) -> None:
     for field, value in wanted.items():
         if not np.allclose(told[field], value, atol=1e-3):
             raise UserError(
-                f"{source}: {field} of its {PROCESSOR} is {told[field]}; a {host.family} sees {value} here, and would answer otherwise than it was trained to"
+                f"{source}: {field} of its {PROCESSOR} is {told[field]}; a {host.model} sees {value} here, and would answer otherwise than it was trained to"
             )
 
 
@@ -303,18 +228,18 @@ def _strides(model: Any, levels: int, source: str) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _select(model: Any, host: Host, labels: Sequence[str], source: str) -> tuple[str, ...]:
+def _select(model: Any, host: HostRecord, labels: Sequence[str], source: str) -> tuple[str, ...]:
     """The real classes among the labels; the class heads give their columns only, in place."""
     columns = [column for column, label in enumerate(labels) if label != NOTHING]
     names = tuple(labels[column] for column in columns)
     if len(names) < len(labels):
-        if not host.head:
+        if not host.class_head:
             raise UserError(
                 f"{source}: labels {NOTHING!r} are not served for {model.config.model_type}; give every label a name"
             )
         outputs = len(labels) + host.background
         for owner in (model, model.model.decoder):  # the latter's own, where it proposes
-            heads = getattr(owner, host.head, None)
+            heads = getattr(owner, host.class_head, None)
             if isinstance(heads, nn.ModuleList):
                 for place, head in enumerate(heads):
                     # Two-stage: the last head proposes, and asks its column 0 alone whether there is an object, whatever its label.
@@ -323,7 +248,7 @@ def _select(model: Any, host: Host, labels: Sequence[str], source: str) -> tuple
                         head, [0, *columns[1:]] if proposes else columns, outputs, host.background
                     )
             elif heads is not None:
-                setattr(owner, host.head, ClassColumns(heads, columns, outputs, host.background))
+                setattr(owner, host.class_head, ClassColumns(heads, columns, outputs, host.background))
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: column for column, name in enumerate(names)}
     return names

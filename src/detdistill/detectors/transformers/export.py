@@ -13,20 +13,21 @@ from transformers import PreTrainedModel
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.queries.frames import to_relative
-from detdistill.detectors.transformers.load import COUNTER, HOSTS, Host, check_loaded, quiet
+from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
+from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError
-from detdistill.types import Batch, Detector, Need
+from detdistill.types import Batch, Detector, Need, required
 
 TOLERANCE = 1e-3  # of logits, and of boxes in 0..1; norms that are frozen round otherwise than those that aren't
 DRAWS = 3  # a query picked from the image may lose a near tie by rounding; not on three pictures
 
 
-def host_of(detector: Detector) -> tuple[PreTrainedModel, Host]:
+def host_of(detector: Detector) -> tuple[PreTrainedModel, HostRecord]:
     """The model of transformers inside. Raises UserError where there is none."""
     if not isinstance(detector, QueryDetector) or not isinstance(detector.model, PreTrainedModel):
-        heads = ", ".join(name.replace("-", "_") for name in HOSTS)
+        heads = ", ".join(name for name, record in DETECTORS.items() if record.host)
         raise UserError(f"--format transformers: {detector.info.kind} is no detector of transformers; {heads} are")
-    return detector.model, HOSTS[detector.model.config.model_type]
+    return detector.model, required(host_records()[detector.model.config.model_type].host)
 
 
 def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
@@ -55,7 +56,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         _processor(host, size).save_pretrained(folder)
 
 
-def _check_cells(detector: Detector, config: Any, host: Host, size: tuple[int, int]) -> None:
+def _check_cells(detector: Detector, config: Any, host: HostRecord, size: tuple[int, int]) -> None:
     """Raises UserError where queries are chosen among fewer cells than there are queries: ours then takes all, transformers stops."""
     chosen = not host.normalized or getattr(config, "two_stage", False)
     asked = getattr(config, "two_stage_num_proposals", config.num_queries)
@@ -68,7 +69,7 @@ def _check_cells(detector: Detector, config: Any, host: Host, size: tuple[int, i
         )
 
 
-def _processor(host: Host, size: tuple[int, int]) -> Any:
+def _processor(host: HostRecord, size: tuple[int, int]) -> Any:
     """Images as in training; but what knows no padding is shown pictures stretched to a size that its levels divide."""
     kind = getattr(transformers, host.processor)
     if host.normalized:

@@ -1,0 +1,257 @@
+"""The detectors by name, one record per family. To add a detector, write its adapter file, a record here, and a test file.
+
+This module imports neither torch nor a host library: lists and flags read the records, and a family's module is imported
+when one of its detectors is built.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from detdistill.types import Detector
+
+Group = Literal["dense", "two-stage", "queries"]
+Builder = Callable[..., "Detector"]
+
+DENSE_OPTIONS = frozenset({"tower_depth", "norm", "edges", "edge_bins", "nms_threshold"})
+TWO_STAGE_OPTIONS = frozenset({"rois", "nms_threshold"})
+QUERY_OPTIONS = frozenset({"queries", "encoder_layers", "decoder_layers"})
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """How transformers names and prepares a family of its detectors.
+
+    model_type: `model_type` in a config.json. model: class of transformers. adapter: "module:class" of our adapter.
+    levels: config field that holds the number of neck levels; empty for one level.
+    class_head: attribute of the class heads; empty if their columns can't be selected from outside.
+    background: the class heads end with a `no object` column. processor: image processor of the published weights.
+    normalized: the processor subtracts ImageNet's mean and divides by its deviation.
+    """
+
+    model_type: str
+    model: str
+    adapter: str
+    levels: str = ""
+    class_head: str = ""
+    background: bool = False
+    processor: str = "RTDetrImageProcessor"
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class DetectorRecord:
+    """One family of detectors.
+
+    builder: "module:function" of `function(config, backbone, classes, **options) -> Detector`, or the function itself.
+    summary: one line for lists. group: what kind of head it is.
+    strides: of the pyramid as published; None: the default of the recipe.
+    options: fields of `ModelConfig` that the family reads, besides those that every family reads.
+    family_options: "module:dataclass" or a dataclass of options of this family alone, set by --model.options.NAME.
+    neck: state-dict prefixes of a neck that --inherit takes in one piece; empty for an FPN, whose levels are matched by stride.
+    head_layers: families with the same word share layers of the head, for --inherit; empty: its own head only.
+    learned_queries: its queries are parameters. host: how transformers names it.
+    """
+
+    builder: str | Builder
+    summary: str
+    group: Group = "dense"
+    strides: tuple[int, ...] | None = None
+    options: frozenset[str] = frozenset()
+    family_options: str | type[Any] | None = None
+    neck: tuple[str, ...] = ()
+    head_layers: str = ""
+    learned_queries: bool = False
+    host: HostRecord | None = None
+
+    def build(self, config: Any, backbone: str, classes: Sequence[str], **options: Any) -> "Detector":
+        """The detector with fresh heads. Raises UserError if head, backbone or options do not fit together."""
+        builder = resolve(self.builder) if isinstance(self.builder, str) else self.builder
+        return builder(config, backbone, classes, **options)
+
+    def options_class(self) -> type[Any] | None:
+        """The dataclass of the options of this family alone, or None."""
+        return resolve(self.family_options) if isinstance(self.family_options, str) else self.family_options
+
+
+def resolve(place: str) -> Any:
+    """The object named by "module:name", the module relative to `detdistill.detectors`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"detdistill.detectors.{module}"), name)
+
+
+_SINGLE_LEVEL_NECK = ("model.model.input_projection.",)
+_HYBRID_NECK = ("model.model.encoder_input_proj.", "model.model.encoder.")
+
+DETECTORS: dict[str, DetectorRecord] = {
+    "retinanet": DetectorRecord(
+        builder="torchvision.retinanet:retinanet",
+        summary="RetinaNet of torchvision. Nine anchors per cell.",
+        options=DENSE_OPTIONS,
+    ),
+    "fcos": DetectorRecord(
+        builder="torchvision.fcos:fcos",
+        summary="FCOS of torchvision. One point per cell, centerness.",
+        options=DENSE_OPTIONS,
+    ),
+    "atss": DetectorRecord(
+        builder="dense.atss:ATSS",
+        summary="ATSS, our own. One anchor per cell, centerness.",
+        options=DENSE_OPTIONS,
+        head_layers="atss",
+    ),
+    "gfl": DetectorRecord(
+        builder="dense.gfl:GFL",
+        summary="GFL, our own. One anchor per cell, side distances as distributions.",
+        options=DENSE_OPTIONS,
+        head_layers="atss",
+    ),
+    "faster_rcnn": DetectorRecord(
+        builder="torchvision.faster_rcnn:faster_rcnn",
+        summary="Faster R-CNN of torchvision with an FPN.",
+        group="two-stage",
+        options=TWO_STAGE_OPTIONS,
+        head_layers="faster_rcnn",
+    ),
+    "mask_rcnn": DetectorRecord(
+        builder="torchvision.mask_rcnn:mask_rcnn",
+        summary="Mask R-CNN of torchvision, for its boxes.",
+        group="two-stage",
+        options=TWO_STAGE_OPTIONS,
+        head_layers="faster_rcnn",
+    ),
+    "detr": DetectorRecord(
+        builder="transformers.detr:detr",
+        summary="DETR of transformers, one level.",
+        group="queries",
+        strides=(32,),
+        options=QUERY_OPTIONS,
+        neck=_SINGLE_LEVEL_NECK,
+        learned_queries=True,
+        host=HostRecord(
+            model_type="detr",
+            model="DetrForObjectDetection",
+            adapter="transformers.detr:DETR",
+            class_head="class_labels_classifier",
+            background=True,
+            processor="DetrImageProcessor",
+            normalized=True,
+        ),
+    ),
+    "conditional_detr": DetectorRecord(
+        builder="transformers.conditional_detr:conditional_detr",
+        summary="Conditional DETR of transformers, one level.",
+        group="queries",
+        strides=(32,),
+        options=QUERY_OPTIONS,
+        neck=_SINGLE_LEVEL_NECK,
+        learned_queries=True,
+        host=HostRecord(
+            model_type="conditional_detr",
+            model="ConditionalDetrForObjectDetection",
+            adapter="transformers.conditional_detr:ConditionalDETR",
+            class_head="class_labels_classifier",
+            processor="ConditionalDetrImageProcessor",
+            normalized=True,
+        ),
+    ),
+    "deformable_detr": DetectorRecord(
+        builder="transformers.deformable_detr:deformable_detr",
+        summary="Deformable DETR of transformers: plain, with box refinement, or two-stage.",
+        group="queries",
+        strides=(8, 16, 32, 64),
+        options=QUERY_OPTIONS | {"box_refine", "two_stage"},
+        learned_queries=True,
+        host=HostRecord(
+            model_type="deformable_detr",
+            model="DeformableDetrForObjectDetection",
+            adapter="transformers.deformable_detr:DeformableDETR",
+            levels="num_feature_levels",
+            class_head="class_embed",
+            processor="DeformableDetrImageProcessor",
+            normalized=True,
+        ),
+    ),
+    "dab_detr": DetectorRecord(
+        builder="transformers.dab_detr:dab_detr",
+        summary="DAB-DETR of transformers, one level.",
+        group="queries",
+        strides=(32,),
+        options=QUERY_OPTIONS,
+        neck=_SINGLE_LEVEL_NECK,
+        learned_queries=True,
+        host=HostRecord(
+            model_type="dab-detr",
+            model="DabDetrForObjectDetection",
+            adapter="transformers.dab_detr:DABDETR",
+            class_head="class_embed",
+            processor="ConditionalDetrImageProcessor",
+            normalized=True,
+        ),
+    ),
+    "rt_detr": DetectorRecord(
+        builder="transformers.rt_detr:rt_detr",
+        summary="RT-DETR of transformers.",
+        group="queries",
+        strides=(8, 16, 32),
+        options=QUERY_OPTIONS,
+        neck=_HYBRID_NECK,
+        host=HostRecord(
+            model_type="rt_detr",
+            model="RTDetrForObjectDetection",
+            adapter="transformers.rt_detr:RTDETR",
+            levels="num_feature_levels",
+        ),
+    ),
+    "rt_detr_v2": DetectorRecord(
+        builder="transformers.rt_detr:rt_detr_v2",
+        summary="RT-DETRv2 of transformers.",
+        group="queries",
+        strides=(8, 16, 32),
+        options=QUERY_OPTIONS,
+        neck=_HYBRID_NECK,
+        host=HostRecord(
+            model_type="rt_detr_v2",
+            model="RTDetrV2ForObjectDetection",
+            adapter="transformers.rt_detr:RTDETR",
+            levels="num_feature_levels",
+        ),
+    ),
+    "d_fine": DetectorRecord(
+        builder="transformers.d_fine:d_fine",
+        summary="D-FINE of transformers.",
+        group="queries",
+        strides=(8, 16, 32),
+        options=QUERY_OPTIONS,
+        neck=_HYBRID_NECK,
+        host=HostRecord(
+            model_type="d_fine",
+            model="DFineForObjectDetection",
+            adapter="transformers.d_fine:DFINE",
+            levels="num_feature_levels",
+        ),
+    ),
+    "adamixer": DetectorRecord(
+        builder="adamixer.adamixer:adamixer",
+        summary="AdaMixer, our own: a query decoder without an encoder.",
+        group="queries",
+        strides=(4, 8, 16, 32),
+        options=QUERY_OPTIONS - {"encoder_layers"},
+        family_options="adamixer.decoder:Sizes",
+        neck=("model.neck.",),
+        learned_queries=True,
+    ),
+}
+"""Every detector by name, in the order of lists and tables. `--import` adds the user's own."""
+
+
+def names(*groups: Group) -> tuple[str, ...]:
+    """The detectors of these groups, in the order of DETECTORS."""
+    return tuple(name for name, record in DETECTORS.items() if record.group in groups)
+
+
+def host_records() -> dict[str, DetectorRecord]:
+    """The records of transformers' detectors by `model_type`."""
+    return {record.host.model_type: record for record in DETECTORS.values() if record.host is not None}
