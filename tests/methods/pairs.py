@@ -1,4 +1,4 @@
-"""Student and teacher outputs for the tests of methods."""
+"""Pairs of student and teacher, and their outputs, for the tests of methods."""
 
 from typing import Any
 
@@ -12,13 +12,18 @@ from tests.detectors.builders import scene, shake, tiny
 
 
 def pair(head: str, teacher: str | None = None, **options: Any) -> tuple[Detector, Detector]:
-    """A student and a frozen teacher of other weights, both in eval mode so that two looks agree."""
-    student, lecturer = shake(tiny(head, seed=1, **options)), shake(tiny(teacher or head, seed=2))
-    return student.eval(), lecturer.eval().requires_grad_(False)
+    """Returns a student and a frozen teacher with different weights.
+
+    Both are in eval mode, so that two calls give the same output. teacher: kind of the teacher, by default `head`.
+    options: of the student.
+    """
+    student_detector = shake(tiny(head, seed=1, **options))
+    teacher_detector = shake(tiny(teacher or head, seed=2))
+    return student_detector.eval(), teacher_detector.eval().requires_grad_(False)
 
 
 def built(name: str, student: Detector, teacher: Detector, **options: Any) -> Method:
-    """The method with the pair's preset under `options`; its own parts from a fixed seed."""
+    """Returns the method with these options over the preset of the pair. Its learned parts have a fixed seed."""
     torch.manual_seed(0)
     config, _ = configure(name, {**preset(name, student.info, teacher.info, given=options), **options})
     return METHODS[name].build(config, student.info, teacher.info)
@@ -27,8 +32,8 @@ def built(name: str, student: Detector, teacher: Detector, **options: Any) -> Me
 def looks(
     method: Method, student: Detector, teacher: Detector, scenery: tuple[Batch, Targets] | None = None
 ) -> tuple[DetectorOutput, DetectorOutput, Targets]:
-    """What the method is called with."""
+    """Returns the arguments of the method: student_output, teacher_output, targets. scenery: batch and targets."""
     batch, targets = scenery or scene()
     with torch.no_grad():
-        lesson = teacher.observe(batch, need=method.need)
-    return student.observe(batch, targets, need=method.student_need), lesson, targets
+        teacher_output = teacher.observe(batch, need=method.need)
+    return student.observe(batch, targets, need=method.student_need), teacher_output, targets

@@ -1,4 +1,4 @@
-"""Class spaces: which columns are compared, where unshared probability goes, and that order and surplus change nothing."""
+"""Shared classes: which columns are compared, where the probability of other classes goes, and what changes nothing."""
 
 from dataclasses import replace
 
@@ -15,18 +15,18 @@ from detdistill.types import Assignment, Detector, DetectorInfo, Predictions, Ta
 from tests.detectors.builders import CLASSES, shake, tiny
 from tests.methods.pairs import built, looks, pair
 
-DENSE, TWO_STAGE = (
-    ("crosskd", "mimicking", "bckd", "dist", "ld"),
-    ("dist", "kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017"),
-)
-LOGITS = {"crosskd", "mimicking", "bckd"}  # each class by itself, in a head with sigmoids
+DENSE = ("crosskd", "mimicking", "bckd", "dist", "ld")
+TWO_STAGE = ("dist", "kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017")
+LOGITS = {"crosskd", "mimicking", "bckd"}  # compare each class by itself, with sigmoid scores
 
 
 def info(*classes: str) -> DetectorInfo:
+    """Returns a detector with these classes."""
     return DetectorInfo("gfl", classes, (8,), {"neck": 8}, "sigmoid")
 
 
 def predictions(logits: torch.Tensor, background: torch.Tensor | None = None, **parts: torch.Tensor) -> Predictions:
+    """Returns predictions (B, N, K) with boxes of 0; softmax if there is a background (B, N), else sigmoid."""
     rows = logits.shape[:2]
     activation = "sigmoid" if background is None else "softmax"
     return Predictions(
@@ -34,24 +34,25 @@ def predictions(logits: torch.Tensor, background: torch.Tensor | None = None, **
     )
 
 
-def relabelled(teacher: Detector, *classes: str) -> Detector:
-    """The same GFL teacher that names its classes in this order; a class it did not know gets random weights, one not named is gone."""
-    other = shake(tiny("gfl", seed=2))
-    other.load_state_dict(teacher.state_dict())
-    known, old = teacher.info.classes, teacher.head.classifier
+def with_classes(teacher: Detector, *classes: str) -> Detector:
+    """Returns a copy of a GFL teacher with these classes in this order. New classes get random weights."""
+    copy = shake(tiny("gfl", seed=2))
+    copy.load_state_dict(teacher.state_dict())
+    old_classes, old = teacher.info.classes, teacher.head.classifier
     torch.manual_seed(5)
     new = nn.Conv2d(old.in_channels, len(classes), 3, padding=1)
     with torch.no_grad():
         for column, name in enumerate(classes):
-            if name in known:
-                new.weight[column], new.bias[column] = old.weight[known.index(name)], old.bias[known.index(name)]
-    other.head.classifier = new
-    other.info = replace(other.info, classes=classes)
-    return other.eval().requires_grad_(False)
+            if name in old_classes:
+                old_column = old_classes.index(name)
+                new.weight[column], new.bias[column] = old.weight[old_column], old.bias[old_column]
+    copy.head.classifier = new
+    copy.info = replace(copy.info, classes=classes)
+    return copy.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "columns"),
+    ("student_classes", "teacher_classes", "columns"),
     [
         (("a", "b"), ("a", "b"), ((0, 1), (0, 1))),
         (("a", "b"), ("b", "a"), ((0, 1), (1, 0))),  # in the student's order
@@ -60,21 +61,20 @@ def relabelled(teacher: Detector, *classes: str) -> Detector:
         (("a", "b"), ("c", "b"), ((1,), (1,))),
     ],
 )
-def test_columns_are_matched_by_name(mine: tuple, theirs: tuple, columns: tuple):
-    shared = SharedClasses.between("x", info(*mine), info(*theirs))
+def test_columns_are_matched_by_name(student_classes: tuple, teacher_classes: tuple, columns: tuple):
+    shared = SharedClasses.between("x", info(*student_classes), info(*teacher_classes))
     assert (shared.student, shared.teacher) == columns
-    student, teacher = torch.arange(len(mine)) + 10.0, torch.arange(len(theirs)) + 20.0
-    assert shared.of_student(predictions(student.expand(1, 2, -1))).logits[0, 0].tolist() == [
-        10.0 + place for place in columns[0]
-    ]
-    assert shared.of_teacher(predictions(teacher.expand(1, 2, -1))).logits[0, 0].tolist() == [
-        20.0 + place for place in columns[1]
-    ]
+    student_logits = torch.arange(len(student_classes)) + 10.0
+    teacher_logits = torch.arange(len(teacher_classes)) + 20.0
+    student_row = shared.of_student(predictions(student_logits.expand(1, 2, -1))).logits[0, 0]
+    teacher_row = shared.of_teacher(predictions(teacher_logits.expand(1, 2, -1))).logits[0, 0]
+    assert student_row.tolist() == [10.0 + column for column in columns[0]]
+    assert teacher_row.tolist() == [20.0 + column for column in columns[1]]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_probability_of_unshared_classes_joins_the_background(data: st.DataObject):
+def test_the_probability_of_other_classes_is_added_to_the_background(data: st.DataObject):
     size = data.draw(st.integers(1, 6))
     columns = data.draw(
         st.permutations(range(size)).flatmap(lambda order: st.integers(1, size).map(lambda count: order[:count]))
@@ -84,14 +84,14 @@ def test_the_probability_of_unshared_classes_joins_the_background(data: st.DataO
     before = predictions(logits[..., :-1], logits[..., -1])
     after = select(before, columns, size)
     torch.testing.assert_close(after.scores(), before.scores()[..., columns])
-    every = torch.cat([after.logits, after.background[..., None]], dim=-1).softmax(-1)
-    others = [column for column in range(size) if column not in columns]
-    kept = logits.softmax(-1)
-    torch.testing.assert_close(every[..., -1], kept[..., -1] + kept[..., others].sum(-1))
-    torch.testing.assert_close(every.sum(-1), torch.ones(1, 1, dtype=torch.float64))
+    scores = torch.cat([after.logits, after.background[..., None]], dim=-1).softmax(-1)
+    dropped = [column for column in range(size) if column not in columns]
+    scores_before = logits.softmax(-1)
+    torch.testing.assert_close(scores[..., -1], scores_before[..., -1] + scores_before[..., dropped].sum(-1))
+    torch.testing.assert_close(scores.sum(-1), torch.ones(1, 1, dtype=torch.float64))
 
 
-def test_box_codes_of_each_class_go_with_their_columns():
+def test_box_codes_per_class_are_selected_like_the_logits():
     deltas = torch.arange(3.0)[None, None, :, None].expand(1, 2, 3, 4)
     logits = torch.zeros(1, 2, 3)
     assert select(predictions(logits, logits[..., 0], deltas=deltas), (2, 0), 3).deltas[0, 0, :, 0].tolist() == [2, 0]
@@ -99,61 +99,59 @@ def test_box_codes_of_each_class_go_with_their_columns():
     assert torch.equal(select(one_code, (2, 0), 3).deltas, one_code.deltas)
 
 
-def test_labels_go_to_their_place_among_the_shared():
+def test_labels_become_indices_among_the_shared_classes():
     shared = SharedClasses.between("x", info("a", "b", "c", "d"), info("d", "b"))  # shared: b, d
     assert shared.labels(torch.tensor([[0, 1], [2, 3], [-1, -2]])).tolist() == [[-1, 0], [-1, 1], [-1, -1]]
     matched = torch.tensor([[1, -1, 0, -2], [-1, -1, 2, 0]])
     targets = Targets((torch.zeros(2, 4), torch.zeros(3, 4)), (torch.tensor([3, 0]), torch.tensor([1, 1, 2])))
     assignment = Assignment(matched, matched > -2, torch.tensor(4.0))
     assert shared.assigned(assignment, targets).tolist() == [[-1, -1, 1, -1], [-1, -1, -1, 0]]
-    nothing = Targets((torch.zeros(0, 4),) * 2, (torch.zeros(0, dtype=torch.long),) * 2)
-    assert (shared.assigned(replace(assignment, matched=matched.clamp(max=-1)), nothing) == -1).all()
+    no_objects = Targets((torch.zeros(0, 4),) * 2, (torch.zeros(0, dtype=torch.long),) * 2)
+    assert (shared.assigned(replace(assignment, matched=matched.clamp(max=-1)), no_objects) == -1).all()
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_the_order_of_the_teachers_classes_changes_nothing(name: str):
     student, teacher = pair("gfl")
-    turned = relabelled(teacher, *reversed(CLASSES))
-    terms = []
-    for lecturer in (teacher, turned):
-        method = built(name, student, lecturer)
-        terms.append(method(*looks(method, student, lecturer)))
-    assert terms[0].keys() == terms[1].keys()
-    for part, term in terms[0].items():
-        torch.testing.assert_close(terms[1][part], term, rtol=1e-4, atol=1e-6)
-    if (
-        name != "crosskd"
-    ):  # both of whose sides come out of the teacher's head; the others would change, were columns compared by their place
-        blind = built(name, student, teacher)
-        _, lesson, _ = looks(blind, student, turned)
-        mine, _, targets = looks(blind, student, teacher)
+    reordered = with_classes(teacher, *reversed(CLASSES))
+    method, reordered_method = built(name, student, teacher), built(name, student, reordered)
+    terms = method(*looks(method, student, teacher))
+    reordered_terms = reordered_method(*looks(reordered_method, student, reordered))
+    assert terms.keys() == reordered_terms.keys()
+    for part, term in terms.items():
+        torch.testing.assert_close(reordered_terms[part], term, rtol=1e-4, atol=1e-6)
+    if name != "crosskd":  # in CrossKD both sides come from the teacher's head, so their columns always agree
+        # Without the mapping of columns the term changes.
+        student_output, _, targets = looks(method, student, teacher)
+        _, reordered_output, _ = looks(method, student, reordered)
         part = "relations" if name == "dist" else "class"
-        assert (blind(mine, lesson, targets)[part] - terms[0][part]).abs() > 1e-3
+        assert (method(student_output, reordered_output, targets)[part] - terms[part]).abs() > 1e-3
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_a_class_that_only_the_teacher_knows_changes_nothing(name: str):
+def test_a_class_that_only_the_teacher_has_changes_nothing(name: str):
     student, teacher = pair("gfl")
-    more = relabelled(teacher, "ring", *CLASSES)
-    terms = []
-    for lecturer in (teacher, more):
-        method = built(name, student, lecturer)
-        terms.append(method(*looks(method, student, lecturer)))
-    for part, term in terms[0].items():
-        torch.testing.assert_close(terms[1][part], term, rtol=1e-4, atol=1e-6)
+    extended = with_classes(teacher, "ring", *CLASSES)
+    method, extended_method = built(name, student, teacher), built(name, student, extended)
+    terms = method(*looks(method, student, teacher))
+    extended_terms = extended_method(*looks(extended_method, student, extended))
+    for part, term in terms.items():
+        torch.testing.assert_close(extended_terms[part], term, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(LOGITS))
-def test_a_class_that_only_the_student_knows_is_left_to_the_labels(name: str):
+def test_a_class_that_only_the_student_has_gets_no_gradient(name: str):
     student, teacher = pair("gfl")
-    fewer = relabelled(teacher, "cross", "disc")
-    method = built(name, student, fewer)
-    mine, theirs, targets = looks(method, student, fewer)
-    if name == "crosskd":  # its guess comes out of the teacher's head, which has no such class
-        assert method(mine, theirs, targets)["class"].isfinite()
+    teacher = with_classes(teacher, "cross", "disc")
+    method = built(name, student, teacher)
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    if name == "crosskd":  # both sides come from the teacher's head, which does not have the class
+        assert method(student_output, teacher_output, targets)["class"].isfinite()
         return
-    logits = mine.stages[-1].logits.detach().requires_grad_()
-    method(replace(mine, stages=(replace(mine.stages[-1], logits=logits),)), theirs, targets)["class"].backward()
+    predictions = student_output.stages[-1]
+    logits = predictions.logits.detach().requires_grad_()
+    student_output = replace(student_output, stages=(replace(predictions, logits=logits),))
+    method(student_output, teacher_output, targets)["class"].backward()
     assert logits.grad[..., CLASSES.index("square")].abs().sum() == 0
     assert (logits.grad[..., [CLASSES.index("disc"), CLASSES.index("cross")]].abs().sum((0, 1)) > 0).all()
 
@@ -161,23 +159,19 @@ def test_a_class_that_only_the_student_knows_is_left_to_the_labels(name: str):
 @pytest.mark.parametrize(
     ("head", "name"), [("gfl", name) for name in DENSE] + [("faster_rcnn", name) for name in TWO_STAGE]
 )
-def test_nothing_in_common_is_refused(head: str, name: str):
+def test_detectors_without_a_common_class_are_refused(head: str, name: str):
     student = tiny(head).info
     teacher = replace(student, classes=("ring", "oval"))
     kind = METHODS[name]
-    with pytest.raises(
-        UserError,
-        match=f"method {name}: no class in common, the student knows disc, square, cross, the teacher ring, oval; a feature",
-    ):
+    message = f"method {name}: no class in common, the student has disc, square, cross, the teacher ring, oval; rename"
+    with pytest.raises(UserError, match=message):
         kind.build(kind.Config(), student, teacher)
 
 
-def test_a_feature_method_never_looks():
+def test_a_feature_method_does_not_read_classes():
     student, teacher = pair("gfl")
-    other = relabelled(teacher, "ring", "oval")
-    first, second = (built("pkd", student, lecturer) for lecturer in (teacher, other))
-    terms = [
-        method(*looks(method, student, lecturer))["features"]
-        for method, lecturer in ((first, teacher), (second, other))
-    ]
-    torch.testing.assert_close(*terms)
+    terms = []
+    for some_teacher in (teacher, with_classes(teacher, "ring", "oval")):
+        method = built("pkd", student, some_teacher)
+        terms.append(method(*looks(method, student, some_teacher))["features"])
+    torch.testing.assert_close(terms[1], terms[0])

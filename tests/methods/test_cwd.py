@@ -1,4 +1,4 @@
-"""CWD: neck and logits, its two codes, its presets, what it refuses."""
+"""CWD: neck and logits, its two variants, its presets, refusals."""
 
 import math
 
@@ -26,27 +26,29 @@ NO_TARGETS = Targets((), ())
         ({"variant": "original"}, 4.707968934947826),
     ],
 )
-def test_golden(options: dict, value: float):
+def test_golden_numbers(options: dict, value: float):
     method = CWD.build(CWDConfig(weight=2.0, **options), info(4), info(4))
     assert method(output(STUDENT), output(TEACHER), NO_TARGETS)["features"].item() == pytest.approx(2 * value, rel=1e-6)
 
 
-def test_it_is_the_weighted_sum_over_levels_zero_for_itself_and_reads_the_neck_alone():
+def test_on_the_neck_it_is_the_weighted_sum_over_levels_and_zero_if_the_student_is_the_teacher():
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("cwd", student, teacher, variant="mmrazor")
     assert method.need == Need(pyramids=frozenset({"neck"}))
-    mine, theirs, targets = looks(method, student, teacher, scene(objects=False))
-    levels = zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels[1:], strict=True)
-    term = method(mine, theirs, targets)["features"]
+    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_levels = student_output.pyramids["neck"].levels
+    teacher_levels = teacher_output.pyramids["neck"].levels[1:]  # strides 8, 16 and 32
+    levels = zip(student_levels, teacher_levels, strict=True)
+    term = method(student_output, teacher_output, targets)["features"]
     torch.testing.assert_close(term, 10 * sum(channel_wise(s, t) for s, t in levels))
     term.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.backbone_parameters())
-    itself = built("cwd", teacher, teacher, variant="mmrazor")
-    assert itself(theirs, theirs, targets)["features"].abs() < 1e-5
+    method = built("cwd", teacher, teacher, variant="mmrazor")
+    assert method(teacher_output, teacher_output, targets)["features"].abs() < 1e-5
 
 
-def test_logits_become_maps_with_a_channel_for_each_anchor_and_class():
+def test_logit_maps_have_one_channel_per_anchor_and_class():
     predictions = tiny("retinanet").eval().observe(scene()[0], need=Need(predictions=True)).stages[-1]
     maps, anchors, classes = logit_maps(predictions), predictions.layout.anchors, len(CLASSES)
     assert [tuple(level.shape) for level in maps] == [
@@ -55,24 +57,24 @@ def test_logits_become_maps_with_a_channel_for_each_anchor_and_class():
         (2, anchors * classes, 2, 3),
     ]
     row, column, anchor, label = 3, 5, 7, 2  # of the second level
-    place = 8 * 12 * anchors + (row * 6 + column) * anchors + anchor
-    assert maps[1][1, anchor * classes + label, row, column] == predictions.logits[1, place, label]
+    index = 8 * 12 * anchors + (row * 6 + column) * anchors + anchor
+    assert maps[1][1, anchor * classes + label, row, column] == predictions.logits[1, index, label]
 
 
-def test_on_the_logits_it_compares_shared_classes_in_every_channel():
+def test_on_the_logits_it_is_the_weighted_sum_over_levels():
     student, teacher = pair("gfl")
     method = built("cwd", student, teacher, on="logits")
     assert method.need == Need(predictions=True)
-    mine, theirs, targets = looks(method, student, teacher)
-    terms = method(mine, theirs, targets)
-    levels = zip(logit_maps(mine.stages[-1]), logit_maps(theirs.stages[-1]), strict=True)
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    terms = method(student_output, teacher_output, targets)
+    levels = zip(logit_maps(student_output.stages[-1]), logit_maps(teacher_output.stages[-1]), strict=True)
     torch.testing.assert_close(terms["class"], 5 * sum(channel_wise(s, t) for s, t in levels))
     terms["class"].backward()
     assert any(p.grad is not None and p.grad.any() for n, p in student.named_parameters() if n.startswith("head"))
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_each_weight_comes_with_what_it_was_published_with():
+def test_each_variant_has_the_weight_that_was_published_with_it():
     teacher = tiny("gfl").info
     rows = [
         {},
@@ -81,8 +83,9 @@ def test_each_weight_comes_with_what_it_was_published_with():
         {"on": "logits", "variant": "original"},
         {"variant": "mmrazor", "weight": 3.0},
     ]
-    resolved = [resolve({"cwd": given}, teacher, teacher)["cwd"] for given in rows]
-    assert [(o["variant"], o["on"], o["weight"], o["levels"], o["temperature"]) for o in resolved] == [
+    names = ("variant", "on", "weight", "levels", "temperature")
+    resolved = [resolve({"cwd": options}, teacher, teacher)["cwd"] for options in rows]
+    assert [tuple(options[name] for name in names) for options in resolved] == [
         ("original", "neck", 5.0, 4, 1.0),
         ("mmrazor", "neck", 10.0, None, 1.0),
         ("mmrazor", "logits", 5.0, None, 1.0),
@@ -91,13 +94,13 @@ def test_each_weight_comes_with_what_it_was_published_with():
     ]
 
 
-def test_a_uniform_teacher_costs_the_logarithm_of_its_cells_in_the_original_form():
-    flat = torch.zeros(1, 3, 4, 5)
-    term = CWD.build(CWDConfig(weight=1.0), info(3), info(3))(output(flat), output(flat), NO_TARGETS)["features"]
+def test_the_original_form_of_a_uniform_teacher_is_the_logarithm_of_the_number_of_cells():
+    uniform = torch.zeros(1, 3, 4, 5)
+    term = CWD.build(CWDConfig(weight=1.0), info(3), info(3))(output(uniform), output(uniform), NO_TARGETS)["features"]
     assert term.item() == pytest.approx(math.log(20))
 
 
-def test_what_it_cannot_serve_is_refused_at_build():
+def test_unsupported_pairs_are_refused_at_build():
     on_logits = CWDConfig(on="logits")
     fcos, retinanet, two_stage = (tiny(head).info for head in ("fcos", "retinanet", "faster_rcnn"))
     with pytest.raises(UserError, match=r"method cwd: the teacher \(faster_rcnn\) has no dense head"):

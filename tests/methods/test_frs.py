@@ -1,4 +1,4 @@
-"""FRS: the teacher's confidence, both forms by hand, the class term, two-stage teachers, what it refuses."""
+"""FRS: the teacher's confidence, both forms by hand, the class term, two-stage teachers, refusals."""
 
 from dataclasses import replace
 
@@ -20,139 +20,140 @@ HALF = torch.tensor(0.5).logit()
 
 
 def predictions(logits: torch.Tensor, layout: Layout) -> Predictions:
-    rows = logits.shape[:2]
-    return Predictions(logits, "sigmoid", torch.zeros(*rows, 4), torch.ones(rows, dtype=torch.bool), layout)
+    """Returns valid predictions with these logits (B, N, K) and boxes of 0."""
+    shape = logits.shape[:2]
+    return Predictions(logits, "sigmoid", torch.zeros(*shape, 4), torch.ones(shape, dtype=torch.bool), layout)
 
 
-# Two levels of one image: one row of two cells, and one cell; two anchors a cell, one class.
+# Two levels of one image: a row of two cells, and one cell. There are two anchors per cell and one class.
 SCORES = torch.tensor([0.1, 0.25, 0.75, 0.2, 0.5, 0.3])
 LAYOUT = Layout(((1, 2), (1, 1)), (8, 16), anchors=2)
-TAUGHT = predictions(SCORES.logit().view(1, 6, 1), LAYOUT)
+TEACHER_PREDICTIONS = predictions(SCORES.logit().view(1, 6, 1), LAYOUT)
 
 
 def with_stage(levels: list[torch.Tensor], stage: Predictions) -> DetectorOutput:
+    """Returns an output with these two levels and one stage."""
     return replace(output(*levels, strides=(8, 16), sizes=torch.tensor([[8, 16]])), stages=(stage,))
 
 
-def test_confidence_is_the_best_of_a_cells_anchors_and_classes():
-    masks = confidence(TAUGHT)
+def test_confidence_is_the_best_score_of_the_anchors_and_classes_of_a_cell():
+    masks = confidence(TEACHER_PREDICTIONS)
     assert list(masks) == [8, 16]
     torch.testing.assert_close(masks[8], torch.tensor([[[0.25, 0.75]]]))
     torch.testing.assert_close(masks[16], torch.tensor([[[0.5]]]))
     classes = torch.tensor([[0.1, 0.6], [0.3, 0.2]]).logit().view(1, 2, 2)
-    torch.testing.assert_close(
-        confidence(predictions(classes, Layout(((1, 2),), (8,))))[8], torch.tensor([[[0.6, 0.3]]])
-    )
+    masks = confidence(predictions(classes, Layout(((1, 2),), (8,))))
+    torch.testing.assert_close(masks[8], torch.tensor([[[0.6, 0.3]]]))
 
 
 def test_both_forms_and_the_class_term_by_hand():
     dense = replace(info(2, (8, 16)), grid=GridInfo(2, "max_iou"), towers=TowerInfo(4, 2))
-    mine = [torch.tensor([[[[1.0, 3]], [[2.0, 0]]]]), torch.tensor([[[[1.0]], [[1.0]]]])]
-    theirs = [torch.zeros_like(level) for level in mine]
-    # Level 8: squares 1 + 4 and 9, weights 1/4 and 3/4: 8. Level 16: 2. So 10. The guess says 1/2 everywhere: each of two anchors costs ln 2.
-    guess = predictions(HALF.expand(1, 6, 1), LAYOUT)
-    outputs = with_stage(mine, guess), with_stage(theirs, TAUGHT)
+    student_levels = [torch.tensor([[[[1.0, 3]], [[2.0, 0]]]]), torch.tensor([[[[1.0]], [[1.0]]]])]
+    teacher_levels = [torch.zeros_like(level) for level in student_levels]
+    # Stride 8: squares 1 + 4 and 9, with weights 1/4 and 3/4: 8. Stride 16: 2. The sum is 10. The student's scores are
+    # 1/2 everywhere, so each of two anchors has an entropy of ln 2.
+    student_predictions = predictions(HALF.expand(1, 6, 1), LAYOUT)
+    outputs = with_stage(student_levels, student_predictions), with_stage(teacher_levels, TEACHER_PREDICTIONS)
     method = FRS.build(FRSConfig(weight=0.5, weight_class=1.0), dense, dense)
     terms = method(*outputs, NO_TARGETS)
     torch.testing.assert_close(terms["features"], torch.tensor(5.0))
     torch.testing.assert_close(terms["class"], 2 * 2 * torch.tensor(2.0).log())
-    modern = FRS.build(FRSConfig(weight=0.5, form="ultralytics"), dense, dense)
-    for connector in modern.levels.connectors:  # made to pass what is not negative
+    method = FRS.build(FRSConfig(weight=0.5, form="ultralytics"), dense, dense)
+    for connector in method.levels.connectors:  # with these weights the connector keeps values >= 0
         for layer in (connector[0], connector[2]):
             layer.weight.data.copy_(torch.eye(2)[:, :, None, None])
             layer.bias.data.zero_()
-    terms = modern(*outputs, NO_TARGETS)
+    terms = method(*outputs, NO_TARGETS)
     assert set(terms) == {"features"}
-    torch.testing.assert_close(terms["features"], torch.tensor(2.5))  # over two channels
+    torch.testing.assert_close(terms["features"], torch.tensor(2.5))  # divided by two channels
 
 
-def test_it_is_the_weighted_sum_over_levels_zero_for_itself_and_the_same_for_everything_twice():
+def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
     student, teacher = pair("fcos", "gfl")
     method = built("frs", student, teacher, weight=3.0)
     assert method.need == Need(pyramids=frozenset({"neck"}), predictions=True)
-    mine, theirs, targets = looks(method, student, teacher, scene(objects=False))
-    masks = confidence(theirs.stages[-1]).values()
-    levels = zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, masks, strict=True)
-    term = method(mine, theirs, targets)["features"]
+    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    masks = confidence(teacher_output.stages[-1]).values()
+    levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, masks, strict=True)
+    term = method(student_output, teacher_output, targets)["features"]
     torch.testing.assert_close(term, 3 * sum(weighted_square(*level) for level in levels))
-    assert method(theirs, theirs, targets)["features"] == 0
+    assert method(teacher_output, teacher_output, targets)["features"] == 0
     term.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.backbone_parameters())
 
 
-def test_the_class_term_pulls_at_the_students_head_and_never_at_the_mask():
+def test_the_class_term_has_a_gradient_to_the_students_logits_only():
     student, teacher = pair("retinanet")
     method = built("frs", student, teacher, weight=0.0, weight_class=1.0)
-    mine, theirs, targets = looks(method, student, teacher)
-    terms = method(mine, theirs, targets)
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    terms = method(student_output, teacher_output, targets)
     assert set(terms) == {"class"}
-    (gradient,) = torch.autograd.grad(terms["class"], mine.stages[-1].logits)
-    masks = torch.cat(
-        [mask.flatten(1).repeat_interleave(9, 1) / mask.sum() for mask in confidence(theirs.stages[-1]).values()], 1
-    )
-    expected = masks[..., None] * (mine.stages[-1].scores() - theirs.stages[-1].scores())
+    (gradient,) = torch.autograd.grad(terms["class"], student_output.stages[-1].logits)
+    masks = confidence(teacher_output.stages[-1]).values()
+    weights = torch.cat([mask.flatten(1).repeat_interleave(9, 1) / mask.sum() for mask in masks], 1)  # (B, N)
+    expected = weights[..., None] * (student_output.stages[-1].scores() - teacher_output.stages[-1].scores())
     torch.testing.assert_close(gradient, expected.detach())
 
 
-def test_a_two_stage_teacher_lends_its_objectness_and_never_runs_its_roi_head():
+def test_a_two_stage_teacher_gives_its_objectness_without_running_its_roi_head():
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("frs", student, teacher, weight=1.0)
     assert method.need == Need(pyramids=frozenset({"neck"}), proposals=True)
-    mine, theirs, targets = looks(method, student, teacher)
-    assert len(theirs.stages) == 1
-    neck, objectness = theirs.pyramids["neck"], theirs.stages[0].logits.sigmoid()
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    assert len(teacher_output.stages) == 1
+    rpn = teacher_output.stages[0]
+    student_levels = student_output.pyramids["neck"].levels
+    teacher_levels = teacher_output.pyramids["neck"].levels[1:]
+    objectness = rpn.layout.split(rpn.logits.sigmoid())[1:]
     expected = 0.0
-    for s, t, scores in zip(
-        mine.pyramids["neck"].levels, neck.levels[1:], theirs.stages[0].layout.split(objectness)[1:], strict=True
-    ):
+    for s, t, scores in zip(student_levels, teacher_levels, objectness, strict=True):
         mask = scores[..., 0].amax(-1)
         expected = expected + (mask * (s - t).square().sum(1)).sum() / mask.sum()
-    torch.testing.assert_close(method(mine, theirs, targets)["features"], expected)
+    torch.testing.assert_close(method(student_output, teacher_output, targets)["features"], expected)
     resized = built("frs", student, teacher, weight=1.0, pairing="index", resize="teacher")
-    assert resized(mine, theirs, targets)["features"].isfinite()
+    assert resized(student_output, teacher_output, targets)["features"].isfinite()
 
 
-def test_padding_with_an_unsure_teacher_changes_nothing():
+def test_padding_with_scores_of_zero_changes_nothing():
     dense = replace(info(2), grid=GridInfo(1, "fcos"))
-    mine, theirs, scores = (
-        torch.rand(size, generator=torch.Generator().manual_seed(0)) for size in ((1, 2, 3, 4), (1, 2, 3, 4), (1, 3, 4))
-    )
-
-    def seen(levels: torch.Tensor, confident: torch.Tensor) -> DetectorOutput:
-        stage = predictions(
-            confident.clamp(min=1e-12).logit().flatten(1)[..., None], Layout((tuple(levels.shape[-2:]),), (8,))
-        )
-        return replace(output(levels), stages=(stage,))
-
     method = FRS.build(FRSConfig(weight=1.0), dense, dense)
-    tight = method(seen(mine, scores), seen(theirs, scores), NO_TARGETS)["features"]
-    wide = [F.pad(side, (0, 3, 0, 2), value=value) for side, value in ((mine, 5.0), (theirs, 1.0), (scores, 0.0))]
-    torch.testing.assert_close(method(seen(wide[0], wide[2]), seen(wide[1], wide[2]), NO_TARGETS)["features"], tight)
-    twice = [side.repeat(2, *[1] * (side.ndim - 1)) for side in (mine, theirs, scores)]
-    torch.testing.assert_close(
-        method(seen(twice[0], twice[2]), seen(twice[1], twice[2]), NO_TARGETS)["features"], tight
-    )
+    student_level = torch.rand((1, 2, 3, 4), generator=torch.Generator().manual_seed(0))
+    teacher_level = torch.rand((1, 2, 3, 4), generator=torch.Generator().manual_seed(0)) + 0.5
+    scores = torch.rand((1, 3, 4), generator=torch.Generator().manual_seed(0))
+
+    def term(student_level: torch.Tensor, teacher_level: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Returns the term for maps (B, C, H, W) and the teacher's scores (B, H, W)."""
+        logits = scores.clamp(min=1e-12).logit().flatten(1)[..., None]  # (B, H, W) -> (B, N, 1)
+        stage = predictions(logits, Layout((tuple(scores.shape[-2:]),), (8,)))
+        student_output, teacher_output = (
+            replace(output(level), stages=(stage,)) for level in (student_level, teacher_level)
+        )
+        return method(student_output, teacher_output, NO_TARGETS)["features"]
+
+    once = term(student_level, teacher_level, scores)
+    assert once > 0
+    padding = (0, 3, 0, 2)
+    padded_student, padded_teacher = F.pad(student_level, padding, value=5.0), F.pad(teacher_level, padding, value=1.0)
+    torch.testing.assert_close(term(padded_student, padded_teacher, F.pad(scores, padding, value=0.0)), once)
+    doubled = [torch.cat([tensor, tensor]) for tensor in (student_level, teacher_level, scores)]
+    torch.testing.assert_close(term(*doubled), once)
 
 
-def test_the_forms_have_their_own_weights_and_connectors():
+def test_weight_and_connectors_depend_on_the_form():
     dense, wide = tiny("fcos").info, tiny("fcos", channels=64).info
-    assert [resolve({"frs": given}, dense, dense)["frs"]["weight"] for given in ({}, {"form": "ultralytics"})] == [
-        0.02,
-        6.0,
-    ]
+    assert resolve({"frs": {}}, dense, dense)["frs"]["weight"] == 0.02
+    assert resolve({"frs": {"form": "ultralytics"}}, dense, dense)["frs"]["weight"] == 6.0
     assert list(FRS.build(FRSConfig(), dense, dense).parameters()) == []
-    shapes = [
-        tuple(p.shape[:2]) for p in FRS.build(FRSConfig(form="ultralytics"), wide, dense).parameters() if p.ndim == 4
-    ]
+    method = FRS.build(FRSConfig(form="ultralytics"), wide, dense)
+    shapes = [tuple(p.shape[:2]) for p in method.parameters() if p.ndim == 4]
     assert shapes == [(32, 64), (32, 32)] * 3
 
 
-def test_what_it_cannot_serve_is_refused_at_build():
-    fcos, retinanet, queries, two_stage = (
-        tiny(head).info for head in ("fcos", "retinanet", "deformable_detr", "faster_rcnn")
-    )
-    with pytest.raises(UserError, match=r"method frs: the teacher \(deformable_detr\) has no scores of its cells"):
+def test_build_refuses_unsuitable_detectors_and_options():
+    fcos, retinanet = tiny("fcos").info, tiny("retinanet").info
+    queries, two_stage = tiny("deformable_detr").info, tiny("faster_rcnn").info
+    with pytest.raises(UserError, match=r"method frs: the teacher \(deformable_detr\) has no scores per cell"):
         FRS.build(FRSConfig(), fcos, queries)
     FRS.build(FRSConfig(), queries, fcos)
     for teacher in (retinanet, two_stage):

@@ -1,4 +1,4 @@
-"""KD on RoI heads: golden numbers by reduction, isolation of gradients, refusals."""
+"""KD on RoI heads: golden numbers per reduction, gradients, refusals."""
 
 import pytest
 import torch
@@ -11,12 +11,21 @@ from detdistill.methods.shared.rois import Rows
 from detdistill.types import Need, Targets
 from tests.detectors.builders import tiny
 from tests.methods.pairs import built
-from tests.methods.two_stage import STUDENT, TEACHER, check_teaching, duo, renamed, seen, touched
+from tests.methods.two_stage import (
+    STUDENT,
+    TEACHER,
+    check_training,
+    parts_with_gradient,
+    sampled_outputs,
+    two_stage_pair,
+    with_classes,
+)
 
 
 def golden_rows() -> Rows:
-    nothing = torch.zeros(4, 9, 4).double()
-    return Rows(STUDENT, TEACHER, nothing, nothing, torch.tensor([0, 3, 7, 9]), torch.zeros(4, 4))
+    """Returns the rows of the golden numbers, with box codes of 0."""
+    deltas = torch.zeros(4, 9, 4).double()
+    return Rows(STUDENT, TEACHER, deltas, deltas, torch.tensor([0, 3, 7, 9]), torch.zeros(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +38,7 @@ def golden_rows() -> Rows:
         ("classes_mean", 10.0, 0.4554144459070017),
     ],
 )
-def test_it_is_golden(reduction: str, temperature: float, golden: float, monkeypatch: pytest.MonkeyPatch):
+def test_golden_numbers(reduction: str, temperature: float, golden: float, monkeypatch: pytest.MonkeyPatch):
     info = tiny("faster_rcnn").info
     method = KD.build(KDConfig(reduction=reduction, weight=1.0, temperature=temperature), info, info)
     monkeypatch.setattr(module, "roi_rows", lambda *_: golden_rows())
@@ -37,7 +46,7 @@ def test_it_is_golden(reduction: str, temperature: float, golden: float, monkeyp
     assert term.item() == pytest.approx(golden, rel=1e-9)
 
 
-def test_a_reduction_brings_its_own_weight_and_temperature():
+def test_each_reduction_has_its_own_weight_and_temperature():
     info = tiny("faster_rcnn").info
     for config, weight, temperature in (
         (KDConfig(), 0.5, 3.0),
@@ -49,50 +58,53 @@ def test_a_reduction_brings_its_own_weight_and_temperature():
 
 
 def test_it_is_the_mean_over_the_students_samples():
-    student, teacher = duo()
+    student, teacher = two_stage_pair()
     method = built("kd", student, teacher)
-    assert method.need == Need(classify=True)  # the teacher neither proposes nor classifies its own
-    mine, lesson, targets = seen(method, student, teacher)
-    assert (len(lesson.stages), lesson.proposals.boxes.shape) == (0, (2, 0, 4))
-    own = mine.stages[-1]
-    other = lesson.proposals.classify(mine.proposals.boxes)
-    columns = [torch.cat([stage.logits, stage.background[..., None]], -1)[own.valid] for stage in (own, other)]
-    expected = 0.5 * softmax_kl(*columns, 3.0).mean()
+    assert method.need == Need(classify=True)  # the teacher's RPN is not run
+    student_output, teacher_output, targets = sampled_outputs(method, student, teacher)
+    assert (len(teacher_output.stages), teacher_output.proposals.boxes.shape) == (0, (2, 0, 4))
+    student_predictions = student_output.stages[-1]
+    teacher_predictions = teacher_output.proposals.classify(student_output.proposals.boxes)
+    student_logits, teacher_logits = [
+        torch.cat([stage.logits, stage.background[..., None]], -1)[student_predictions.valid]
+        for stage in (student_predictions, teacher_predictions)
+    ]
+    expected = 0.5 * softmax_kl(student_logits, teacher_logits, 3.0).mean()
     assert expected > 1e-3
-    torch.testing.assert_close(method(mine, lesson, targets)["class"], expected)
+    torch.testing.assert_close(method(student_output, teacher_output, targets)["class"], expected)
 
 
-def test_the_class_branch_learns_and_nothing_of_the_teacher():
-    student, teacher = duo()
+def test_the_class_branch_learns_and_the_teacher_gets_no_gradient():
+    student, teacher = two_stage_pair()
     method = built("kd", student, teacher)
-    method(*seen(method, student, teacher))["class"].backward()
-    assert touched(student) == {"neck", "box_head", "classes"}
-    assert touched(teacher) == set()
+    method(*sampled_outputs(method, student, teacher))["class"].backward()
+    assert parts_with_gradient(student) == {"neck", "box_head", "classes"}
+    assert parts_with_gradient(teacher) == set()
 
 
-def test_teacher_as_student_is_zero():
-    _, teacher = duo()
+def test_the_term_is_zero_if_the_student_is_the_teacher():
+    _, teacher = two_stage_pair()
     method = built("kd", teacher, teacher)
-    assert method(*seen(method, teacher, teacher))["class"].abs() < 1e-5
+    assert method(*sampled_outputs(method, teacher, teacher))["class"].abs() < 1e-5
 
 
 def test_the_order_of_classes_does_not_matter():
-    student, teacher = duo()
-    mixed = renamed(teacher, {"cross": "cross", "disc": "disc", "square": "square"})
-    plain, turned = (built("kd", student, lecturer) for lecturer in (teacher, mixed))
-    torch.testing.assert_close(turned(*seen(turned, student, mixed)), plain(*seen(plain, student, teacher)))
+    student, teacher = two_stage_pair()
+    reordered = with_classes(teacher, {"cross": "cross", "disc": "disc", "square": "square"})
+    terms = []
+    for some_teacher in (teacher, reordered):
+        method = built("kd", student, some_teacher)
+        terms.append(method(*sampled_outputs(method, student, some_teacher)))
+    torch.testing.assert_close(terms[1], terms[0])
 
 
-def test_sigmoid_heads_are_sent_elsewhere():
-    info = tiny("retinanet").info
-    with pytest.raises(
-        UserError, match=r"has no RoI head; .* where classes have a sigmoid each, take mimicking or bckd"
-    ):
-        KD.build(KDConfig(), info, info)
-    two = tiny("faster_rcnn").info
+def test_sigmoid_heads_are_refused_with_an_alternative():
+    retinanet, faster = tiny("retinanet").info, tiny("faster_rcnn").info
+    with pytest.raises(UserError, match=r"has no RoI head; .* for sigmoid scores use mimicking or bckd"):
+        KD.build(KDConfig(), retinanet, retinanet)
     with pytest.raises(UserError, match="its weight is 0"):
-        KD.build(KDConfig(weight=0.0), two, two)
+        KD.build(KDConfig(weight=0.0), faster, faster)
 
 
-def test_it_teaches():
-    check_teaching("kd")
+def test_training_with_it_works():
+    check_training("kd")

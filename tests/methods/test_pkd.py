@@ -1,4 +1,4 @@
-"""PKD: pairs by stride, no head, its connector, its options."""
+"""PKD: pairs by stride, no head, the connector, the options."""
 
 from dataclasses import replace
 
@@ -13,31 +13,31 @@ from tests.detectors.builders import tiny
 from tests.methods.pairs import built, looks, pair
 
 
-def test_it_is_the_weighted_sum_over_levels_and_zero_for_itself():
+def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
     student, teacher = pair("fcos")
     method = built("pkd", student, teacher, weight=3.0, least_positions=2)
-    mine, theirs, targets = looks(method, student, teacher)
-    levels = zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True)
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
     expected = 3 * sum(pearson_distance(s, t) for s, t in levels)
-    torch.testing.assert_close(method(mine, theirs, targets)["features"], expected)
-    assert method(theirs, theirs, targets)["features"].abs() < 1e-9
+    torch.testing.assert_close(method(student_output, teacher_output, targets)["features"], expected)
+    assert method(teacher_output, teacher_output, targets)["features"].abs() < 1e-9
 
 
-def test_it_needs_no_head_of_the_teacher_and_leaves_it_without_gradient():
+def test_the_teacher_needs_no_head_and_gets_no_gradient():
     student, teacher = pair("gfl", "retinanet")
     method = built("pkd", student, teacher)
     assert method.need == Need(pyramids=frozenset({"neck"}))
-    mine, theirs, targets = looks(method, student, teacher)
-    assert theirs.stages == ()
-    method(mine, theirs, targets)["features"].backward()
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    assert teacher_output.stages == ()
+    method(student_output, teacher_output, targets)["features"].backward()
     head = [p.grad for n, p in student.named_parameters() if n.startswith("head")]
-    body = [p.grad for p in student.backbone_parameters()]
+    backbone = [p.grad for p in student.backbone_parameters()]
     assert all(gradient is None for gradient in head)
-    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in body)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in backbone)
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_levels_are_paired_by_stride_unless_asked_by_index():
+def test_levels_are_paired_by_stride_or_by_index():
     student, teacher = tiny("fcos"), tiny("faster_rcnn")  # strides 8 16 32 and 4 8 16 32
     by_stride = built("pkd", student, teacher)
     assert by_stride.levels.strides == ((8, 8), (16, 16), (32, 32))
@@ -49,99 +49,98 @@ def test_levels_are_paired_by_stride_unless_asked_by_index():
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_resizing_brings_one_side_to_the_other(side: str):
+def test_the_maps_of_one_side_are_resized(side: str):
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("pkd", student, teacher, pairing="index", resize=side, least_positions=2)
-    mine, theirs, _ = looks(method, student, teacher)
-    first = method.levels(mine, theirs)[0]
-    kept = (theirs if side == "student" else mine).pyramids["neck"]
-    assert first.student.shape == first.teacher.shape == kept.levels[0].shape
-    assert first.stride == kept.strides[0]
+    student_output, teacher_output, _ = looks(method, student, teacher)
+    first = method.levels(student_output, teacher_output)[0]
+    unchanged = (teacher_output if side == "student" else student_output).pyramids["neck"]
+    assert first.student.shape == first.teacher.shape == unchanged.levels[0].shape
+    assert first.stride == unchanged.strides[0]
 
 
-def test_a_connector_is_learned_only_where_widths_differ():
+def test_a_connector_is_learned_only_if_channel_counts_differ():
     student, teacher = pair("fcos", channels=64)
     assert list(built("pkd", *pair("fcos")).parameters()) == []
     method = built("pkd", student, teacher)
     assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 3
     method(*looks(method, student, teacher))["features"].backward()
-    # The smallest level has fewer than 16 cells in this batch and is left out.
-    assert [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in method.parameters() if p.ndim == 4] == [
-        True,
-        True,
-        False,
-    ]
+    weights = [p for p in method.parameters() if p.ndim == 4]
+    has_gradient = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in weights]
+    assert has_gradient == [True, True, False]  # the coarsest level has fewer than 16 cells and is left out
 
 
-def test_tiny_levels_are_left_out_and_nothing_left_is_an_error():
+def test_small_levels_are_left_out_and_it_is_an_error_if_no_level_is_left():
     student, teacher = pair("fcos")
-    every, finest = (built("pkd", student, teacher, least_positions=count) for count in (2, 100))
-    only = built("pkd", student, teacher, levels=1)
-    terms = [method(*looks(method, student, teacher))["features"].item() for method in (every, finest, only)]
+    all_levels = built("pkd", student, teacher, least_positions=2)
+    large_levels = built("pkd", student, teacher, least_positions=100)
+    first_level = built("pkd", student, teacher, levels=1)
+    methods = (all_levels, large_levels, first_level)
+    terms = [method(*looks(method, student, teacher))["features"].item() for method in methods]
     assert terms[0] > terms[1] == terms[2]
-    none = built("pkd", student, teacher, least_positions=10**6)
+    no_level = built("pkd", student, teacher, least_positions=10**6)
     with pytest.raises(UserError, match=r"too small to correlate \(192, 48, 12 cells"):
-        none(*looks(none, student, teacher))
+        no_level(*looks(no_level, student, teacher))
 
 
-def test_duplicating_the_batch_changes_it_by_the_degrees_of_freedom_only():
+def test_duplicating_the_batch_changes_only_the_degrees_of_freedom():
     student, teacher = pair("fcos")
     method = built("pkd", student, teacher, levels=1)
-    mine, theirs, targets = looks(method, student, teacher)
-    once = method(mine, theirs, targets)["features"]
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    once = method(student_output, teacher_output, targets)["features"]
     doubled = []
-    for output in (mine, theirs):
+    for output in (student_output, teacher_output):
         neck = output.pyramids["neck"]
         levels = tuple(torch.cat([level, level]) for level in neck.levels)
         doubled.append(replace(output, pyramids={"neck": replace(neck, levels=levels)}))
-    m = mine.pyramids["neck"].levels[0][:, 0].numel()
+    m = student_output.pyramids["neck"].levels[0][:, 0].numel()
     twice = method(doubled[0], doubled[1], targets)["features"]
     torch.testing.assert_close(twice / once, torch.tensor(((2 * m - 1) / (2 * m)) / ((m - 1) / m)), rtol=1e-4, atol=0)
 
 
-def test_plain_squares_in_place_of_correlation():
+def test_distance_mse():
     student, teacher = pair("fcos")
     options = {"weight": 3.0, "levels": 2}
-    plain, correlated = (
-        built("pkd", student, teacher, distance=distance, **options) for distance in ("mse", "pearson")
-    )
-    mine, theirs, targets = looks(plain, student, teacher)
-    levels = list(zip(mine.pyramids["neck"].levels, theirs.pyramids["neck"].levels, strict=True))[:2]
+    plain = built("pkd", student, teacher, distance="mse", **options)
+    correlated = built("pkd", student, teacher, distance="pearson", **options)
+    student_output, teacher_output, targets = looks(plain, student, teacher)
+    levels = list(zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True))[:2]
     expected = 3 * sum((s - t).square().mean() / 2 for s, t in levels)
-    torch.testing.assert_close(plain(mine, theirs, targets)["features"], expected)
-    neck = mine.pyramids["neck"]
-    scaled = replace(mine, pyramids={"neck": replace(neck, levels=tuple(2 * level + 1 for level in neck.levels))})
-    torch.testing.assert_close(
-        *(correlated(output, theirs, targets)["features"] for output in (mine, scaled)), rtol=1e-4, atol=0
+    torch.testing.assert_close(plain(student_output, teacher_output, targets)["features"], expected)
+    neck = student_output.pyramids["neck"]
+    scaled = replace(
+        student_output, pyramids={"neck": replace(neck, levels=tuple(2 * level + 1 for level in neck.levels))}
     )
-    assert plain(scaled, theirs, targets)["features"] > 1.5 * plain(mine, theirs, targets)["features"]
+    before = correlated(student_output, teacher_output, targets)["features"]
+    torch.testing.assert_close(correlated(scaled, teacher_output, targets)["features"], before, rtol=1e-4, atol=0)
+    before = plain(student_output, teacher_output, targets)["features"]
+    assert plain(scaled, teacher_output, targets)["features"] > 1.5 * before
 
 
-@pytest.mark.parametrize(("head", "teacher"), [("gfl", "gfl"), ("fcos", "retinanet")])
+@pytest.mark.parametrize(("student_head", "teacher_head"), [("gfl", "gfl"), ("fcos", "retinanet")])
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_tower_features_at_every_depth(head: str, teacher: str, depth: int):
-    student, lecturer = pair(head, teacher)
-    method = built("pkd", student, lecturer, pyramid="towers", depth=depth, weight=2.0)
+def test_tower_features_at_every_depth(student_head: str, teacher_head: str, depth: int):
+    student, teacher = pair(student_head, teacher_head)
+    method = built("pkd", student, teacher, pyramid="towers", depth=depth, weight=2.0)
     assert method.need == method.student_need == Need(towers=frozenset({depth}))
-    mine, theirs, targets = looks(method, student, lecturer)
-    states = [output.towers.states[depth] for output in (mine, theirs)]
+    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_state, teacher_state = student_output.towers.states[depth], teacher_output.towers.states[depth]
     pairs = [
-        (s, t)
-        for tower in ("classification", "regression")
-        for s, t in zip(*(getattr(state, tower) for state in states), strict=True)
+        *zip(student_state.classification, teacher_state.classification, strict=True),
+        *zip(student_state.regression, teacher_state.regression, strict=True),
     ]
-    shown = [(s.relu(), t.relu()) if depth else (s, t) for s, t in pairs if s[:, 0].numel() >= 16]
-    assert len(shown) == 4
-    term = method(mine, theirs, targets)["features"]
-    torch.testing.assert_close(term, 2 * sum(pearson_distance(s, t) for s, t in shown))
+    pairs = [(s.relu(), t.relu()) if depth else (s, t) for s, t in pairs if s[:, 0].numel() >= 16]
+    assert len(pairs) == 4
+    term = method(student_output, teacher_output, targets)["features"]
+    torch.testing.assert_close(term, 2 * sum(pearson_distance(s, t) for s, t in pairs))
     term.backward()
     for blocks in (student.towers.classification, student.towers.regression):
-        grads = [all(p.grad is not None for layer in block for p in layer.parameters()) for block in blocks]
-        assert grads == [place < depth for place in range(2)]
-    assert all(p.grad is None for p in lecturer.parameters())
+        has_gradient = [all(p.grad is not None for layer in block for p in layer.parameters()) for block in blocks]
+        assert has_gradient == [index < depth for index in range(2)]
+    assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_towers_of_other_depths_and_widths():
+def test_towers_may_differ_in_depth_and_channels():
     student, teacher = pair("fcos", channels=64, tower_depth=1)
     method = built("pkd", student, teacher, pyramid="towers")
     assert (method.levels.depths, method.student_need) == ((0, 1), Need(towers=frozenset({0})))
@@ -153,19 +152,19 @@ def test_towers_of_other_depths_and_widths():
         PKD.build(PKDConfig(pyramid="towers"), student.info, tiny("faster_rcnn").info)
 
 
-def test_a_detector_may_teach_a_copy_of_itself():
+def test_the_teacher_may_have_the_weights_of_the_student():
     teacher = tiny("gfl", seed=1).eval().requires_grad_(False)
-    student = tiny("gfl", seed=1).eval()  # the same weights at first, of its own
+    student = tiny("gfl", seed=1).eval()  # a separate copy of the same weights
     method = built("pkd", student, teacher)
     assert method(*looks(method, student, teacher))["features"] < 1e-9
-    mine, theirs, targets = looks(method, student.train(), teacher)
-    term = method(mine, theirs, targets)["features"]
+    student_output, teacher_output, targets = looks(method, student.train(), teacher)
+    term = method(student_output, teacher_output, targets)["features"]
     term.backward()
-    assert term > 0  # a training student's norms see the batch, the teacher's their averages
+    assert term > 0  # the student's batch norms use batch statistics, the teacher's running averages
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
 
 
-def test_what_it_cannot_serve_is_refused_at_build():
+def test_build_refuses_unsuitable_detectors():
     student, teacher = tiny("fcos"), tiny("fcos")
     with pytest.raises(UserError, match="no level in common"):
         PKD.build(PKDConfig(), replace(student.info, strides=(4,)), teacher.info)

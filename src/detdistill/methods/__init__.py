@@ -1,4 +1,7 @@
-"""Distillation methods, one file per paper. METHODS is the only list of them: add a method by one import and one entry."""
+"""Distillation methods, one file per method. METHODS is their only list.
+
+To add a method, add one import and one entry here.
+"""
 
 from detdistill.methods.at import AttentionTransfer
 from detdistill.methods.bckd import BCKD
@@ -17,6 +20,7 @@ from detdistill.methods.fgfi import FGFI
 from detdistill.methods.fitnets import FitNets
 from detdistill.methods.frs import FRS
 from detdistill.methods.gid import GID
+from detdistill.methods.gid_ld import GIDLD
 from detdistill.methods.go_lsd import GOLSD
 from detdistill.methods.kd import KD
 from detdistill.methods.kddetr import KDDETR
@@ -54,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
     "crosskd_roi": CrossKDRoI,
     "chen2017": Chen2017,
     "gid": GID,
+    "gid_ld": GIDLD,
     "mimic2017": Mimic2017,
     "pkt": PKT,
     "crd": CRD,
@@ -62,11 +67,11 @@ METHODS: dict[str, type[Method]] = {
     "go_lsd": GOLSD,
     "clockdistill": CLoCKDistill,
 }
-"""Every method by name. The order is that of lists and tables; methods of the user's own are added by `--import`."""
+"""Every method by name. Lists and tables follow this order. `--import` adds the user's own methods."""
 
 
 def by_group() -> dict[str, list[type[Method]]]:
-    """The methods under their `group`, in the order of METHODS."""
+    """The methods of each `group`, in the order of METHODS."""
     groups: dict[str, list[type[Method]]] = {}
     for method in METHODS.values():
         groups.setdefault(method.group, []).append(method)

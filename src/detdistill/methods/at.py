@@ -1,16 +1,20 @@
-"""Attention transfer: where the neck's levels are strong. Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928.
+"""Attention transfer: imitation of attention maps. Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928.
 
-    L = weight * sum over levels of mean over images and cells of (Q_s - Q_t)^2,    Q = q / |q|,  q = mean over channels of F^2
+    L = weight * sum over levels of mean over images and cells of (Q_s - Q_t)^2
+    Q = q / |q|,    q = mean over channels of F^2
 
-It reads no head and learns nothing: a map has no channels. Where a level's sizes differ (`pairing: index`), the larger is average-pooled to the
-smaller. Any teacher can teach any student that has a level of the same stride.
+F is a map of the student or the teacher. The method reads no head. It learns nothing, because an attention map Q has no
+channels. If the two maps of a pair differ in size (`pairing: index`), the larger map is average-pooled to the size of
+the smaller. Any teacher can teach any student with a level of equal stride.
 
-Code and paper (`form`): the paper takes weight/2 times the norm |Q_s - Q_t|, the published code the mean of squares, to which the weight of
-1000 belongs. No weight that we could verify goes with the norm; with `paper` it must be given, and 2 makes a level's term the norm itself.
+Paper and published code (`form`): the paper uses weight/2 times the norm |Q_s - Q_t|. The published code uses the mean
+of squares, and the weight of 1000 belongs to this form. We could verify no weight for the norm, so the weight must be
+given with `form: paper`. A weight of 2 makes a level's term equal to the norm.
 
-Published for classifiers, with maps of 32 x 32, 16 x 16 and 8 x 8. The mean over cells makes a term fall as 1 / (H W): a detector's finest
-levels, with ten thousand cells, count next to nothing. `scale_by_area`, which is ours, multiplies it by H W / 256, so that every level
-and every image size has the strength of the published 16 x 16.
+The method was published for classifiers, with maps of 32x32, 16x16 and 8x8 cells. Because of the mean over cells, a
+term falls as 1 / (H W), and the finest levels of a detector, with ten thousand cells, contribute almost nothing.
+`scale_by_area` is our addition. It multiplies a term by H W / 256, so that every level and every image size has the
+strength of the published 16x16 map.
 """
 
 from dataclasses import dataclass
@@ -25,13 +29,18 @@ from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import LevelConfig, Strides, level_at, pair_levels
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
-PUBLISHED_CELLS = 256  # of the middle one of the maps that the weight was published on
+PUBLISHED_CELLS = 256  # cells of the middle one of the three published maps, 16x16
 
 
 @dataclass(frozen=True)
 class AttentionTransferConfig:
-    """weight: of each level's term; none: 1000, with form `code`. form, scale_by_area: see the module's head. levels, pairing, pyramid: as in
-    `methods.shared.levels.LevelConfig`."""
+    """weight: weight of each level's term; none: 1000, with `form: code` only.
+    form: `code` or `paper`, see the module docstring.
+    scale_by_area: see the module docstring; with `form: code` only.
+    levels: number of level pairs to compare, starting at the finest; none: all.
+    pairing: `stride` pairs levels of equal stride; `index` pairs levels of equal position.
+    pyramid: name of the pyramid to compare, such as `neck` or `memory`.
+    """
 
     weight: Weight | None = None
     form: Literal["code", "paper"] = "code"
@@ -42,11 +51,13 @@ class AttentionTransferConfig:
 
 
 class AttentionTransfer(Method):
-    """See the module's head. Its term: `attention`."""
+    """See the module docstring. Terms: `attention`."""
 
     name = "at"
     group = "neck features"
     paper = "arXiv:1612.03928"
+    copies = "where the neck features are strong, without their channels"
+    requires = "a level with the same stride on both sides"
     reads = "neck features"
     Config = AttentionTransferConfig
 
@@ -58,16 +69,12 @@ class AttentionTransfer(Method):
 
     @classmethod
     def build(cls, config: AttentionTransferConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired, or where options don't go together."""
-        lacking = "form `paper` has no published weight of its own"
-        require(
-            config.form == "code" or config.weight is not None,
-            cls.name,
-            lacking,
-            "give methods.at.weight: 2 is the norm itself",
-        )
-        lacking = "scale_by_area mends the mean over cells, form `paper` has none"
-        require(config.form == "code" or not config.scale_by_area, cls.name, lacking, "leave one of the two")
+        """Raises UserError if no level can be paired, or if `form: paper` has no weight or has `scale_by_area`."""
+        if config.form == "paper":
+            problem = "there is no published weight for methods.at.form=paper"
+            require(config.weight is not None, cls.name, problem, "set methods.at.weight (2 gives the norm itself)")
+            problem = "methods.at.scale_by_area corrects the mean over cells, but methods.at.form=paper takes no mean"
+            require(not config.scale_by_area, cls.name, problem, "leave out one of the two options")
         levels = LevelConfig(levels=config.levels, pairing=config.pairing, pyramid=config.pyramid)
         return cls(config, pair_levels(cls.name, levels, student, teacher))
 
@@ -79,13 +86,19 @@ class AttentionTransfer(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = student_output.pyramids[self.config.pyramid], teacher_output.pyramids[self.config.pyramid]
-        terms = [self._term(level_at(guess, mine), level_at(taught, theirs)) for mine, theirs in self.strides]
+        student_pyramid = student_output.pyramids[self.config.pyramid]
+        teacher_pyramid = teacher_output.pyramids[self.config.pyramid]
+        terms = [
+            self._term(level_at(student_pyramid, student_stride), level_at(teacher_pyramid, teacher_stride))
+            for student_stride, teacher_stride in self.strides
+        ]
         return {"attention": self.weight * torch.stack(terms).sum()}
 
-    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _term(self, student_level: Tensor, teacher_level: Tensor) -> Tensor:
+        """Returns the term of one level, unweighted, ()."""
         if self.config.form == "paper":
-            return attention_norm(student, teacher) / 2
-        rows, columns = (min(pair) for pair in zip(student.shape[-2:], teacher.shape[-2:], strict=True))
+            return attention_norm(student_level, teacher_level) / 2
+        rows = min(student_level.shape[-2], teacher_level.shape[-2])
+        columns = min(student_level.shape[-1], teacher_level.shape[-1])
         scale = rows * columns / PUBLISHED_CELLS if self.config.scale_by_area else 1.0
-        return scale * attention_transfer(student, teacher)
+        return scale * attention_transfer(student_level, teacher_level)

@@ -1,13 +1,14 @@
-"""BCKD: bridging cross-task protocol inconsistency, for dense heads with sigmoid scores. Yang et al., ICCV 2023, arXiv:2308.14286.
+"""BCKD: bridging cross-task protocol inconsistency, for dense sigmoid heads. Yang et al., ICCV 2023, arXiv:2308.14286.
 
-    class   w_c sum over rows and classes of |p_t - p_s| BCE(z_s, p_t) / positives,       p = sigmoid(z)
-    box     w_b sum over rows of max_k |p_t - p_s| (1 - GIoU(b_s, b_t)) / positives
+    class   w_c sum over rows and classes of |p_t - p_s| BCE(z_s, p_t) / number of positives,    p = sigmoid(z)
+    box     w_b sum over rows of max_k |p_t - p_s| (1 - GIoU(b_s, b_t)) / number of positives
 
-Classes don't compete in a sigmoid head, so each is taught by itself, in every valid cell. The factor of the class term carries gradient, that
-of the box term does not. The class term is `quality_focal` with beta 1 and the teacher's scores as targets, as in CrossKD and mimicking.
+The classes of a sigmoid head do not compete, so each class is distilled by itself, in every valid cell. The factor |p_t
+- p_s| carries gradient in the class term and none in the box term. The class term is `quality_focal` with beta 1 and
+the teacher's scores as targets, as in CrossKD and mimicking.
 
-Code and paper: no difference is known to us. Published for GFL; the weights are the same for all heads here. A teacher's box without area
-(torchvision's FCOS) teaches nothing.
+We know of no difference between paper and code. The weights were published for GFL and are the same for all heads here.
+Rows in which the teacher's box has no area (torchvision's FCOS) get no box loss.
 """
 
 from dataclasses import dataclass
@@ -26,18 +27,23 @@ GIOU = PredictionConfig(box="giou")
 
 @dataclass(frozen=True)
 class BCKDConfig:
-    """weight_class, weight_box: of the two terms; a term of weight 0 is not computed."""
+    """Options of BCKD.
+
+    weight_class, weight_box: weights of the two terms. A term of weight 0 is not computed.
+    """
 
     weight_class: Weight = 1.0
     weight_box: Weight = 4.0
 
 
 class BCKD(Method):
-    """See the module's head. Its terms: `class`, `box`."""
+    """See the module docstring. Its terms: `class`, `box`."""
 
     name = "bckd"
     group = "dense predictions"
     paper = "arXiv:2308.14286"
+    copies = "the teacher's class scores as binary decisions, and its boxes"
+    requires = "dense heads with the same cells and anchors, with sigmoid scores"
     reads = "dense predictions"
     gain = "GFL R50 40.1 to 43.2 (GFL R101)"
     Config = BCKDConfig
@@ -52,14 +58,10 @@ class BCKD(Method):
         """Raises UserError unless both predict sigmoid scores in the same cells, and share a class."""
         require_same_cells(cls.name, student, teacher)
         for side, info in (("student", student), ("teacher", teacher)):
-            lacking = f"the classes of the {side} ({info.kind}) compete in a softmax"
-            require(info.activation == "sigmoid", cls.name, lacking, "take retinanet, fcos, atss or gfl")
-        require(
-            bool(config.weight_class or config.weight_box),
-            cls.name,
-            "all its weights are 0",
-            "see the options of methods.bckd",
-        )
+            softmax = f"the classes of the {side} ({info.kind}) compete in a softmax"
+            require(info.activation == "sigmoid", cls.name, softmax, "use retinanet, fcos, atss or gfl")
+        has_terms = bool(config.weight_class or config.weight_box)
+        require(has_terms, cls.name, "all its weights are 0", "see the options of methods.bckd")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(
@@ -70,19 +72,19 @@ class BCKD(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine, theirs = (
-            self.shared.of_student(student_output.stages[-1]),
-            self.shared.of_teacher(teacher_output.stages[-1]),
-        )
-        assignment = required(mine.assignment)
-        scores = theirs.scores().detach()
+        config = self.config
+        student_predictions = self.shared.of_student(student_output.stages[-1])
+        teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        assignment = required(student_predictions.assignment)
+        teacher_scores = teacher_predictions.scores().detach()  # (B, N, K)
         terms = {}
-        if self.config.weight_class:
-            rows = quality_focal(mine.logits, scores, beta=1.0).sum(-1) * assignment.valid
-            terms["class"] = self.config.weight_class * rows.sum() / assignment.num_positives
-        if self.config.weight_box:
-            gap = (mine.scores().detach() - scores).abs().amax(-1) * assignment.valid
-            terms["box"] = (
-                self.config.weight_box * (box_distance(mine, theirs, GIOU) * gap).sum() / assignment.num_positives
-            )
+        if config.weight_class:
+            rows = quality_focal(student_predictions.logits, teacher_scores, beta=1.0).sum(-1)  # (B, N, K) -> (B, N)
+            total = (rows * assignment.valid).sum()
+            terms["class"] = config.weight_class * total / assignment.num_positives
+        if config.weight_box:
+            gap = (student_predictions.scores().detach() - teacher_scores).abs().amax(-1)  # (B, N, K) -> (B, N)
+            rows = box_distance(student_predictions, teacher_predictions, GIOU)  # (B, N)
+            total = (rows * (gap * assignment.valid)).sum()
+            terms["box"] = config.weight_box * total / assignment.num_positives
         return terms

@@ -1,16 +1,22 @@
 """Chen 2017: weighted soft targets, teacher-bounded regression and a hint, in both stages. Chen et al., NIPS 2017.
 
-    class   (1 - mu) / mu * mean over rows of -sum_c w_c P_t[c] log P_s[c],    w = 1.5 for the background, inside the sum; T = 1
-    box     nu * sum over positives of (d_s where d_s + m > d_t, else 0) / rows,    d = |R - y|^2, the student's and the teacher's
-    hint    gamma * mean over levels of mean (V - a(Z))^2,    a: a 1x1 convolution, also where the widths agree
+    class   (1 - mu) / mu * mean over rows of -sum_c w_c P_t[c] log P_s[c]
+    box     nu * sum over positives of (d_s if d_s + m > d_t, else 0) / number of rows
+    hint    gamma * mean over levels of mean (V - a(Z))^2
 
-Rows are those of the student's own loss: sampled anchors in the RPN, sampled proposals in the second stage. The teacher's RPN answers on the
-same anchors, its RoI head on the student's proposals. An RPN of one sigmoid is taken as a softmax over object and background.
+w is 1.5 for the background and stands inside the sum; T = 1. d = |R - y|^2 of student and teacher. a is a 1x1
+convolution, also if the widths agree.
 
-The paper's class loss is mu hard + (1 - mu) soft; our hard (task) loss keeps its weight of 1, hence the ratio, and classes weigh 1 / mu as much
-against boxes as there. There is no official code, and the paper gives neither mu nor the margin m. mu = 0.8 is what trained for others on SSD (0.5
-diverged there); m = 0 is what reproductions take (0.01 one). The paper has one hint layer, guides it by an L2 or an L1 distance and doesn't say how
-to reduce it; means over elements and levels are ours.
+Rows are the samples of the student's task loss: sampled anchors in the RPN, sampled proposals in the second stage. The
+teacher's RPN predicts for the same anchors, and its RoI head for the student's proposals. The single sigmoid of an RPN
+counts as a softmax over object and background.
+
+The class loss of the paper is mu hard + (1 - mu) soft. Here the hard (task) loss keeps its weight of 1, hence the ratio
+(1 - mu) / mu. Relative to the boxes, the classes weigh 1 / mu times as much as in the paper.
+
+There is no official code, and the paper gives neither mu nor the margin m. mu = 0.8 trained successfully for others on
+SSD, where 0.5 diverged. m = 0 is used by reproductions (one uses 0.01). The paper has one hint layer, compares it by an
+L2 or an L1 distance and does not say how to reduce it. The means over elements and levels are ours.
 """
 
 from dataclasses import dataclass
@@ -25,15 +31,23 @@ from detdistill.losses import bounded_regression, soft_cross_entropy
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
-from detdistill.methods.shared.rois import Rows, require_one_code, require_roi_heads, roi_rows
+from detdistill.methods.shared.rois import Rows, require_roi_heads, require_same_code, roi_rows
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
 
 @dataclass(frozen=True)
 class Chen2017Config(LevelConfig):
-    """mu: share of the labels in the class loss; the soft term's weight is (1 - mu) / mu, at 1 it is left out. background: w of the background.
-    nu: of the box terms; margin: m. weight_rpn, weight_roi: of a stage's two terms, 0: left out. weight_hint: gamma. hint: its distance.
-    The others: see `methods.shared.levels.LevelConfig`, for the hint."""
+    """Options of Chen 2017. A term of weight 0 is not computed.
+
+    mu: weight of the labels in the class loss. The soft term has the weight (1 - mu) / mu; 1 removes it.
+    background: weight w of the background in the class terms.
+    nu: weight of the box terms.
+    margin: m.
+    weight_rpn, weight_roi: weight of the two terms of a stage.
+    weight_hint: gamma.
+    hint: distance of the hint.
+    The other options belong to the hint: see `methods.shared.levels.LevelConfig`.
+    """
 
     mu: Annotated[float, Field(gt=0, le=1)] = 0.8
     background: Weight = 1.5
@@ -45,51 +59,53 @@ class Chen2017Config(LevelConfig):
     hint: Literal["l2", "l1"] = "l2"
 
     @property
-    def heads(self) -> bool:
-        """Whether any term of a head is left."""
-        return (self.mu < 1 or self.nu > 0) and (self.weight_rpn > 0 or self.weight_roi > 0)
+    def distills_rpn(self) -> bool:
+        """True if a term of the RPN is computed."""
+        return self.weight_rpn > 0 and (self.mu < 1 or self.nu > 0)
+
+    @property
+    def distills_roi(self) -> bool:
+        """True if a term of the RoI head is computed."""
+        return self.weight_roi > 0 and (self.mu < 1 or self.nu > 0)
 
 
 class Chen2017(Method):
-    """See the module's head. Its terms: `rpn_class`, `rpn_box`, `roi_class`, `roi_box`, `hint`."""
+    """See the module docstring. Its terms: `rpn_class`, `rpn_box`, `roi_class`, `roi_box`, `hint`."""
 
     name = "chen2017"
     group = "RoI heads"
     paper = "NIPS 2017, Chen et al."
+    copies = "classes and boxes of RPN and RoI head, and neck features"
+    requires = "RoI heads on both sides, and RPNs with the same anchors"
     reads = "RPN and RoI heads, neck features"
-    learns = "a 1x1 convolution a level"
+    learns = "a 1x1 convolution per level"
     Config = Chen2017Config
 
     def __init__(self, config: Chen2017Config, shared: SharedClasses, levels: PairedLevels | None):
+        """levels: the pairs of the hint, or None if there is no hint."""
         super().__init__()
         self.config, self.shared, self.levels = config, shared, levels
-        self.need = Need(
-            proposals=config.heads and config.weight_rpn > 0, classify=config.heads and config.weight_roi > 0
-        )
+        self.need = Need(proposals=config.distills_rpn, classify=config.distills_roi)
         if levels is not None:
             self.need, self.student_need = self.need | levels.need, levels.need
 
     @classmethod
     def build(cls, config: Chen2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have two stages, the same anchors (with the RPN's terms), one box code, and a level to pair (with the hint)."""
+        """The method for a pair of two-stage detectors that share a class.
+
+        Raises UserError if the pair lacks what a term needs: equal anchors for the RPN terms, equal box codes for the
+        box term of the RoI head, a pair of levels for the hint.
+        """
         require_roi_heads(cls.name, student, teacher)
-        require(
-            config.heads or config.weight_hint > 0,
-            cls.name,
-            "all its weights are 0",
-            "see the options of methods.chen2017",
-        )
-        if config.heads and config.weight_rpn:
-            same = student.strides == teacher.strides and student.cell_anchors == teacher.cell_anchors
-            lacking = f"the RPNs' anchors differ (strides {student.strides} and {teacher.strides})"
-            require(
-                same,
-                cls.name,
-                lacking,
-                "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0",
-            )
+        has_terms = config.distills_rpn or config.distills_roi or config.weight_hint > 0
+        require(has_terms, cls.name, "all its weights are 0", "see the options of methods.chen2017")
+        if config.distills_rpn:
+            same_anchors = student.strides == teacher.strides and student.cell_anchors == teacher.cell_anchors
+            anchors = f"the RPNs' anchors differ (strides {student.strides} and {teacher.strides})"
+            remedy = "give both the same --model.strides and anchors, or set methods.chen2017.weight_rpn=0"
+            require(same_anchors, cls.name, anchors, remedy)
         if config.weight_roi and config.nu:
-            require_one_code(cls.name, student, teacher)
+            require_same_code(cls.name, student, teacher)
         levels = PairedLevels.build(cls.name, config, student, teacher, always) if config.weight_hint else None
         return cls(config, SharedClasses.between(cls.name, student, teacher), levels)
 
@@ -101,52 +117,55 @@ class Chen2017(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
+        config = self.config
         terms: dict[str, Tensor] = {}
-        if self.config.heads and self.config.weight_rpn:
-            terms |= self._terms(
-                "rpn", self.config.weight_rpn, rpn_rows(student_output.stages[0], teacher_output.stages[0])
-            )
-        if self.config.heads and self.config.weight_roi:
-            terms |= self._terms(
-                "roi", self.config.weight_roi, roi_rows(student_output, teacher_output, targets, self.shared)
-            )
+        if config.distills_rpn:
+            rows = rpn_rows(student_output.stages[0], teacher_output.stages[0])
+            terms |= self._stage_terms("rpn", config.weight_rpn, rows)
+        if config.distills_roi:
+            rows = roi_rows(student_output, teacher_output, targets, self.shared)
+            terms |= self._stage_terms("roi", config.weight_roi, rows)
         if self.levels is not None:
-            distance = F.mse_loss if self.config.hint == "l2" else F.l1_loss
-            distances = [
-                distance(level.student, level.teacher) for level in self.levels(student_output, teacher_output)
-            ]
-            terms["hint"] = self.config.weight_hint * torch.stack(distances).mean()
+            distance = F.mse_loss if config.hint == "l2" else F.l1_loss
+            pairs = self.levels(student_output, teacher_output)
+            distances = [distance(level.student, level.teacher) for level in pairs]
+            terms["hint"] = config.weight_hint * torch.stack(distances).mean()
         return terms
 
-    def _terms(self, stage: str, weight: float, rows: Rows) -> dict[str, Tensor]:
-        config, terms = self.config, {}
+    def _stage_terms(self, stage: str, weight: float, rows: Rows) -> dict[str, Tensor]:
+        """The class and box terms of one stage, weighted, each (). stage: `rpn` or `roi`."""
+        config = self.config
+        terms = {}
         if config.mu < 1:
-            weights = rows.student.new_ones(rows.student.shape[1])
-            weights[-1] = config.background
-            soft = soft_cross_entropy(rows.student, rows.teacher, weights)
-            terms[f"{stage}_class"] = weight * (1 - config.mu) / config.mu * rows.mean(soft)
+            class_weights = rows.student.new_ones(rows.student.shape[1])  # (K + 1,)
+            class_weights[-1] = config.background
+            entropy = soft_cross_entropy(rows.student, rows.teacher, class_weights)  # (n, K + 1) -> (n,)
+            terms[f"{stage}_class"] = weight * (1 - config.mu) / config.mu * rows.mean(entropy)
         if config.nu:
-            row = rows.foreground.nonzero()[:, 0]
-            place = row, rows.labels[row]
+            positive = rows.foreground.nonzero()[:, 0]  # (positives,)
+            code = positive, rows.labels[positive]  # the box code of the region's class
             bounded = bounded_regression(
-                rows.student_deltas[place], rows.teacher_deltas[place], rows.aims[row], config.margin
-            )
+                rows.student_deltas[code], rows.teacher_deltas[code], rows.target_deltas[positive], config.margin
+            )  # (positives, 4) -> (positives,)
             terms[f"{stage}_box"] = weight * config.nu * rows.mean(bounded)
         return terms
 
 
-def rpn_rows(student: Predictions, teacher: Predictions) -> Rows:
-    """The anchors that the student's RPN loss was computed on, as rows of one class and the background; both (B, N, 1) on the same anchors."""
-    assignment = required(student.assignment)
-    kept = assignment.valid & teacher.valid
-    logits = [
-        F.pad(stage.logits[kept], (0, 1)) for stage in (student, teacher)
-    ]  # softmax of (z, 0) is the sigmoid of z
+def rpn_rows(student_predictions: Predictions, teacher_predictions: Predictions) -> Rows:
+    """The anchors that the student's RPN loss sampled, as rows of one class and the background.
+
+    Both predictions have logits (B, N, 1) on the same anchors.
+    """
+    assignment = required(student_predictions.assignment)
+    kept = assignment.valid & teacher_predictions.valid  # (B, N)
+    # The softmax of (z, 0) is the sigmoid of z.
+    student_logits = F.pad(student_predictions.logits[kept], (0, 1))  # (B, N, 1) -> (n, 1) -> (n, 2)
+    teacher_logits = F.pad(teacher_predictions.logits[kept], (0, 1))
     return Rows(
-        student=logits[0],
-        teacher=logits[1].detach(),
-        student_deltas=required(student.deltas)[kept][:, None],
-        teacher_deltas=required(teacher.deltas)[kept][:, None].detach(),
+        student=student_logits,
+        teacher=teacher_logits.detach(),
+        student_deltas=required(student_predictions.deltas)[kept][:, None],  # (B, N, 4) -> (n, 1, 4)
+        teacher_deltas=required(teacher_predictions.deltas)[kept][:, None].detach(),
         labels=(~assignment.positive[kept]).long(),
-        aims=required(assignment.deltas)[kept],
+        target_deltas=required(assignment.deltas)[kept],
     )

@@ -1,15 +1,19 @@
-"""CLoCKDistill: the encoder's memory, objects by their size. Lan and Tian, WACV 2026, arXiv:2502.10683.
+"""CLoCKDistill: the encoder's memory, with objects weighted by their size. Lan and Tian, WACV 2026, arXiv:2502.10683.
 
     L = sum over levels of  a sum M (S - T)^2 + b sum N (S - T)^2,    sums over cells and channels, mean over images
 
-S and T are the encoder's outputs. M of a cell is 1 / the cells of its box, of the smallest where several overlap, and 0 outside; N is 1 / the
-cells outside all boxes, and 0 inside. Every box is drawn on every level. Minimum 0.
+S and T are the encoder's outputs. In a cell of a box, M is 1 / (number of cells of the box). If several boxes overlap,
+the smallest counts. Outside all boxes M is 0. N is 1 / (number of cells outside all boxes) in these cells, and 0 inside
+the boxes. Every box is drawn on every level. The minimum is 0.
 
-This is the paper's memory distillation alone. Its other half, decoders of both sides run on the same queries made from the ground truth, is not
-here (kddetr runs both decoders on the same queries). a = 5e-5 and b = 1e-7 are the paper's, as others report them. That the sums run over channels,
-rather than being means, is how we read them, after FGD, whose masks these are; so is what counts as a box's cells, see `geometry.focal_masks`,
-in which padding takes no part. A 1x1 convolution where widths differ is ours, and `pyramid: neck`: maps before the encoder, or of detectors
-without one.
+This is the memory distillation of the paper alone. The other half of the paper runs the decoders of both sides on the
+same queries, made from the ground truth. It is not implemented here (kddetr runs both decoders on the same queries).
+The weights 5e-5 (a) and 1e-7 (b) are the paper's, as reported by others.
+
+Our interpretation, after FGD, which has the same masks: the sums run over channels too, instead of being means, and the
+cells of a box are those of `geometry.focal_masks`, in which padding does not count. Our additions: a 1x1 convolution if
+the channel counts differ, and `pyramid: neck`, which compares the maps before the encoder, or the maps of detectors
+without an encoder.
 """
 
 from dataclasses import dataclass
@@ -27,7 +31,9 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 @dataclass(frozen=True)
 class CLoCKDistillConfig(LevelConfig):
-    """weight_foreground, weight_background: of each level's two terms; one of weight 0 is left out. The others: see `LevelConfig`."""
+    """weight_foreground, weight_background: weights of each level's two terms. A term of weight 0 is left out.
+    The other options: see `LevelConfig`.
+    """
 
     weight_foreground: Weight = 5e-5
     weight_background: Weight = 1e-7
@@ -35,13 +41,15 @@ class CLoCKDistillConfig(LevelConfig):
 
 
 class CLoCKDistill(Method):
-    """See the module's head. Its terms: `foreground`, `background`."""
+    """See the module docstring. Terms: `foreground`, `background`."""
 
     name = "clockdistill"
     group = "set predictions"
     paper = "arXiv:2502.10683"
-    reads = "the encoder's memory, boxes of the ground truth"
-    learns = "a 1x1 convolution a level where the widths differ"
+    copies = "the encoder's memory, objects and background separately"
+    requires = "encoders on both sides and a level with the same stride on both sides"
+    reads = "the encoder's memory, ground-truth boxes"
+    learns = "a 1x1 convolution per level if the channel counts differ"
     Config = CLoCKDistillConfig
 
     def __init__(self, config: CLoCKDistillConfig, levels: PairedLevels):
@@ -51,9 +59,9 @@ class CLoCKDistill(Method):
 
     @classmethod
     def build(cls, config: CLoCKDistillConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where a side has no such pyramid, no level can be paired or nothing weighs anything."""
-        weights = config.weight_foreground or config.weight_background
-        require(bool(weights), cls.name, "all its weights are 0", "see the options of methods.clockdistill")
+        """Raises UserError if a side has no such pyramid, if no level can be paired, or if all weights are 0."""
+        has_weight = bool(config.weight_foreground or config.weight_background)
+        require(has_weight, cls.name, "all its weights are 0", "see the options of methods.clockdistill")
         return cls(config, PairedLevels.build(cls.name, config, student, teacher))
 
     def forward(
@@ -65,16 +73,21 @@ class CLoCKDistill(Method):
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         sizes = student_output.pyramids[self.config.pyramid].sizes
-        parts = torch.stack(
-            [_parts(level, targets, sizes) for level in self.levels(student_output, teacher_output)]
-        ).sum(0)
-        weights = {"foreground": self.config.weight_foreground, "background": self.config.weight_background}
-        return {name: weight * part for (name, weight), part in zip(weights.items(), parts, strict=True) if weight}
+        levels = self.levels(student_output, teacher_output)
+        foreground, background = torch.stack([_region_terms(level, targets, sizes) for level in levels]).sum(0)
+        terms = {}
+        if self.config.weight_foreground:
+            terms["foreground"] = self.config.weight_foreground * foreground
+        if self.config.weight_background:
+            terms["background"] = self.config.weight_background * background
+        return terms
 
 
-def _parts(level: Level, targets: Targets, sizes: Tensor) -> Tensor:
-    """Foreground and background of a level, not weighted, (2,). sizes (B, 2): the images' valid ones."""
+def _region_terms(level: Level, targets: Targets, sizes: Tensor) -> Tensor:
+    """Returns the unweighted foreground and background term of a level, (2,).
+
+    sizes (B, 2): height and width of each image.
+    """
     shape = (level.student.shape[-2], level.student.shape[-1])
-    return region_squares(
-        level.student, level.teacher, torch.stack(focal_masks(targets.boxes, shape, level.stride, sizes))
-    )
+    masks = focal_masks(targets.boxes, shape, level.stride, sizes)
+    return region_squares(level.student, level.teacher, torch.stack(masks))

@@ -1,20 +1,27 @@
-"""CRD: contrast each instance with a memory of others. Tian, Krishnan and Isola, ICLR 2020, arXiv:1910.10699.
+"""CRD: contrast each instance with a memory of other instances. Tian, Krishnan and Isola, ICLR 2020, arXiv:1910.10699.
 
-    o_k = exp(<m_k, v> / T) / Z,    L = -log o_0 / (o_0 + K/M) - sum over K negatives of log (K/M) / (o_k + K/M),    weight * (L_s + L_t)
+    o_k = exp(<m_k, v> / T) / Z
+    L = -log o_0 / (o_0 + K/M) - sum over K negatives of log (K/M) / (o_k + K/M)
+    term = weight * (L_s + L_t), mean over instances
 
-v: a linear map to 128 numbers of unit length, of the student's vector (L_s) and of the teacher's (L_t); both maps are learned. m: memory of
-the other side; after scoring, the batch's slots become the normalised mean of old and new. Mean over instances. Published for classifiers, whose
-images have one slot each; here an instance is a box (`methods.shared.embeddings`; one vector a box), known by its image's id and its place among the
-image's boxes. Where augmentation drops boxes (a crop), the place counts those left, and a slot may for once hold a neighbour.
+v: a learned linear map of the student's vector (in L_s) or the teacher's (in L_t) to 128 values, scaled to unit
+length. m: memory of the other detector. After the loss, the slots of the batch become the normalized mean of old and
+new vector.
 
-Ours, as the paper is silent on detectors: the memory has M slots (`capacity`), given to boxes as they are first seen; when all are taken, those given
-longest ago are given anew. A data set may have more boxes than slots, so a new slot begins as the box's own vectors (`begin: own`), or its positive
-would be a stranger's; `random` is the published beginning. Negatives are drawn from boxes seen so far, of another class, as published; with one
-class, from other boxes. K is 4096, as 16384 are more than most detection sets have boxes. Z is the mean score against the whole memory at the first
-batch with a box, when it is random, times M; then it is kept, as published (there: the mean over what was drawn).
+Published for classifiers: each image has one slot. Here an instance is a box with one vector
+(`methods.shared.embeddings`). Its key is the image id and the box's index in the image. If augmentation drops boxes (a
+crop), the index counts the remaining boxes. A slot may then temporarily hold the vectors of another box of the image.
 
-Slots, memory and Z are the same on every process, from the boxes of all, and part of the method's state. DistributedDataParallel sends
-buffers around each step: 1 kB a slot.
+Ours, because the paper does not treat detectors: the memory has M slots (`capacity`). Boxes get slots when they are
+first seen. When all slots are used, those assigned longest ago are reused. A data set may have more boxes than slots,
+so a new slot starts with the box's own vectors (`begin: own`); otherwise its positive would be the vectors of another
+box. `random` is the published start. Negatives are drawn from boxes seen so far of another class, as published; with a
+single class, from other boxes. K is 4096, because the published 16384 is more than the number of boxes of most
+detection sets. Z is M times the mean score against the whole memory at the first batch with a box, while the memory is
+random. Then it stays fixed, as published (there: the mean over the drawn slots).
+
+Slots, memory and Z are the same on every process. They are computed from the boxes of all processes and are saved with
+the method. DistributedDataParallel broadcasts the buffers at each step: 1 kB per slot.
 """
 
 from dataclasses import dataclass
@@ -26,16 +33,24 @@ from torch import Tensor, nn
 
 from detdistill.distributed import gather_rows, mean_over_processes
 from detdistill.losses import contrast_scores, noise_contrast, unit
+from detdistill.methods.crd_memory import InstanceBank
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.bank import InstanceBank
-from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings, one_a_box
+from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings, mean_per_box
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
 class CRDConfig(EmbeddingConfig):
-    """negatives: K. capacity: M. width: of the learned vectors. momentum: share of the old memory. positives: a box's own slot, or with `relax`
-    any of its class. begin: of a new slot. The other: see `methods.shared.embeddings.EmbeddingConfig`."""
+    """weight: weight of the term.
+    negatives: K.
+    capacity: M.
+    width: length of the learned vectors.
+    temperature: T.
+    momentum: share of the old vector in a memory update.
+    positives: `exact` is the box's own slot; `relax` is any slot of its class.
+    begin: initial vectors of a new slot.
+    The other options: see `methods.shared.embeddings.EmbeddingConfig`.
+    """
 
     weight: Weight = 0.8
     negatives: Annotated[int, Field(ge=1)] = 4096
@@ -48,13 +63,15 @@ class CRDConfig(EmbeddingConfig):
 
 
 class CRD(Method):
-    """See the module's head. Its term: `contrast`."""
+    """See the module docstring. Term: `contrast`."""
 
     name = "crd"
     group = "instances"
     paper = "arXiv:1910.10699"
+    copies = "each object's embedding, contrasted with other classes"
+    requires = "a level with the same stride on both sides, or RoI heads on both sides"
     reads = "neck features of boxes, or RoI embeddings"
-    learns = "a linear map of each side to 128 numbers, a memory of instances"
+    learns = "a linear map to 128 values per detector, a memory of instances"
     Config = CRDConfig
     constants: Tensor
 
@@ -62,13 +79,13 @@ class CRD(Method):
         super().__init__()
         self.config, self.embeddings = config, embeddings
         self.need = self.student_need = embeddings.need
-        self.maps = nn.ModuleList(nn.Linear(width, config.width) for width in embeddings.widths)  # student's, teacher's
+        self.maps = nn.ModuleList(nn.Linear(width, config.width) for width in embeddings.widths)  # student, teacher
         self.bank = InstanceBank(config.capacity, config.width)
-        self.register_buffer("constants", torch.zeros(2))  # Z of L_s and of L_t; 0: not yet
+        self.register_buffer("constants", torch.zeros(2))  # Z of L_s and of L_t; 0 before the first batch with a box
 
     @classmethod
     def build(cls, config: CRDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where RoI embeddings are asked for and a side has none."""
+        """Raises UserError if `embedding: roi` is set and a detector has no RoI embeddings."""
         return cls(config, InstanceEmbeddings.build(cls.name, config, student, teacher))
 
     def forward(
@@ -78,53 +95,57 @@ class CRD(Method):
         targets: Targets,
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
-        """See `Method.forward`. Moves the memory. Raises ValueError without `state.ids`, and UserError where a batch has more boxes than slots."""
+        """See `Method.forward`. Updates the memory.
+
+        Raises ValueError if `state.ids` is None, and UserError if a batch has more boxes than the memory has slots.
+        """
         if state.ids is None:
-            raise ValueError(
-                "method crd remembers boxes by their image: it needs state.ids, the data set's image ids of the batch"
-            )
-        instances = one_a_box(self.embeddings(student_output, teacher_output, targets))
-        keys = torch.stack([state.ids.to(instances.images)[instances.images], instances.boxes], dim=1)
+            raise ValueError("method crd stores boxes by image: pass state.ids, the image ids of the batch")
+        config = self.config
+        instances = mean_per_box(self.embeddings(student_output, teacher_output, targets))
+        image_ids = state.ids.to(instances.images)[instances.images]  # (n,)
         labels = torch.cat(
-            [own[instances.boxes[instances.images == image]] for image, own in enumerate(targets.labels)]
+            [
+                image_labels[instances.boxes[instances.images == image]]
+                for image, image_labels in enumerate(targets.labels)
+            ]
         )
-        with torch.autocast(instances.student.device.type, enabled=False):  # exp(1 / T) is beyond half precision
-            sides = instances.student, instances.teacher
-            vectors = [
-                unit(side(given.to(self.bank.vectors.dtype))) for side, given in zip(self.maps, sides, strict=True)
-            ]
-            index, everyone, slots = self._look_up(
-                torch.stack(vectors), torch.cat([keys, labels[:, None]], dim=1), state.generator
-            )
-            mine, theirs = self.bank.vectors.clone()  # the backward pass needs it as it was
-            costs = [
-                noise_contrast(
-                    contrast_scores(own, other, index, self.config.temperature) / constant, self.config.capacity
-                ).sum()
-                for own, other, constant in zip(vectors, (theirs, mine), self.constants, strict=True)
-            ]
-        self.bank.write(slots, everyone, self.config.momentum)
-        count = mean_over_processes(costs[0].new_tensor(float(len(keys))))
-        return {"contrast": self.config.weight * torch.stack(costs).sum() / count}
+        rows = torch.stack([image_ids, instances.boxes, labels], dim=1)  # (n, 3)
+        with torch.autocast(instances.student.device.type, enabled=False):  # exp(1 / T) overflows half precision
+            dtype = self.bank.vectors.dtype
+            student_vectors = unit(self.maps[0](instances.student.to(dtype)))  # (n, D)
+            teacher_vectors = unit(self.maps[1](instances.teacher.to(dtype)))  # (n, D)
+            vectors = torch.stack([student_vectors, teacher_vectors])  # (2, n, D)
+            index, all_vectors, all_slots = self.look_up(vectors, rows, state.generator)
+            # A copy, because the backward pass needs the memory before it is updated.
+            student_memory, teacher_memory = self.bank.vectors.clone()  # (M, D) each
+            student_scores = contrast_scores(student_vectors, teacher_memory, index, config.temperature)  # (n, K + 1)
+            teacher_scores = contrast_scores(teacher_vectors, student_memory, index, config.temperature)
+            student_loss = noise_contrast(student_scores / self.constants[0], config.capacity).sum()
+            teacher_loss = noise_contrast(teacher_scores / self.constants[1], config.capacity).sum()
+        self.bank.write(all_slots, all_vectors, config.momentum)
+        count = mean_over_processes(student_loss.new_tensor(float(len(rows))))
+        return {"contrast": config.weight * (student_loss + teacher_loss) / count}
 
     @torch.no_grad()
-    def _look_up(
+    def look_up(
         self, vectors: Tensor, rows: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the n boxes here are compared with, (n, K + 1) slots, and of the N boxes of all processes the vectors (2, N, D) and slots (N,).
+        """Slots to compare the n boxes of this process with, and what to write for the N boxes of all processes.
 
-        vectors (2, n, D). rows (n, 3): image id, box, label. Gives new boxes their slots, and sets Z at the first time.
+        vectors (2, n, D). rows (n, 3): image id, box index, label. Returns slots (n, K + 1), vectors (2, N, D) and
+        slots (N,). Assigns slots to new boxes. Sets Z at the first batch with a box.
         """
-        everyone, begin = gather_rows(vectors.transpose(0, 1))
-        everyone = everyone.transpose(0, 1)
-        keys, _ = gather_rows(rows)
-        slots, new = self.bank.register(keys[:, :2], keys[:, 2])
+        all_vectors, begin = gather_rows(vectors.transpose(0, 1))
+        all_vectors = all_vectors.transpose(0, 1)  # (2, N, D)
+        all_rows, _ = gather_rows(rows)  # (N, 3)
+        slots, is_new = self.bank.register(all_rows[:, :2], all_rows[:, 2])
         if len(slots) and not self.constants.any():
-            scores = (
-                everyone.flip(0) @ self.bank.vectors.transpose(1, 2) / self.config.temperature
-            )  # of L_t, then of L_s
+            # Each detector's vectors against the memory of the other: (2, N, M), first L_t, then L_s.
+            scores = all_vectors.flip(0) @ self.bank.vectors.transpose(1, 2) / self.config.temperature
             self.constants.copy_(scores.exp().mean((1, 2)).flip(0) * self.config.capacity)
         if self.config.begin == "own":
-            self.bank.write(slots[new], everyone[:, new], 0.0)
-        own = slots[begin : begin + len(rows)]
-        return self.bank.draw(own, self.config.negatives, self.config.positives == "relax", generator), everyone, slots
+            self.bank.write(slots[is_new], all_vectors[:, is_new], 0.0)
+        own_slots = slots[begin : begin + len(rows)]  # (N,) -> (n,)
+        relax = self.config.positives == "relax"
+        return self.bank.draw(own_slots, self.config.negatives, relax, generator), all_vectors, slots

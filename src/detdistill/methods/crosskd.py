@@ -1,36 +1,51 @@
 """CrossKD: the student's tower features through the teacher's head. Wang et al., CVPR 2024, arXiv:2306.11369.
 
-    p^ = teacher's layers i+1.. and predictors on the student's features after its convolution i
-    L  = distances of `methods.shared.predictions` between p^ and the teacher's own predictions
+    p^ = the teacher's layers i+1.. and predictors, applied to the student's features after convolution i of its towers
+    L  = the distances of `methods.shared.predictions` between p^ and the teacher's own predictions
 
-Gradient goes through the teacher's frozen tail into the student's convolutions 1..i, its neck and backbone; the student's convolutions after i
-and its predictors learn from the labels alone.
+The gradient passes through the frozen end of the teacher's head into the student's convolutions 1..i, its neck and its
+backbone. The student's later convolutions and its predictors learn from the labels only.
 
-Code and paper. The published code, not the text, gives the student's features the teacher's mean and deviation per channel and level first
-(`align`). It is written to leave the tower before the activation, but an in-place ReLU overwrites what it keeps, so its published runs used
-the features after it and applied ReLU again (`tap: post_relu`, the default; `pre_act` is the code as written). The region is weighted by the
-teacher's confidence, and normalisers differ by detector (`methods.presets`). Equal widths are needed there; here a 1x1 convolution is learned
-where they differ, as its authors advise.
+Differences between paper and published code. The code, but not the text, first gives the student's features the
+teacher's mean and deviation per channel and level (`align`). The code is written to take the tower's features before
+the activation, but an in-place ReLU overwrites the stored features. The published runs therefore used the features
+after the ReLU and applied ReLU again (`tap: post_relu`, the default; `pre_act` follows the code as written). The box
+term is weighted by the teacher's confidence. The divisors differ between detectors: see `methods.presets`. The code
+needs equal tower widths. Here a 1x1 convolution is learned if the widths differ, as the authors advise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from detdistill.losses import match_statistics
+from detdistill.losses import match_statistics, quality_focal
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, unmet
-from detdistill.methods.shared.towers import require_towers, tower_place
+from detdistill.methods.shared.predictions import (
+    PredictionConfig,
+    box_distance,
+    quality_distance,
+    unmet_requirement,
+    weighted_terms,
+)
+from detdistill.methods.shared.towers import require_towers, resolve_depth
 from detdistill.types import Assignment, DetectorInfo, DetectorOutput, Need, Targets, TowerState, TrainState, required
 
 
 @dataclass(frozen=True)
 class CrossKDConfig(PredictionConfig):
-    """depth: position i, at which the teacher's tower is entered; negative: from its end, -1 leaves one convolution and the predictors.
-    student_depth: at which the student's is left, likewise; none: the same. align: match channel statistics. tap: see the module's head."""
+    """Options of CrossKD.
+
+    depth: position i at which the student's features enter the teacher's tower. A negative value counts from the end:
+        -1 leaves one convolution and the predictors.
+    student_depth: position at which the features leave the student's tower, counted in the same way; none: the same as
+        depth.
+    align: give the student's features the teacher's channel statistics.
+    tap: `post_relu` or `pre_act`, see the module docstring.
+    """
 
     depth: int = -1
     student_depth: int | None = None
@@ -39,13 +54,15 @@ class CrossKDConfig(PredictionConfig):
 
 
 class CrossKD(Method):
-    """See the module's head. Its terms: `class`, `box`, `quality`."""
+    """See the module docstring. Its terms: `class`, `box`, `quality`."""
 
     name = "crosskd"
     group = "dense predictions"
     paper = "arXiv:2306.11369"
+    copies = "the teacher's predictions, through the teacher's own head"
+    requires = "dense heads with towers on the same strides"
     reads = "tower features, the teacher's head"
-    learns = "a 1x1 convolution a tower, only where the widths differ"
+    learns = "a 1x1 convolution per tower, only if the widths differ"
     gain = "GFL R50 40.2 to 43.7 (GFL R101)"
     Config = CrossKDConfig
 
@@ -57,48 +74,43 @@ class CrossKD(Method):
         same_grid: bool,
         shared: SharedClasses,
     ):
-        """depths and widths: (student, teacher). same_grid: the student's own assignment holds for the teacher's predictions."""
+        """depths, widths: of the towers of student and teacher.
+
+        same_grid: the student's assignment also fits the teacher's predictions.
+        """
         super().__init__()
-        self.config, self.shared = config, shared
+        self.config, self.shared, self.same_grid = config, shared, same_grid
         self.student_depth, self.teacher_depth = depths
-        self.same_grid = same_grid
-        same = widths[0] == widths[1]
-        self.connectors = nn.ModuleList(
-            nn.Identity() if same else nn.Conv2d(*widths, 1) for _ in range(2)
-        )  # classification, regression
+        student_width, teacher_width = widths
+        self.connectors = nn.ModuleList(  # classification tower, regression tower
+            nn.Identity() if student_width == teacher_width else nn.Conv2d(student_width, teacher_width, 1)
+            for _ in range(2)
+        )
         self.need = Need(towers=frozenset({self.teacher_depth}), predictions=True)
         self.student_need = Need(towers=frozenset({self.student_depth}))
 
     @classmethod
     def build(cls, config: CrossKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have towers on the same strides, the same classes, and the depths exist."""
-        two_stage = all(info.proposals is not None for info in (student, teacher))
-        remedy = "take crosskd_roi, its form for RoI heads" if two_stage else "take retinanet, fcos, atss or gfl"
+        """Raises UserError unless both have towers of these depths on the same strides, and share a class."""
+        two_stage = student.proposals is not None and teacher.proposals is not None
+        remedy = "use crosskd_roi, its form for RoI heads" if two_stage else "use retinanet, fcos, atss or gfl"
         require_towers(cls.name, student, teacher, remedy)
         shared = SharedClasses.between(cls.name, student, teacher)
-        grids = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
-        require(
-            student.strides == teacher.strides,
-            cls.name,
-            grids,
-            "the teacher's head needs its own grid: give the student its --model.strides",
-        )
-        remedy = "set methods.crosskd.depth, and student_depth where the two differ"
-        entered = tower_place(cls.name, config.depth, "teacher", teacher, remedy)
-        left = tower_place(
-            cls.name, entered if config.student_depth is None else config.student_depth, "student", student, remedy
-        )
-        missing = unmet(config, teacher, teacher)  # both sides of the comparison come out of the teacher's head
+        strides = f"the student's strides are {student.strides}, the teacher's {teacher.strides}"
+        remedy = "the teacher's head needs its own grid: give the student the teacher's --model.strides"
+        require(student.strides == teacher.strides, cls.name, strides, remedy)
+        remedy = "set methods.crosskd.depth, and student_depth if the depths differ"
+        teacher_depth = resolve_depth(cls.name, config.depth, "teacher", teacher, remedy)
+        student_depth = teacher_depth if config.student_depth is None else config.student_depth
+        student_depth = resolve_depth(cls.name, student_depth, "student", student, remedy)
+        # Both sides of the comparison come from the teacher's head.
+        missing = unmet_requirement(config, teacher, teacher)
         require(not missing, cls.name, missing, "see the options of methods.crosskd")
-        mine, theirs = required(student.grid), required(teacher.grid)
-        same_grid = (mine.assigner, mine.cell_anchors) == (theirs.assigner, theirs.cell_anchors)
-        return cls(
-            config,
-            (left, entered),
-            (required(student.towers).channels, required(teacher.towers).channels),
-            same_grid,
-            shared,
-        )
+        student_grid, teacher_grid = required(student.grid), required(teacher.grid)
+        same_assigner = student_grid.assigner == teacher_grid.assigner
+        same_grid = same_assigner and student_grid.cell_anchors == teacher_grid.cell_anchors
+        widths = required(student.towers).channels, required(teacher.towers).channels
+        return cls(config, (student_depth, teacher_depth), widths, same_grid, shared)
 
     def forward(
         self,
@@ -108,37 +120,47 @@ class CrossKD(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        continuation = required(teacher_output.towers)
-        mine, theirs = (
-            required(student_output.towers).states[self.student_depth],
-            continuation.states[self.teacher_depth],
+        teacher_towers = required(teacher_output.towers)
+        student_state = required(student_output.towers).states[self.student_depth]
+        teacher_state = teacher_towers.states[self.teacher_depth]
+        entry = TowerState(
+            self.teacher_depth,
+            self._adapted(student_state.classification, teacher_state.classification, self.connectors[0]),
+            self._adapted(student_state.regression, teacher_state.regression, self.connectors[1]),
         )
-        branches = (
-            (mine.classification, theirs.classification, self.connectors[0]),
-            (mine.regression, theirs.regression, self.connectors[1]),
+        crossed = self.shared.of_teacher(teacher_towers.resume(entry))  # predictions of the student's features
+        teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        teacher_scores = teacher_predictions.scores().detach()  # (B, N, K)
+        assignment = self._assignment(student_output, teacher_output, targets)
+        return weighted_terms(
+            self.config,
+            teacher_scores,
+            assignment,
+            class_rows=lambda: quality_focal(crossed.logits, teacher_scores, self.config.beta).sum(-1),  # (B, N)
+            box_rows=lambda: box_distance(crossed, teacher_predictions, self.config),
+            quality=lambda: quality_distance(crossed, teacher_predictions, assignment),
         )
-        entered = (
-            tuple(self._carry(guess, taught, connector) for guess, taught in zip(s, t, strict=True))
-            for s, t, connector in branches
-        )
-        crossed = self.shared.of_teacher(continuation.resume(TowerState(self.teacher_depth, *entered)))
-        taught = self.shared.of_teacher(teacher_output.stages[-1])
-        return prediction_terms(crossed, taught, self._assignment(student_output, teacher_output, targets), self.config)
 
-    def _carry(self, student: Tensor, teacher: Tensor, connector: nn.Module) -> Tensor:
-        """One level of the student's tower made fit for the teacher's."""
-        if self.config.tap == "post_relu":  # depth 0 is the neck, which has no activation
-            student = student.relu() if self.student_depth else student
-            teacher = teacher.relu() if self.teacher_depth else teacher
-        student = connector(student)
-        has_statistics = student[:, 0].numel() > 1
-        return match_statistics(student, teacher) if self.config.align and has_statistics else student
+    def _adapted(
+        self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], connector: nn.Module
+    ) -> tuple[Tensor, ...]:
+        """The levels of a student's tower with the activation, width and channel statistics of the teacher's tower."""
+        levels = []
+        for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):
+            if self.config.tap == "post_relu":  # depth 0 is the neck, which has no activation
+                student_level = student_level.relu() if self.student_depth else student_level
+                teacher_level = teacher_level.relu() if self.teacher_depth else teacher_level
+            level = connector(student_level)  # (B, C, H, W), C of the teacher
+            has_statistics = level[:, 0].numel() > 1
+            levels.append(match_statistics(level, teacher_level) if self.config.align and has_statistics else level)
+        return tuple(levels)
 
     def _assignment(
         self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
     ) -> Assignment:
-        own = student_output.stages[-1].assignment
-        if self.same_grid and own is not None:
-            return own
+        """The student's assignment if it fits the teacher's predictions, else the assignment of the teacher's rule."""
+        assignment = student_output.stages[-1].assignment
+        if self.same_grid and assignment is not None:
+            return assignment
         with torch.no_grad():
             return required(teacher_output.assign)(targets)

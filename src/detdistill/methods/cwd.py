@@ -1,15 +1,18 @@
 """CWD: channel-wise distillation. Shu et al., ICCV 2021, arXiv:2011.13256.
 
-    L = weight * sum over levels of  T^2 mean over images and channels of KL(softmax over cells of t / T || softmax over cells of s / T)
+    L = weight * sum over levels of T^2 mean over images and channels of KL(softmax(t / T) || softmax(s / T))
 
-On the neck it reads no head, no box and no class. On the class logits (`on: logits`) a channel is an anchor's class, and both sides need the
-same grid; classes are those both know.
+The softmax runs over the cells of a channel. On the neck it reads no head, no box and no class. On the class logits
+(`on: logits`) a channel is one class of one anchor, both detectors must predict in the same cells, and only shared
+classes are compared.
 
-Code and paper. The original detection code takes the cross-entropy (same gradient; a minimum of the teacher's entropy, not 0), T = 1 and weight
-5, on the first four levels: `variant: original`, the default, as the published number is its own. mmrazor 1.x (`variant: mmrazor`) takes the KL,
-weight 10 and all five levels. mmrazor's 41.9 for GFL was measured on the class logits, T = 1 and weight 5, in its version 0.3.1; its later
-configuration of that name distils the neck: here `on: logits`. The weights stand in `methods.presets`. The original has a 1x1 convolution where
-widths differ, as here. Softmaxes run over the whole map, padding included, as in both codes.
+Differences between paper and code. The original detection code (`variant: original`, the default, because the published
+number is its own) takes the cross-entropy, which has the same gradient and the teacher's entropy as minimum instead of
+0, with T = 1 and weight 5 on the first four levels. mmrazor 1.x (`variant: mmrazor`) takes the KL with weight 10 on all
+five levels. mmrazor's 41.9 AP for GFL was measured on the class logits with T = 1 and weight 5, in its version 0.3.1;
+its later configuration of the same name distills the neck. Here that is `on: logits`. The weights are in
+`methods.presets`. The original has a 1x1 convolution if the widths differ, as here. The softmax runs over the whole map
+including the padding, as in both codes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detdistill.losses import channel_wise
-from detdistill.methods.method import Method, Weight
+from detdistill.methods.method import Method, Temperature, Weight
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels
 from detdistill.methods.shared.predictions import require_same_cells
@@ -29,36 +32,44 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Ta
 
 @dataclass(frozen=True)
 class CWDConfig(LevelConfig):
-    """weight: of each level's term. temperature: of both softmaxes. on, variant: see the module's head. levels: of the neck's pairs or of the
-    logits, from the finest; none: all. The others are of the neck alone: see `LevelConfig`."""
+    """Options of CWD.
+
+    levels: number of levels of the neck's pairs or of the logits, from the finest; none: all.
+    weight: weight of the sum over levels.
+    temperature: temperature of both softmaxes.
+    on, variant: see the module docstring.
+    The other options apply to the neck only: see `LevelConfig`.
+    """
 
     levels: Annotated[int, Field(ge=1)] | None = 4
     weight: Weight = 5.0
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Temperature = 1.0
     on: Literal["neck", "logits"] = "neck"
     variant: Literal["original", "mmrazor"] = "original"
 
 
 class CWD(Method):
-    """See the module's head. Its term: `features`, or `class` on the logits."""
+    """See the module docstring. Its term: `features`, or `class` on the logits."""
 
     name = "cwd"
     group = "neck features"
     paper = "arXiv:2011.13256"
+    copies = "neck features or class maps, each channel as a distribution over the cells"
+    requires = "a level with the same stride on both sides; for class maps, dense heads with the same cells and anchors"
     reads = "neck features, or class logits"
-    learns = "a 1x1 convolution a level, only where the widths differ"
+    learns = "a 1x1 convolution per level, only if the widths differ"
     gain = "RetinaNet R50 37.4 to 40.5 (RetinaNet X101)"
     Config = CWDConfig
 
     def __init__(self, config: CWDConfig, levels: PairedLevels | None, shared: SharedClasses | None):
-        """levels: of the neck, or none, and then shared: the classes of the logits."""
+        """levels: pairs of the neck, or None on the logits. shared: classes of the logits, or None on the neck."""
         super().__init__()
         self.config, self.levels, self.shared = config, levels, shared
         self.need = self.student_need = Need(predictions=True) if levels is None else levels.need
 
     @classmethod
     def build(cls, config: CWDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired, or the logits are not on one grid."""
+        """Raises UserError if no level can be paired, or for the logits, if the cells differ or no class is shared."""
         if config.on == "neck":
             return cls(config, PairedLevels.build(cls.name, config, student, teacher), None)
         require_same_cells(cls.name, student, teacher)
@@ -74,21 +85,23 @@ class CWD(Method):
         """See `Method.forward`."""
         cross_entropy = self.config.variant == "original"
         terms = [
-            channel_wise(mine, theirs, self.config.temperature, cross_entropy)
-            for mine, theirs in self._pairs(student_output, teacher_output)
+            channel_wise(student_level, teacher_level, self.config.temperature, cross_entropy)
+            for student_level, teacher_level in self._pairs(student_output, teacher_output)
         ]
         part = "class" if self.levels is None else "features"
         return {part: self.config.weight * torch.stack(terms).sum()}
 
     def _pairs(self, student_output: DetectorOutput, teacher_output: DetectorOutput) -> list[tuple[Tensor, Tensor]]:
-        """The maps (B, C, H, W) to compare, fine to coarse."""
+        """The maps (B, C, H, W) of student and teacher to compare, fine to coarse."""
         if self.levels is not None:
             return [(level.student, level.teacher) for level in self.levels(student_output, teacher_output)]
         shared = required(self.shared)
-        mine, theirs = shared.of_student(student_output.stages[-1]), shared.of_teacher(teacher_output.stages[-1])
-        return list(zip(logit_maps(mine), logit_maps(theirs), strict=True))[: self.config.levels]
+        student_maps = logit_maps(shared.of_student(student_output.stages[-1]))
+        teacher_maps = logit_maps(shared.of_teacher(teacher_output.stages[-1]))
+        return list(zip(student_maps, teacher_maps, strict=True))[: self.config.levels]
 
 
 def logit_maps(predictions: Predictions) -> list[Tensor]:
-    """Class logits (B, N, K) of a dense head as maps (B, A K, H, W), one a level."""
-    return [level.flatten(3).permute(0, 3, 1, 2) for level in required(predictions.layout).split(predictions.logits)]
+    """The class logits (B, N, K) of a dense head as one map (B, A K, H, W) per level."""
+    levels = required(predictions.layout).split(predictions.logits)  # each (B, H, W, A, K)
+    return [level.flatten(3).permute(0, 3, 1, 2) for level in levels]  # -> (B, H, W, A K) -> (B, A K, H, W)

@@ -1,27 +1,32 @@
-"""DETRDistill: knowledge of set predictors. Chang et al., ICCV 2023, arXiv:2211.10156.
+"""DETRDistill: distillation between set predictors. Chang et al., ICCV 2023, arXiv:2211.10156.
 
     L = instance + weight_relation relation + weight_feature feature + weight_assignment assignment
     instance   = sum over pairs of stages of  1/N [ weight_class sum over P+ of H(p_t, p_s)
                  + sum over P+ and P- of (weight_box L1 + weight_giou (1 - GIoU)) ]
-    feature    = sum over levels of  1/(d H W M) sum over teacher queries i of q_i |psi_i (F_t - a(F_s))|^2,   psi_i = <F_t, Q_i>,
-                 q_i = c_i^gamma IoU(box of i, best ground truth)^(1 - gamma)
-    assignment = the student's own task loss of the teacher's queries, decoded by the student, under the teacher's matches with the ground truth
+    feature    = sum over levels of  1/(d H W M) sum over teacher queries i of q_i |psi_i (F_t - a(F_s))|^2
+                 psi_i = <F_t, Q_i>,  q_i = c_i^gamma IoU(box of i, best ground truth)^(1 - gamma)
+    assignment = task loss of the teacher's queries in the student's decoder, with the teacher's assignment
 
-P+ and P-: pairs (student query, teacher query) whose teacher query answers for a ground truth, and the others, which teach boxes only, as their
-class is background. N: how many both are, as in the released code; the paper names no normaliser. Both come from one matching a stage and image, at
-cost H + 5 L1 - 2 GIoU, in which the class of P- does not count. H: sum over classes of the cross-entropy. c_i: best class score, Q_i: embedding of
-the last decoder layer, a: a 1x1 convolution. Where student and teacher agree the class term is the entropy of the scores, boxes and features are 0,
-and the assignment is the task loss of those queries.
+P+: pairs (student query, teacher query) whose teacher query is assigned to a ground truth. P-: the other pairs. Only
+their boxes count, because their class is background. N: number of pairs in P+ and P-, as in the released code; the
+paper gives no normalizer. P+ and P- come from one matching per stage and image, with the cost H + 5 L1 - 2 GIoU, in
+which the class of P- does not count. H: cross-entropy, summed over classes. c_i: best class score. Q_i: embedding of
+the last decoder layer. a: a 1x1 convolution. d, M: numbers of channels and teacher queries. If student and teacher
+predict the same, the class term is the entropy of the scores, the box and feature terms are 0, and the assignment term
+is the task loss of these queries.
 
-The released code (`variant: released`, a row of `methods.presets`) has: class and box of all pairs (`pairs: joint`), boxes clipped to the image
-(`clip`), one mask a stage, made of cosines (`mask: aggregated`, stages added), q = c IoU (`gamma: none`), no adapter where widths agree
-(`adapter: when_needed`), the student's own matches of the teacher's queries (`assignment: student`), and a contrastive relation of paired
-embeddings behind learned projections, weight 0.2, which the paper hasn't got.
+The released code (`variant: released`, a row of `methods.presets`) compares class and box of all pairs
+(`pairs: joint`) and clips boxes to the image (`clip`). Its feature term has one mask per stage, made of cosines; the
+stages are added (`mask: aggregated`), q = c IoU (`gamma: none`), and there is no adapter if the widths agree
+(`adapter: when_needed`). Its assignment term uses the student's own assignment of the teacher's queries
+(`assignment: student`). It adds a contrastive relation between paired embeddings after learned projections, weight
+0.2, which the paper does not have.
 
-Not as there: cells of the padding take no part; the teacher's queries are detached; the decoder alone runs a second time, not the encoder; a
-student query without a partner has no terms (there a label of 80 for every class). The paper's weights of its three parts are not known to us: 1 each,
-the released ones. Queries that a detector draws from the image (two-stage Deformable DETR, RT-DETR, D-FINE) can't be handed over:
-`weight_assignment: 0` there.
+Different from the released code: padded cells take no part. The teacher's queries are detached. Only the decoder runs
+a second time, not the encoder. A student query without a partner has no terms; the released code gives it a label of
+80 for every class. We do not know the paper's weights of its three parts; 1 each is from the released code. Queries
+that a detector chooses from each image (two-stage Deformable DETR, RT-DETR, D-FINE) cannot be passed to another
+decoder: set `weight_assignment: 0` for them.
 """
 
 from collections.abc import Sequence
@@ -32,21 +37,24 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detdistill.geometry import focal_masks
 from detdistill.losses import relation_contrast, target_aware_distance
+from detdistill.methods.detrdistill_masks import Mask, feature_mask
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, always, when_widths_differ
 from detdistill.methods.shared.queries import (
-    Depth,
     StagePair,
+    Stages,
+    Weights,
     instance_terms,
     pair_stages,
+    require_learned_queries,
     require_queries,
-    stage_places,
+    require_transferable_queries,
+    stage_indices,
+    sum_terms,
+    transferred_queries,
 )
-from detdistill.methods.shared.query_masks import aggregated_mask, query_mask
-from detdistill.methods.shared.transfer import handed_over, require_learned, require_width
 from detdistill.types import (
     Assignment,
     DetectorInfo,
@@ -54,7 +62,9 @@ from detdistill.types import (
     Layout,
     Need,
     Predictions,
-    QueryPart,
+    Queries,
+    QueryInfo,
+    QuerySet,
     Targets,
     TrainState,
     required,
@@ -63,10 +73,20 @@ from detdistill.types import (
 
 @dataclass(frozen=True)
 class DETRDistillConfig(LevelConfig):
-    """weight_class, weight_box, weight_giou: of the instance part; all 0: it is off. weight_relation, weight_feature, weight_assignment: of the
-    others. stages: `all`, or the `last` of each, in the instance part and the relation. pairs: `split` as in the paper; `joint` as in the code;
-    `positives` leaves P- out. mask: `query` (the paper's), `aggregated` (the code's), `box` (cells of ground truths), `off` (all cells alike).
-    variant, gamma, clip, adapter, assignment: see the module's head. The others, of the feature part: see `LevelConfig`."""
+    """variant: `paper`, or `released` for the presets of the released code.
+    weight_class, weight_box, weight_giou: weights of the instance part; all 0 turns it off.
+    weight_relation, weight_feature, weight_assignment: weights of the other parts; 0 turns a part off.
+    stages: `all` pairs of stages, or only the `last` stage of each detector, in the instance part and the relation.
+    pairs: `split` counts P+ and P- as in the paper, `joint` counts class and box of all pairs as in the released code,
+    `positives` counts only P+.
+    clip: clip the teacher's boxes to the image in the instance part.
+    mask: mask of the feature part. `query`: the paper's. `aggregated`: the released code's. `box`: cells of ground
+    truths. `off`: all cells count the same.
+    gamma: exponent of the class score in q; none: q = c IoU.
+    adapter: 1x1 convolution `always`, or `when_needed` because the widths differ.
+    assignment: detector whose assignment is used in the assignment part.
+    The other options, of the feature part: see `LevelConfig`.
+    """
 
     variant: Literal["paper", "released"] = "paper"
     weight_class: Weight = 1.0
@@ -75,40 +95,46 @@ class DETRDistillConfig(LevelConfig):
     weight_relation: Weight = 0.0
     weight_feature: Weight = 1.0
     weight_assignment: Weight = 1.0
-    stages: Depth = "all"
+    stages: Stages = "all"
     pairs: Literal["split", "joint", "positives"] = "split"
     clip: bool = False
-    mask: Literal["query", "aggregated", "box", "off"] = "query"
+    mask: Mask = "query"
     gamma: Annotated[float, Field(ge=0, le=1)] | None = 0.5
     adapter: Literal["always", "when_needed"] = "always"
     assignment: Literal["teacher", "student"] = "teacher"
 
     @property
-    def instance(self) -> tuple[float, float, float]:
+    def instance_weights(self) -> Weights:
         """Weights of the instance part."""
         return self.weight_class, self.weight_box, self.weight_giou
 
     @property
-    def paired(self) -> bool:
-        """A part reads pairs of queries."""
-        return any(self.instance) or bool(self.weight_relation)
+    def uses_pairs(self) -> bool:
+        """True if a part reads pairs of queries."""
+        return any(self.instance_weights) or bool(self.weight_relation)
 
     @property
-    def needs_truth(self) -> bool:
-        """A part reads which teacher query answers for which ground truth."""
-        return (self.paired and self.pairs != "joint") or (
-            bool(self.weight_assignment) and self.assignment == "teacher"
-        )
+    def uses_teacher_assignment(self) -> bool:
+        """True if a part reads which ground truth each teacher query is assigned to."""
+        in_pairs = self.uses_pairs and self.pairs != "joint"
+        return in_pairs or (bool(self.weight_assignment) and self.assignment == "teacher")
+
+    @property
+    def mask_uses_queries(self) -> bool:
+        """True if the feature part compares the teacher's maps with the teacher's queries."""
+        return bool(self.weight_feature) and self.mask in ("query", "aggregated")
 
 
 class DETRDistill(Method):
-    """See the module's head. Its terms: `class`, `box`, `giou`, `relation`, `feature`, `assignment`."""
+    """See the module docstring. Terms: `class`, `box`, `giou`, `relation`, `feature`, `assignment`."""
 
     name = "detrdistill"
     group = "set predictions"
     paper = "arXiv:2211.10156"
+    copies = "the teacher's queries: boxes and classes per stage, where they look, and which objects they match"
+    requires = "queries on both sides; for the assignment part, learned queries of equal width"
     reads = "decoder stages, queries, neck features, boxes of the ground truth"
-    learns = "a 1x1 convolution a level; with a relation, two projections of the embeddings"
+    learns = "a 1x1 convolution per level; with a relation, two projections of the embeddings"
     gain = "Deformable DETR R50 44.1 to 46.6 (Deformable DETR R101)"
     Config = DETRDistillConfig
 
@@ -117,41 +143,47 @@ class DETRDistill(Method):
         config: DETRDistillConfig,
         shared: SharedClasses,
         levels: PairedLevels | None,
-        widths: tuple[int, int],
-        parts: frozenset[QueryPart],
+        student_queries: QueryInfo,
+        teacher_queries: QueryInfo,
     ):
-        """levels: of the feature part, None without it. widths: of both detectors' embeddings. parts: of queries that the student reads."""
+        """levels: for the feature part, None without it."""
         super().__init__()
-        self.config, self.shared, self.levels, self.parts = config, shared, levels, parts
-        self.projections = (
-            nn.ModuleList(projection(width) for width in widths) if config.weight_relation else nn.ModuleList()
-        )
-        features = levels.need if levels is not None else Need()
-        masked = levels is not None and config.mask in ("query", "aggregated")
-        asked = bool(config.weight_assignment)
-        truth = config.needs_truth
-        self.need = Need(predictions=config.paired or masked or truth, queries=truth or asked) | features
-        self.student_need = Need(predictions=config.paired, queries=asked) | features
+        self.config, self.shared, self.levels, self.parts = config, shared, levels, student_queries.parts
+        widths = (student_queries.width, teacher_queries.width) if config.weight_relation else ()
+        self.projections = nn.ModuleList(projection(width) for width in widths)  # student, teacher
+        feature_need = Need() if levels is None else levels.need
+        reads_stages = config.uses_pairs or config.uses_teacher_assignment or config.mask_uses_queries
+        decodes_again = bool(config.weight_assignment)
+        reads_queries = decodes_again or config.uses_teacher_assignment
+        self.need = Need(predictions=reads_stages, queries=reads_queries) | feature_need
+        self.student_need = Need(predictions=config.uses_pairs, queries=decodes_again) | feature_need
 
     @classmethod
     def build(cls, config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have queries and share a class, and where a part that weighs something lacks what it reads."""
+        """Raises UserError if a detector has no queries, if they share no class, or if a used part lacks its input."""
         require_queries(cls.name, student, teacher)
-        weighs = config.paired or config.weight_feature or config.weight_assignment
-        require(bool(weighs), cls.name, "all its weights are 0", "see the options of methods.detrdistill")
-        unknown = [name for name in student.classes if name not in teacher.classes]
-        lacking = f"the teacher's queries are matched with ground truths, and it does not know the class {''.join(unknown[:1])!r}"
-        remedy = "set methods.detrdistill.pairs to joint and weight_assignment to 0"
-        require(not (config.needs_truth and unknown), cls.name, lacking, remedy)
+        student_queries, teacher_queries = required(student.queries), required(teacher.queries)
+        is_active = config.uses_pairs or config.weight_feature or config.weight_assignment
+        require(bool(is_active), cls.name, "all its weights are 0", "see the options of methods.detrdistill")
+        if config.uses_teacher_assignment:
+            remedy = "set methods.detrdistill.pairs to joint and weight_assignment to 0"
+            for name in student.classes:
+                problem = f"the teacher does not have the class {name!r}, so its queries cannot be assigned to it"
+                require(name in teacher.classes, cls.name, problem, remedy)
         if config.weight_assignment:
             remedy = "set methods.detrdistill.weight_assignment to 0"
-            require_learned(cls.name, student, teacher, remedy)
-            require_width(cls.name, student, teacher, remedy)
-        levels = _levels(config, student, teacher) if config.weight_feature else None
-        widths = required(student.queries).width, required(teacher.queries).width
-        return cls(
-            config, SharedClasses.between(cls.name, student, teacher), levels, widths, required(student.queries).parts
-        )
+            require_learned_queries(cls.name, student, teacher, remedy)
+            require_transferable_queries(cls.name, student, teacher, remedy)
+        levels = None
+        if config.weight_feature:
+            connect = when_widths_differ if config.adapter == "when_needed" else always
+            levels = PairedLevels.build(cls.name, config, student, teacher, connect)
+            channels, width = teacher.channels[config.pyramid], teacher_queries.width
+            problem = f"the teacher's {config.pyramid} has {channels} channels, its queries have width {width}"
+            fits = channels == width or not config.mask_uses_queries
+            require(fits, cls.name, problem, "set methods.detrdistill.pyramid to memory, or mask to box")
+        shared = SharedClasses.between(cls.name, student, teacher)
+        return cls(config, shared, levels, student_queries, teacher_queries)
 
     def forward(
         self,
@@ -162,98 +194,74 @@ class DETRDistill(Method):
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         config = self.config
+        assignments: tuple[Assignment, ...] = ()
+        if config.uses_teacher_assignment:
+            teacher_targets = self.shared.targets(targets)
+            assignments = required(teacher_output.queries).match(teacher_output.stages, teacher_targets)
         terms: dict[str, Tensor] = {}
-        found: tuple[Assignment, ...] = ()
-        if config.needs_truth:
-            found = required(teacher_output.queries).match(teacher_output.stages, self.shared.targets(targets))
-        if config.paired:
-            pairs = self.pairs(student_output, teacher_output, found)
-            parts = [instance_terms(pair, config.instance, negatives=config.pairs != "positives") for pair in pairs]
-            terms |= {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        if config.uses_pairs:
+            pairs = self.paired_stages(student_output, teacher_output, assignments)
+            negatives = config.pairs != "positives"
+            terms |= sum_terms([instance_terms(pair, config.instance_weights, negatives) for pair in pairs])
             if config.weight_relation:
                 terms["relation"] = config.weight_relation * torch.stack([self.relation(pair) for pair in pairs]).sum()
         if self.levels is not None:
-            sizes = teacher_output.pyramids[config.pyramid].sizes
             stages = [self.shared.of_teacher(stage) for stage in teacher_output.stages]
-            levels = [
-                self.feature(level, stages, targets, sizes) for level in self.levels(student_output, teacher_output)
-            ]
-            terms["feature"] = config.weight_feature * torch.stack(levels).sum()
+            sizes = teacher_output.pyramids[config.pyramid].sizes
+            levels = self.levels(student_output, teacher_output)
+            distances = [self.feature(level, stages, targets, sizes) for level in levels]
+            terms["feature"] = config.weight_feature * torch.stack(distances).sum()
         if config.weight_assignment:
-            terms["assignment"] = config.weight_assignment * self.assignment(
-                student_output, teacher_output, found, targets
-            )
+            student_queries, teacher_queries = required(student_output.queries), required(teacher_output.queries).own
+            value = self.assignment(student_queries, teacher_queries, assignments, targets)
+            terms["assignment"] = config.weight_assignment * value
         return terms
 
-    def pairs(
-        self, student_output: DetectorOutput, teacher_output: DetectorOutput, found: Sequence[Assignment]
+    def paired_stages(
+        self, student_output: DetectorOutput, teacher_output: DetectorOutput, assignments: Sequence[Assignment]
     ) -> list[StagePair]:
-        """found: the teacher's matches with the ground truth, a stage; where the pairs are not joint, who is of P+."""
-        mine = [self.shared.of_student(stage) for stage in student_output.stages]
-        theirs = [self.shared.of_teacher(stage) for stage in teacher_output.stages]
-        places = stage_places(len(mine), len(theirs), self.config.stages)
-        classified = None if self.config.pairs == "joint" else [own.positive for own in found]
-        return pair_stages(
-            mine, theirs, places, teacher_output.pyramids["neck"].sizes, classified, clip=self.config.clip
-        )
+        """Stages with paired queries. assignments: of each teacher stage; not read if `pairs` is joint."""
+        student_stages = [self.shared.of_student(stage) for stage in student_output.stages]
+        teacher_stages = [self.shared.of_teacher(stage) for stage in teacher_output.stages]
+        indices = stage_indices(len(student_stages), len(teacher_stages), self.config.stages)
+        is_joint = self.config.pairs == "joint"
+        classified = None if is_joint else [assignment.positive for assignment in assignments]
+        sizes = teacher_output.pyramids["neck"].sizes
+        return pair_stages(student_stages, teacher_stages, indices, sizes, classified, clip=self.config.clip)
 
     def relation(self, pair: StagePair) -> Tensor:
-        """(): the teacher's embeddings against those of their paired students, each side behind its projection."""
-        mine, theirs = required(pair.student.embeddings), pair.of_partner(required(pair.teacher.embeddings).detach())
-        return relation_contrast(self.projections[0](mine[pair.paired]), self.projections[1](theirs[pair.paired]))
+        """Unweighted relation of one pair of stages, (): embeddings of paired queries, after the projections."""
+        student_embeddings = required(pair.student.embeddings)  # (B, Q, D)
+        teacher_embeddings = pair.of_partner(required(pair.teacher.embeddings).detach())  # (B, M, D) -> (B, Q, D)
+        rows = pair.has_partner
+        student_rows = self.projections[0](student_embeddings[rows])  # (B, Q, D) -> (n, 512)
+        teacher_rows = self.projections[1](teacher_embeddings[rows])
+        return relation_contrast(student_rows, teacher_rows)
 
     def feature(self, level: Level, stages: Sequence[Predictions], targets: Targets, sizes: Tensor) -> Tensor:
-        """(): the distance on one level under the mask asked for."""
-        config, shape = self.config, (level.teacher.shape[-2], level.teacher.shape[-1])
-        valid = Layout((shape,), (level.stride,)).valid(sizes).unflatten(1, shape)
-        if config.mask == "off":
-            masks = [torch.ones_like(level.teacher[:, 0])]
-        elif config.mask == "box":
-            masks = [(focal_masks(targets.boxes, shape, level.stride, sizes)[0] > 0).to(level.teacher)]
-        elif config.mask == "query":
-            masks = [query_mask(level.teacher, stages[-1], targets, config.gamma)]
-        else:
-            masks = [aggregated_mask(level.teacher, stage, targets, config.gamma, valid) for stage in stages]
-        return target_aware_distance(level.student, level.teacher, torch.stack(masks).sum(0), valid)
+        """Unweighted feature term of one level, (). stages: the teacher's. sizes (B, 2): of the images."""
+        shape = level.teacher.shape[-2], level.teacher.shape[-1]
+        valid = Layout((shape,), (level.stride,)).valid(sizes).unflatten(1, shape)  # (B, H W) -> (B, H, W)
+        mask = feature_mask(self.config.mask, self.config.gamma, level, stages, targets, sizes, valid)
+        return target_aware_distance(level.student, level.teacher, mask, valid)
 
     def assignment(
-        self,
-        student_output: DetectorOutput,
-        teacher_output: DetectorOutput,
-        found: Sequence[Assignment],
-        targets: Targets,
+        self, student: Queries, teacher: QuerySet, assignments: Sequence[Assignment], targets: Targets
     ) -> Tensor:
-        """(): the student's task loss on the teacher's queries. found: the teacher's matches, those that teach a stage last."""
-        queries = required(student_output.queries)
-        stages = queries.redecode(handed_over(required(teacher_output.queries).own, self.parts))
+        """Unweighted assignment term, (). assignments: of each teacher stage; not read if `assignment` is student."""
+        stages = student.redecode(transferred_queries(teacher, self.parts))
         if self.config.assignment == "student":
-            own = queries.match(stages, targets)
+            assignments = student.match(stages, targets)
         else:
-            last = dict(stage_places(len(stages), len(found)))
-            own = tuple(found[last[index]] for index in range(len(stages)))
-        assigned = [replace(stage, assignment=matches) for stage, matches in zip(stages, own, strict=True)]
-        return torch.stack(list(queries.criterion(assigned, targets).values())).sum()
+            # If several teacher stages are paired with a student stage, the last of them counts.
+            teacher_stage = dict(stage_indices(len(stages), len(assignments)))
+            assignments = [assignments[teacher_stage[index]] for index in range(len(stages))]
+        assigned = [replace(stage, assignment=match) for stage, match in zip(stages, assignments, strict=True)]
+        return torch.stack(list(student.criterion(assigned, targets).values())).sum()
 
 
 def projection(width: int) -> nn.Sequential:
-    """Embeddings (N, width) to what is contrasted (N, 512), as in the released code."""
+    """Projects embeddings for the relation, (N, width) to (N, 512), as in the released code."""
     return nn.Sequential(
         nn.Linear(width, 512), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512)
     )
-
-
-def _levels(config: DETRDistillConfig, student: DetectorInfo, teacher: DetectorInfo) -> PairedLevels:
-    """Of the feature part. Raises UserError where no level can be paired, or the mask compares maps and queries of unlike width."""
-    levels = PairedLevels.build(
-        DETRDistill.name,
-        config,
-        student,
-        teacher,
-        when_widths_differ if config.adapter == "when_needed" else always,
-    )
-    width = teacher.channels[config.pyramid]
-    queries = required(teacher.queries).width
-    lacking = f"the teacher's {config.pyramid} is {width} wide, its queries {queries}"
-    fits = width == queries or config.mask in ("box", "off")
-    require(fits, DETRDistill.name, lacking, "set methods.detrdistill.pyramid to memory, or mask to box")
-    return levels

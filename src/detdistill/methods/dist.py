@@ -1,14 +1,15 @@
-"""DIST: the student's scores need only correlate with the teacher's. Huang et al., NeurIPS 2022, arXiv:2205.10536.
+"""DIST: the student's scores only have to correlate with the teacher's. Huang et al., NeurIPS 2022, arXiv:2205.10536.
 
-    L = w T^2 [ beta (1 - mean over rows of r) + gamma (1 - mean over classes of r) ],    r: Pearson's, of softmax(z / T)
+    L = w T^2 [ beta (1 - mean over rows of r) + gamma (1 - mean over classes of r) ]
 
-along a row between the classes, and down a class between the rows of a batch. A two-stage pair: rows are the proposals the student's second
-stage learns from, classified by both heads, the background among the classes.
+r is the Pearson correlation of softmax(z / T) of student and teacher. The first correlation is taken along a row, over
+the classes. The second is taken down a class, over the rows of a batch. For two-stage pairs the rows are the proposals
+of the student's second-stage loss, classified by both heads, and the background is one of the classes.
 
-Ours, where the paper is silent. For two dense heads rows are the student's positives, and the softmax is over the classes alone: a sigmoid head
-has no background, and rows that are all background would correlate in noise. Weight, T, beta and gamma are those published for ImageNet
-(2, 1, 1, 1); for detectors the paper gives results only. The correlation down a class is of the rows of one process, so that N processes are not quite
-one big batch.
+Ours, where the paper gives no details. For two dense heads the rows are the student's positives and the softmax is over
+the classes only: a sigmoid head has no background, and rows that are all background would correlate noise. Weight, T,
+beta and gamma are the values published for ImageNet (2, 1, 1, 1); for detectors the paper gives results only. The
+correlation down a class uses the rows of one process, so N processes are not exactly one large batch.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,13 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 @dataclass(frozen=True)
 class DISTConfig:
-    """weight: of the whole. temperature: T. beta: share of the correlation along rows; gamma: of that down the classes."""
+    """Options of DIST.
+
+    weight: weight of the term.
+    temperature: T.
+    beta: weight of the correlation along rows.
+    gamma: weight of the correlation down the classes.
+    """
 
     weight: Weight = 2.0
     temperature: Temperature = 1.0
@@ -35,11 +42,13 @@ class DISTConfig:
 
 
 class DIST(Method):
-    """See the module's head. Its term: `relations`."""
+    """See the module docstring. Its term: `relations`."""
 
     name = "dist"
     group = "RoI heads"
     paper = "arXiv:2205.10536"
+    copies = "how the teacher's class scores relate to each other"
+    requires = "RoI heads on both sides, or dense heads with the same cells and anchors"
     reads = "class scores of sampled proposals, or of a dense head's positives"
     gain = "RetinaNet R50 37.4 to 39.8 (RetinaNet X101)"
     Config = DISTConfig
@@ -52,22 +61,18 @@ class DIST(Method):
 
     @classmethod
     def build(cls, config: DISTConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both are two-stage, or both dense with the same cells and two shared classes."""
-        two_stage = any(info.proposals is not None for info in (student, teacher))
+        """Raises UserError unless both are two-stage and share a class, or have the same cells and share two."""
+        two_stage = student.proposals is not None or teacher.proposals is not None
         if two_stage:
             require_roi_heads(cls.name, student, teacher)
         else:
             require_same_cells(cls.name, student, teacher)
         shared = SharedClasses.between(cls.name, student, teacher)
-        alone = "a softmax over the one shared class says nothing"
-        require(
-            two_stage or len(shared.student) > 1,
-            cls.name,
-            alone,
-            "use bckd or mimicking, which teach each class by itself",
-        )
-        weighs = config.weight * max(config.beta, config.gamma)
-        require(weighs > 0, cls.name, "all its weights are 0", "see the options of methods.dist")
+        enough_classes = two_stage or len(shared.student) > 1
+        single = "a softmax over the one shared class is always 1"
+        require(enough_classes, cls.name, single, "use bckd or mimicking, which distill each class by itself")
+        largest_weight = config.weight * max(config.beta, config.gamma)
+        require(largest_weight > 0, cls.name, "all its weights are 0", "see the options of methods.dist")
         return cls(config, shared, two_stage)
 
     def forward(
@@ -78,22 +83,19 @@ class DIST(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        guess, taught = self._rows(student_output, teacher_output, targets)
         config = self.config
-        return {
-            "relations": config.weight * relation_match(guess, taught, config.temperature, config.beta, config.gamma)
-        }
+        student_logits, teacher_logits = self._logits(student_output, teacher_output, targets)
+        distance = relation_match(student_logits, teacher_logits, config.temperature, config.beta, config.gamma)
+        return {"relations": config.weight * distance}
 
-    def _rows(
+    def _logits(
         self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the student and of the teacher, (n, K), or (n, K + 1) with the background."""
+        """Logits of student and teacher: (n, K + 1) with the background for two stages, (n, K) for dense heads."""
         if self.two_stage:
             rows = roi_rows(student_output, teacher_output, targets, self.shared)
             return rows.student, rows.teacher
-        mine, theirs = (
-            self.shared.of_student(student_output.stages[-1]),
-            self.shared.of_teacher(teacher_output.stages[-1]),
-        )
-        chosen = self.shared.assigned(required(mine.assignment), targets) >= 0
-        return mine.logits[chosen], theirs.logits[chosen]
+        student_predictions = self.shared.of_student(student_output.stages[-1])
+        teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        chosen = self.shared.assigned(required(student_predictions.assignment), targets) >= 0  # (B, N)
+        return student_predictions.logits[chosen], teacher_predictions.logits[chosen]  # (B, N, K) -> (n, K)

@@ -1,23 +1,25 @@
-"""DKD: Hinton's KL in its two parts, weighted apart. Zhao et al., CVPR 2022, arXiv:2203.08679.
+"""DKD: Hinton's KL in two parts with separate weights. Zhao et al., CVPR 2022, arXiv:2203.08679.
 
     L = weight * T^2 * mean over regions of [alpha KL(b_t || b_s) + beta KL(q_t || q_s)]
 
-b: probabilities of the region's label and of all else; q: softmax over all else. Hinton's KL is alpha 1 with beta 1 - p_t(label): the surer the
-teacher, the less the other classes teach. Both RoI heads classify the student's sampled proposals, each on its own pyramid; columns are the
-classes and the background, which is the label of a region that matched nothing, or a class that the teacher doesn't know.
+b: the probability of the region's label and the probability of all other columns. q: softmax over all other columns.
+Hinton's KL has alpha 1 and beta 1 - p_t(label): the more certain the teacher is of the label, the less weight the other
+classes get. Both RoI heads classify the student's sampled proposals, each on its own pyramid. The columns are the
+classes and the background. The label is the background if a region is unmatched, or if the teacher does not have its
+class.
 
-Published for Faster R-CNN with an FPN: alpha 1, beta 0.25, T = 1, no warm-up (classifiers: beta 0.5 to 8, T = 4, a warm-up of 20 epochs). The
-published code takes the logarithm of a softmax for b, which can be that of 0; here the sums stay logarithms (`losses.decoupled_kl`).
+Published for Faster R-CNN with an FPN: alpha 1, beta 0.25, T = 1, no warm-up. Published for classifiers: beta 0.5 to 8,
+T = 4, a warm-up of 20 epochs. The published code takes the logarithm of a softmax for b, which can be the logarithm of
+0. Here the sums stay in logarithms (`losses.decoupled_kl`).
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field
 from torch import Tensor
 
 from detdistill.losses import decoupled_kl
-from detdistill.methods.method import Method, Weight, require
+from detdistill.methods.method import Method, Temperature, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
@@ -25,20 +27,28 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 @dataclass(frozen=True)
 class DKDConfig:
-    """alpha: weight of label against all else; beta: of the others among themselves. weight: of the whole."""
+    """Options of DKD.
+
+    alpha: weight of the part that compares the label with all other columns.
+    beta: weight of the part that compares the other columns with each other.
+    temperature: T.
+    weight: weight of the term.
+    """
 
     alpha: Weight = 1.0
     beta: Weight = 0.25
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Temperature = 1.0
     weight: Weight = 1.0
 
 
 class DKD(Method):
-    """See the module's head. Its term: `class`."""
+    """See the module docstring. Its term: `class`."""
 
     name = "dkd"
     group = "RoI heads"
     paper = "arXiv:2203.08679"
+    copies = "the same, with the true class and the other classes separately"
+    requires = "RoI heads on both sides"
     reads = "RoI class logits on the student's proposals"
     Config = DKDConfig
     need = Need(classify=True)
@@ -49,10 +59,10 @@ class DKD(Method):
 
     @classmethod
     def build(cls, config: DKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have RoI heads with a softmax and share a class."""
+        """Raises UserError unless both have RoI heads with a softmax, and share a class."""
         require_roi_heads(cls.name, student, teacher)
-        weighs = config.weight * max(config.alpha, config.beta)
-        require(weighs > 0, cls.name, "all its weights are 0", "see the options of methods.dkd")
+        largest_weight = config.weight * max(config.alpha, config.beta)
+        require(largest_weight > 0, cls.name, "all its weights are 0", "see the options of methods.dkd")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(
@@ -63,7 +73,7 @@ class DKD(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        rows = roi_rows(student_output, teacher_output, targets, self.shared)
         config = self.config
+        rows = roi_rows(student_output, teacher_output, targets, self.shared)
         distances = decoupled_kl(rows.student, rows.teacher, rows.labels, config.alpha, config.beta, config.temperature)
-        return {"class": config.weight * rows.mean(distances)}
+        return {"class": config.weight * rows.mean(distances)}  # distances (n,)

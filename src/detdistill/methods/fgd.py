@@ -1,19 +1,30 @@
 """FGD: focal and global knowledge distillation. Yang et al., CVPR 2022, arXiv:2111.11837.
 
     L = sum over levels of  a L_fg + b L_bg + g L_att + l L_rel,  each a sum over cells and channels, mean over images
-    L_fg, L_bg = sum A_S A_C M (S - T)^2     A: the teacher's attentions; M: boxes, 1 / their cells; the rest, 1 / its cells
-    L_att      = sum |A_S(S) - A_S(T)| + sum |A_C(S) - A_C(T)|
-    L_rel      = sum (R_s(S) - R_t(T))^2     R(F) = F + a context vector of F from a learned block (GcNet), one a side and level
+    L_fg  = sum A_S A_C M_fg (S - T)^2
+    L_bg  = sum A_S A_C M_bg (S - T)^2
+    L_att = sum |A_S(S) - A_S(T)| + sum |A_C(S) - A_C(T)|
+    L_rel = sum (R_s(S) - R_t(T))^2
 
-Every box is drawn on every level. A new block adds nothing, so that L_rel begins as the plain squared distance. Minimum 0, but for L_rel, whose
-blocks differ once they have learned.
+A_S(F) and A_C(F) are the spatial and the channel attention of a map F. Without an argument they are the teacher's. M_fg
+is 1 / (number of cells of the box) in the cells of a box. M_bg is 1 / (number of cells outside all boxes) in these
+cells. R(F) is F plus a context vector of F from a learned block (GcNet), one block per side and level.
 
-Code and paper. The attention weight g differs for one-stage heads and FCOS's temperature is 0.8 in the code (`variant`: whose row of
-`methods.presets` the weights come from). The block on the teacher's side is trained too in the code, so that the target may drift;
-`teacher_context: false` is ours: the teacher's map itself is the target. The code divides boxes by the image's size and multiplies them by the
-padded map's, so that they are stretched where a batch is padded (`masks: published`); the default here is `stride`, although the published
-numbers came from the other: in this house padding moves nothing, and without padding the two are one. Attentions are softmaxes over the whole
-map, padding included, as in the code. The code uses 1x1 convolutions where widths differ, as here.
+Every box is drawn on every level. A new block adds 0, so L_rel starts as the plain squared distance. The minimum of
+every term is 0 and is reached for equal maps. L_rel is the exception after some training, because its blocks then
+differ.
+
+Paper and published code:
+- The attention weight g for one-stage heads and the temperature for FCOS (0.8 in the code) differ between the two.
+  `variant` selects the row of `methods.presets` that the weights come from.
+- The code also trains the block on the teacher's side, so that the target may drift. `teacher_context: false` is our
+  addition: the target is the teacher's map itself.
+- The code divides boxes by the size of their image and multiplies them by the size of the padded map. Boxes are
+  therefore stretched if a batch is padded (`masks: published`). The default here is `masks: stride`, with which padding
+  changes nothing, although the published numbers were obtained with the stretched boxes. Without padding both are
+  equal.
+- The attentions are softmaxes over the whole map, including padding, as in the code.
+- A 1x1 convolution is learned if the channel counts differ, as in the code.
 """
 
 from dataclasses import dataclass
@@ -32,8 +43,14 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 @dataclass(frozen=True)
 class FGDConfig(LevelConfig):
-    """weight_foreground, weight_background, weight_attention, weight_relation: of the four terms; one of weight 0 is not computed.
-    temperature: of both attentions. variant, masks, teacher_context: see the module's head. The others: see `LevelConfig`."""
+    """weight_foreground, weight_background, weight_attention, weight_relation: weights of the four terms. A term of
+        weight 0 is not computed.
+    temperature: temperature of the spatial and the channel attention.
+    variant: `code` or `paper`, the source of the preset weights (see the module docstring).
+    masks: `stride` divides boxes by the stride; `published` stretches them with the padding (see the module docstring).
+    teacher_context: false: the teacher's map has no context block (see the module docstring).
+    The other options: see `LevelConfig`.
+    """
 
     weight_foreground: Weight = 1e-3
     weight_background: Weight = 5e-4
@@ -46,13 +63,21 @@ class FGDConfig(LevelConfig):
 
     @property
     def weights(self) -> dict[str, float]:
-        """By term, those above 0."""
-        terms = ("foreground", "background", "attention", "relation")
-        return {term: getattr(self, f"weight_{term}") for term in terms if getattr(self, f"weight_{term}")}
+        """The weights above 0, by term."""
+        weights = {
+            "foreground": self.weight_foreground,
+            "background": self.weight_background,
+            "attention": self.weight_attention,
+            "relation": self.weight_relation,
+        }
+        return {term: weight for term, weight in weights.items() if weight}
 
 
 class ContextBlock(nn.Module):
-    """R: maps (B, C, H, W) plus a vector (B, C, 1, 1) made of their mean under a learned softmax over cells; at first that vector is 0."""
+    """R: adds to a map (B, C, H, W) a context vector (B, C, 1, 1), computed from a learned weighted mean of its cells.
+
+    The weights of the mean are a softmax over cells. The last layer is 0 at first, and so is the vector.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -65,36 +90,39 @@ class ContextBlock(nn.Module):
             nn.init.zeros_(parameter)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        share = self.attend(features).flatten(2).softmax(-1)  # (B, 1, HW)
-        context = (features.flatten(2) * share).sum(-1)[:, :, None, None]
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        share = self.attend(features).flatten(2).softmax(-1)  # (B, 1, H, W) -> (B, 1, HW)
+        context = (features.flatten(2) * share).sum(-1)[:, :, None, None]  # (B, C, HW) -> (B, C, 1, 1)
         return features + self.transform(context)
 
 
 class FGD(Method):
-    """See the module's head. Its terms: `foreground`, `background`, `attention`, `relation`."""
+    """See the module docstring. Terms: `foreground`, `background`, `attention`, `relation`."""
 
     name = "fgd"
     group = "neck features"
     paper = "arXiv:2111.11837"
-    reads = "neck features, boxes of the ground truth"
-    learns = "a context block a level and side; a 1x1 convolution a level where the widths differ"
+    copies = "neck features, weighted by objects, background and attention, and their context"
+    requires = "a level with the same stride on both sides"
+    reads = "neck features, ground-truth boxes"
+    learns = "a context block per level and side; a 1x1 convolution per level if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 40.4 (RetinaNet X101)"
     Config = FGDConfig
 
-    def __init__(self, config: FGDConfig, levels: PairedLevels, width: int):
-        """width: the teacher's, which all maps have behind the connectors."""
+    def __init__(self, config: FGDConfig, levels: PairedLevels, channels: int):
+        """channels: the teacher's, which the student's maps also have after the connectors."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
         count = len(levels.strides) if config.weight_relation else 0
-        self.student_blocks = nn.ModuleList(ContextBlock(width) for _ in range(count))
+        self.student_blocks = nn.ModuleList(ContextBlock(channels) for _ in range(count))
         self.teacher_blocks = nn.ModuleList(
-            ContextBlock(width) if config.teacher_context else nn.Identity() for _ in range(count)
+            ContextBlock(channels) if config.teacher_context else nn.Identity() for _ in range(count)
         )
 
     @classmethod
     def build(cls, config: FGDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired or nothing weighs anything."""
+        """Raises UserError if no level can be paired or if all weights are 0."""
         require(bool(config.weights), cls.name, "all its weights are 0", "see the options of methods.fgd")
         levels = PairedLevels.build(cls.name, config, student, teacher)
         return cls(config, levels, teacher.channels[config.pyramid])
@@ -108,26 +136,28 @@ class FGD(Method):
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         sizes = student_output.pyramids[self.config.pyramid].sizes
-        levels = [self._level(level, targets, sizes) for level in self.levels(student_output, teacher_output)]
+        levels = [self._level_terms(level, targets, sizes) for level in self.levels(student_output, teacher_output)]
         return {
             term: weight * torch.stack([level[term] for level in levels]).sum()
             for term, weight in self.config.weights.items()
         }
 
-    def _level(self, level: Level, targets: Targets, sizes: Tensor) -> dict[str, Tensor]:
-        """The four terms of a level, not weighted, (); those of weight 0 left out. sizes (B, 2): the images' valid ones."""
-        mine, theirs, weights, terms = level.student, level.teacher, self.config.weights, {}
+    def _level_terms(self, level: Level, targets: Targets, sizes: Tensor) -> dict[str, Tensor]:
+        """Returns the unweighted terms of a level, () each. sizes (B, 2): height and width of each image.
+
+        Terms of weight 0 are left out, but if one of foreground and background has a weight, both are returned.
+        """
+        weights, temperature = self.config.weights, self.config.temperature
+        terms = {}
         if "foreground" in weights or "background" in weights:
-            rows, columns = mine.shape[-2:]
-            masks = focal_masks(
-                targets.boxes, (rows, columns), level.stride, sizes, stretched=self.config.masks == "published"
-            )
-            terms["foreground"], terms["background"] = focal_distance(
-                mine, theirs, torch.stack(masks), self.config.temperature
-            )
+            shape = (level.student.shape[-2], level.student.shape[-1])
+            is_stretched = self.config.masks == "published"
+            masks = focal_masks(targets.boxes, shape, level.stride, sizes, stretched=is_stretched)
+            distances = focal_distance(level.student, level.teacher, torch.stack(masks), temperature)  # (2,)
+            terms["foreground"], terms["background"] = distances
         if "attention" in weights:
-            terms["attention"] = attention_distance(mine, theirs, self.config.temperature)
+            terms["attention"] = attention_distance(level.student, level.teacher, temperature)
         if "relation" in weights:
-            block, target_block = self.student_blocks[level.index], self.teacher_blocks[level.index]
-            terms["relation"] = squared_distance(block(mine), target_block(theirs))
+            student_block, teacher_block = self.student_blocks[level.index], self.teacher_blocks[level.index]
+            terms["relation"] = squared_distance(student_block(level.student), teacher_block(level.teacher))
         return terms

@@ -1,15 +1,20 @@
-"""FitNets: hints, the teacher's maps as targets of the student's. Romero et al., ICLR 2015, arXiv:1412.6550.
+"""FitNets: hints, the teacher's maps as targets for the student's maps. Romero et al., ICLR 2015, arXiv:1412.6550.
 
     L = weight * sum over levels of mean (r(S) - T)^2
 
-r is a 1x1 convolution, always there. It reads no head, no box and no class, so that on a pyramid most of what is copied is background: the
-baseline that FGFI, DeFeat and FGD begin from.
+r is a 1x1 convolution, used even if the channel counts are equal. The method reads no head, no boxes and no classes. On
+a pyramid most of the imitated cells are therefore background: FitNets is the baseline that FGFI, DeFeat and FGD
+improve.
 
-The paper hints one middle layer of a classifier, half the sum of squares, in a stage of training before the labels. Here, as whoever used it for
-detectors did, all levels of the neck are hinted beside the task's terms from the first step. The published weight of 100 goes with the
-mean over one map of a classifier on CIFAR; released detector configurations take 1 (HEAD's RetinaNet, arXiv:2207.05345, a 1x1 convolution on
-each of five levels) and 2 (LD's, without one) with the mean over all elements: 1 is the default. Behind its convolution the released classifier
-code has batch norm and ReLU (`connector: published`), which can't give a level's negative half.
+Paper and published code:
+- The paper gives one middle layer of a classifier a hint: half the sum of squares, in a stage of training before the
+  training on labels. Here, as in later uses on detectors, all levels of the neck are compared from the first step, in
+  addition to the task losses.
+- The published weight of 100 belongs to the mean over one map of a CIFAR classifier. Released detector configurations
+  use the mean over all elements with a weight of 1 (HEAD's RetinaNet, arXiv:2207.05345, with a 1x1 convolution on each
+  of five levels) or 2 (LD's, without a convolution). The default here is 1.
+- The released classifier code applies batch norm and ReLU after the convolution (`connector: published`). Its output
+  can't match the negative values of a level.
 """
 
 from dataclasses import dataclass
@@ -20,15 +25,19 @@ from torch import Tensor, nn
 
 from detdistill.losses import hint_distance
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always, level_at, require_cells
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always, level_at, require_two_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
 @dataclass(frozen=True)
 class FitNetsConfig(LevelConfig):
-    """weight: of each level's term. reduction, with what it goes by: `mean` over all elements; `half_sum` over an image's elements, the
-    paper's, whose size is that of the map: weigh it so; `normalized`: maps divided by their norms, mmrazor's, with weight 10. connector: `plain`
-    or `published`, see the module's head. The others: see `methods.shared.levels.LevelConfig`."""
+    """weight: weight of each level's term. It depends on `reduction`.
+    reduction: `mean` over all elements, or `half_sum` over the elements of an image, as in the paper, or `normalized`:
+        each map is divided by its norm, as in mmrazor, with weight 10. A `half_sum` grows with the size of the map, so
+        it needs a small weight.
+    connector: `plain` is the 1x1 convolution; `published` adds batch norm and ReLU (see the module docstring).
+    The other options: see `LevelConfig`.
+    """
 
     weight: Weight = 1.0
     reduction: Literal["mean", "half_sum", "normalized"] = "mean"
@@ -36,13 +45,15 @@ class FitNetsConfig(LevelConfig):
 
 
 class FitNets(Method):
-    """See the module's head. Its term: `features`."""
+    """See the module docstring. Terms: `features`."""
 
     name = "fitnets"
     group = "neck features"
     paper = "arXiv:1412.6550"
+    copies = "neck features, all cells alike"
+    requires = "a level with the same stride on both sides"
     reads = "neck features"
-    learns = "a 1x1 convolution a level"
+    learns = "a 1x1 convolution per level"
     gain = "GFL R50 40.1 to 40.7 (GFL R101)"
     Config = FitNetsConfig
 
@@ -53,8 +64,8 @@ class FitNets(Method):
 
     @classmethod
     def build(cls, config: FitNetsConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired."""
-        connect = always if config.connector == "plain" else published
+        """Raises UserError if no level can be paired."""
+        connect = always if config.connector == "plain" else published_connector
         return cls(config, PairedLevels.build(cls.name, config, student, teacher, connect))
 
     def forward(
@@ -64,19 +75,16 @@ class FitNets(Method):
         targets: Targets,
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
-        """See `Method.forward`."""
+        """See `Method.forward`. Raises UserError if batch norm would train on one cell."""
         if self.training and self.config.connector == "published":
-            strides = [mine for mine, _ in self.levels.strides]
-            require_cells(
-                self.name,
-                [level_at(student_output.pyramids[self.config.pyramid], stride) for stride in strides],
-                strides,
-            )
+            strides = [student_stride for student_stride, _ in self.levels.strides]
+            student_pyramid = student_output.pyramids[self.config.pyramid]
+            require_two_cells(self.name, [level_at(student_pyramid, stride) for stride in strides], strides)
         levels = self.levels(student_output, teacher_output)
         terms = [hint_distance(level.student, level.teacher, self.config.reduction) for level in levels]
         return {"features": self.config.weight * torch.stack(terms).sum()}
 
 
-def published(student: int, teacher: int) -> nn.Module:
-    """The regressor of RepDistiller's and mdistiller's code, for maps of one size."""
-    return nn.Sequential(nn.Conv2d(student, teacher, 1), nn.BatchNorm2d(teacher), nn.ReLU())
+def published_connector(student_channels: int, teacher_channels: int) -> nn.Module:
+    """Returns the regressor for maps of equal size of the RepDistiller and mdistiller code."""
+    return nn.Sequential(nn.Conv2d(student_channels, teacher_channels, 1), nn.BatchNorm2d(teacher_channels), nn.ReLU())

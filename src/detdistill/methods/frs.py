@@ -1,18 +1,22 @@
-"""FRS: imitation of the neck where the teacher is sure of something (feature richness score). Du et al., NeurIPS 2021.
+"""FRS: feature richness score, imitation of the neck where the teacher is confident. Du et al., NeurIPS 2021.
 
-    M   = max over anchors and classes of sigmoid(the teacher's class logits)    of each cell; no ground truth
+    M   = max over anchors and classes of sigmoid(the teacher's class logits), per cell, without ground truth
     L   = sum over levels of  weight * sum M |S - T|^2 / sum M  +  weight_class * sum M BCE(z', sigmoid(z)) / sum M
 
-|S - T|^2 is a sum over channels, BCE one over anchors and classes, the sums over M run over all images; sum M is averaged over processes. The
-first term's minimum is 0, the second's the entropy of the teacher's scores. M counts the classes that both know, and padding as the teacher
-scores it. Of a two-stage teacher, whose class scores hang on its proposals, M is the objectness of its RPN: that is ours.
+|S - T|^2 is a sum over channels, and BCE is a sum over anchors and classes. z' and z are the student's and the
+teacher's class logits. The sums over M include all images. The normalizer sum M is averaged over processes. The minimum
+of the first term is 0. The minimum of the second is the entropy of the teacher's scores. M uses the classes that both
+detectors have. Padding counts with the scores that the teacher gives it. A two-stage teacher predicts class scores for
+its proposals only, so M is then the objectness of its RPN. This use of the RPN is our addition.
 
-`form: ultralytics` is the distance that library added in 2026, described there and not in a paper: |S - T|^2 is divided by the number of channels, and
-each of the student's levels goes through two learned 1x1 convolutions with a ReLU between them, whatever its width. Its published weight is 6.
-It takes the mean of the logits of its two heads; our detectors have one.
+`form: ultralytics` is the distance that the Ultralytics library added in 2026. It is described there and not in a
+paper. |S - T|^2 is divided by the number of channels, and each student level goes through two learned 1x1 convolutions
+with a ReLU between them, whatever its channel count. Its published weight is 6. That library averages the logits of its
+two heads. Our detectors have one head.
 
-The published runs had both terms. Their weights could not be verified: 0.02 is ours, which with 256 channels is about the 6 of the other form. The
-class term is off by default, as it needs one grid on both sides. A 1x1 convolution where widths differ is ours.
+The published runs used both terms. Their weights could not be verified. The weight of 0.02 is ours: with 256 channels
+it is about equal to the weight of 6 of the other form. The class term is off by default, because it needs the same grid
+on both sides. The 1x1 convolution for different channel counts is ours.
 """
 
 from dataclasses import dataclass
@@ -32,8 +36,11 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Ta
 
 @dataclass(frozen=True)
 class FRSConfig(LevelConfig):
-    """weight: of each level's neck term. weight_class: of each level's class term. A term of weight 0 is not computed. form: see the module's
-    head. The others: see `LevelConfig`; the class term is on all levels."""
+    """weight: weight of each level's neck term. A term of weight 0 is not computed.
+    weight_class: weight of each level's class term. The class term uses all levels.
+    form: `frs` or `ultralytics`, see the module docstring.
+    The other options: see `LevelConfig`.
+    """
 
     weight: Weight = 0.02
     weight_class: Weight = 0.0
@@ -41,18 +48,20 @@ class FRSConfig(LevelConfig):
 
 
 class FRS(Method):
-    """See the module's head. Its terms: `features`, `class`."""
+    """See the module docstring. Terms: `features`, `class`."""
 
     name = "frs"
     group = "neck features"
     paper = "NeurIPS 2021"
+    copies = "neck features where the teacher is confident"
+    requires = "a level with the same stride on both sides, and a teacher with dense scores or an RPN"
     reads = "neck features, the teacher's class scores or objectness"
-    learns = "a 1x1 convolution a level where the widths differ; with form ultralytics two on every level"
+    learns = "a 1x1 convolution per level if the channel counts differ; two on every level with form ultralytics"
     gain = "RetinaNet R50 37.4 to 39.7 (RetinaNet R101), with the class term"
     Config = FRSConfig
 
     def __init__(self, config: FRSConfig, levels: PairedLevels, shared: SharedClasses | None):
-        """shared: none where the teacher has two stages."""
+        """shared: the shared classes, or None if the teacher has two stages."""
         super().__init__()
         self.config, self.levels, self.shared = config, levels, shared
         self.need = levels.need | (Need(proposals=True) if shared is None else Need(predictions=True))
@@ -60,22 +69,22 @@ class FRS(Method):
 
     @classmethod
     def build(cls, config: FRSConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired, the teacher has no scores of cells, or the class term has no common grid."""
-        require(
-            bool(config.weight or config.weight_class),
-            cls.name,
-            "all its weights are 0",
-            "see the options of methods.frs",
-        )
-        two_stage = teacher.proposals is not None
-        lacking = f"the teacher ({teacher.kind}) has no scores of its cells"
-        remedy = "take a dense or two-stage teacher, or pkd, mgd or cwd"
-        require(two_stage or teacher.grid is not None, cls.name, lacking, remedy)
+        """Raises UserError if no level can be paired, if the teacher has no scores per cell, or if all weights are 0.
+
+        Also raises it if the class term has a weight and the grids differ, or if a dense teacher shares no class with
+        the student.
+        """
+        has_weight = bool(config.weight or config.weight_class)
+        require(has_weight, cls.name, "all its weights are 0", "see the options of methods.frs")
+        is_two_stage = teacher.proposals is not None
+        problem = f"the teacher ({teacher.kind}) has no scores per cell"
+        remedy = "use a dense or two-stage teacher, or the method pkd, mgd or cwd"
+        require(is_two_stage or teacher.grid is not None, cls.name, problem, remedy)
         if config.weight_class:
             require_same_cells(cls.name, student, teacher)
-        connect = projector if config.form == "ultralytics" else when_widths_differ
+        connect = two_convolutions if config.form == "ultralytics" else when_widths_differ
         levels = PairedLevels.build(cls.name, config, student, teacher, connect)
-        return cls(config, levels, None if two_stage else SharedClasses.between(cls.name, student, teacher))
+        return cls(config, levels, None if is_two_stage else SharedClasses.between(cls.name, student, teacher))
 
     def forward(
         self,
@@ -85,45 +94,50 @@ class FRS(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        taught = teacher_output.stages[0] if self.shared is None else self.shared.of_teacher(teacher_output.stages[-1])
-        masks = confidence(taught)
+        if self.shared is None:
+            teacher_predictions = teacher_output.stages[0]  # of the RPN
+        else:
+            teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        masks = confidence(teacher_predictions)
         terms = {}
         if self.config.weight:
-            distances = [
-                weighted_square(level.student, level.teacher, _like(masks[theirs], level.student))
-                / self._divisor(level.student)
-                for level, (_, theirs) in zip(
-                    self.levels(student_output, teacher_output), self.levels.strides, strict=True
-                )
-            ]
+            distances = []
+            levels = self.levels(student_output, teacher_output)
+            for level, (_, teacher_stride) in zip(levels, self.levels.strides, strict=True):
+                mask = _resized(masks[teacher_stride], level.student)
+                divisor = level.student.shape[1] if self.config.form == "ultralytics" else 1
+                distances.append(weighted_square(level.student, level.teacher, mask) / divisor)
             terms["features"] = self.config.weight * torch.stack(distances).sum()
         if self.config.weight_class:
-            guess = required(self.shared).of_student(student_output.stages[-1])
-            logits = [required(side.layout).split(side.logits) for side in (guess, taught)]
-            entropies = [
-                weighted_entropy(mine, theirs, mask) for mine, theirs, mask in zip(*logits, masks.values(), strict=True)
-            ]
+            student_predictions = required(self.shared).of_student(student_output.stages[-1])
+            student_logits = required(student_predictions.layout).split(student_predictions.logits)  # (B, H, W, A, K)
+            teacher_logits = required(teacher_predictions.layout).split(teacher_predictions.logits)  # (B, H, W, A, K)
+            rows = zip(student_logits, teacher_logits, masks.values(), strict=True)
+            entropies = [weighted_entropy(student, teacher, mask) for student, teacher, mask in rows]
             terms["class"] = self.config.weight_class * torch.stack(entropies).sum()
         return terms
 
-    def _divisor(self, features: Tensor) -> int:
-        return features.shape[1] if self.config.form == "ultralytics" else 1
 
-
-def projector(student: int, teacher: int) -> nn.Sequential:
-    """The two 1x1 convolutions of the form `ultralytics`, from the student's width to the teacher's."""
-    return nn.Sequential(nn.Conv2d(student, teacher, 1), nn.ReLU(), nn.Conv2d(teacher, teacher, 1))
+def two_convolutions(student_channels: int, teacher_channels: int) -> nn.Sequential:
+    """Returns the connector of `form: ultralytics`: two 1x1 convolutions with a ReLU between them."""
+    return nn.Sequential(
+        nn.Conv2d(student_channels, teacher_channels, 1), nn.ReLU(), nn.Conv2d(teacher_channels, teacher_channels, 1)
+    )
 
 
 def confidence(predictions: Predictions) -> dict[int, Tensor]:
-    """(B, H, W) of each level, by stride, fine to coarse: the best score of a cell's anchors and classes. No gradient."""
+    """Returns M, the best score of a cell's anchors and classes, as (B, H, W) per stride, detached.
+
+    The strides are ordered from fine to coarse.
+    """
     layout = required(predictions.layout)
-    best = layout.split(predictions.scores().detach().amax(-1))
-    return {stride: level.amax(-1) for stride, level in zip(layout.strides, best, strict=True)}
+    scores = predictions.scores().detach().amax(-1)  # (B, N, K) -> (B, N)
+    levels = layout.split(scores)  # (B, H, W, A) per level
+    return {stride: level.amax(-1) for stride, level in zip(layout.strides, levels, strict=True)}
 
 
-def _like(mask: Tensor, features: Tensor) -> Tensor:
-    """The mask (B, H, W) in the size of the maps, where these were resized."""
+def _resized(mask: Tensor, features: Tensor) -> Tensor:
+    """Returns the mask (B, h, w) at the size of the maps (B, C, H, W)."""
     if mask.shape[-2:] == features.shape[-2:]:
         return mask
-    return F.interpolate(mask[:, None], features.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(mask[:, None], features.shape[-2:], mode="bilinear", align_corners=False)[:, 0]  # (B, H, W)

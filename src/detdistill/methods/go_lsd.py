@@ -1,15 +1,18 @@
-"""Localisation distributions of a larger D-FINE: GO-LSD's divergence between two models. Peng et al., ICLR 2025, arXiv:2410.13842.
+"""GO-LSD between two models: side distributions of a larger D-FINE. Peng et al., ICLR 2025, arXiv:2410.13842.
 
-    L = weight * sum over student stages of  (a mean over M of w d + b mean over U of w d) / (a + b),   a, b = sqrt(|M| / B), sqrt(|U| / B)
-    d = T^2 KL(softmax(e_t / T) || softmax(e_s / T))  of each of the four sides of a box, R bins, as LD's (arXiv:2102.12252)
-    w = IoU of the student's box with its ground truth in M, the teacher's best class score in U
+    L = weight * sum over student stages of  (a mean over M of w d + b mean over U of w d) / (a + b)
+    a, b = sqrt(|M| / B), sqrt(|U| / B)
+    d = T^2 KL(softmax(e_t / T) || softmax(e_s / T))  per side of a box, R bins, as in LD (arXiv:2102.12252)
+    w = in M the IoU of the student's box with its ground truth, in U the teacher's best class score
 
-M: sides of the student's queries that its own assignment gave a ground truth, U: of the others. In a D-FINE the last layer teaches the earlier ones
-like this, query by query; here the teacher's last stage teaches every student stage, its queries paired at least cost (class + 5 L1 - 2 GIoU).
-T is 5 and the weight 1.5, those of the self-distillation, which stays as it is. Minimum 0.
+M: sides of student queries that the student's own assignment gives a ground truth. U: sides of the other queries.
+Within one D-FINE, the last layer teaches the earlier layers in this way, query by query. Here the teacher's last stage
+teaches every student stage; its queries are paired at least cost (class + 5 L1 - 2 GIoU). T is 5 and the weight is
+1.5, as in the self-distillation, which stays unchanged. Minimum 0.
 
-Ours: it is published within one model only. Distances are told from the boxes that the first layer proposes, each model from its own, so that two
-queries of one object say nearly, not exactly, the same with one distribution. Bins must mean the same: equal number, `up` and `reg_scale`.
+Ours: GO-LSD is published within one model only. Each model measures distances from the boxes that its own first layer
+proposes. For the same object, equal distributions of two models therefore mean almost, but not exactly, the same box.
+Bins must mean the same distance: equal number of bins, `up` and `reg_scale`.
 """
 
 from dataclasses import dataclass
@@ -29,18 +32,22 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 @dataclass(frozen=True)
 class GOLSDConfig:
-    """weight: of the sum over stages. temperature: T."""
+    """weight: weight of the sum over stages.
+    temperature: T.
+    """
 
     weight: Weight = 1.5
     temperature: Temperature = 5.0
 
 
 class GOLSD(Method):
-    """See the module's head. Its term: `edges`."""
+    """See the module docstring. Term: `edges`."""
 
     name = "go_lsd"
     group = "set predictions"
     paper = "arXiv:2410.13842"
+    copies = "the distributions of side distances of paired queries"
+    requires = "`d_fine` on both sides"
     reads = "side distributions and scores of decoder stages"
     Config = GOLSDConfig
 
@@ -51,23 +58,17 @@ class GOLSD(Method):
 
     @classmethod
     def build(cls, config: GOLSDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both predict equal side distributions by queries."""
+        """Raises UserError if a detector has no queries or no side distributions, if the bins differ, or if no class is
+        shared."""
         require_queries(cls.name, student, teacher)
         for side, info in (("student", student), ("teacher", teacher)):
-            require(
-                info.edges is not None,
-                cls.name,
-                f"the {side} ({info.kind}) has no side distributions",
-                "take d_fine for both",
-            )
-        mine, theirs = required(student.edges), required(teacher.edges)
-        codes = f"the student has {mine.bins} bins of code {mine.code}, the teacher {theirs.bins} of {theirs.code}"
-        require(
-            mine == theirs,
-            cls.name,
-            codes,
-            "a bin must mean the same distance to both; take a teacher with the student's",
-        )
+            problem = f"the {side} ({info.kind}) has no side distributions"
+            require(info.edges is not None, cls.name, problem, "use d_fine for both")
+        student_edges, teacher_edges = required(student.edges), required(teacher.edges)
+        problem = f"the student has {student_edges.bins} bins of code {student_edges.code}, "
+        problem += f"the teacher {teacher_edges.bins} bins of code {teacher_edges.code}"
+        remedy = "a bin must mean the same distance in both: use a teacher with the student's bins"
+        require(student_edges == teacher_edges, cls.name, problem, remedy)
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(
@@ -78,30 +79,28 @@ class GOLSD(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine = [self.shared.of_student(stage) for stage in student_output.stages]
-        theirs = [self.shared.of_teacher(teacher_output.stages[-1])]
-        pairs = pair_stages(
-            mine, theirs, [(stage, 0) for stage in range(len(mine))], teacher_output.pyramids["neck"].sizes
-        )
-        return {"edges": self.config.weight * torch.stack([self.distance(pair, targets) for pair in pairs]).sum()}
+        student_stages = [self.shared.of_student(stage) for stage in student_output.stages]
+        teacher_stages = [self.shared.of_teacher(teacher_output.stages[-1])]
+        indices = [(index, 0) for index in range(len(student_stages))]
+        pairs = pair_stages(student_stages, teacher_stages, indices, teacher_output.pyramids["neck"].sizes)
+        distances = [self.distance(pair, targets) for pair in pairs]
+        return {"edges": self.config.weight * torch.stack(distances).sum()}
 
     def distance(self, pair: StagePair, targets: Targets) -> Tensor:
-        """The two means of one stage, weighed, ()."""
+        """The weighted mean of M and U for one student stage, ()."""
         assignment, images = required(pair.student.assignment), len(pair.partner)
-        truths = pad_sequence(
-            [torch.cat([boxes, boxes.new_zeros(1, 4)]) for boxes in targets.boxes], batch_first=True
-        )  # the last is no box
-        own = truths.gather(1, assignment.matched.clamp(min=0)[..., None].expand(-1, -1, 4))
-        overlap = paired_iou(pair.student.boxes.detach(), own)
-        best = pair.of_partner(pair.teacher.scores().detach().amax(-1))
-        taught = pair.of_partner(required(pair.teacher.edges).detach())
-        distances = edge_kl(required(pair.student.edges), taught, self.config.temperature).mean(
-            -1
-        )  # (B, Q), mean over the four sides
+        # A row without area is added, so that images without ground truth have one to gather.
+        truths = pad_sequence([torch.cat([boxes, boxes.new_zeros(1, 4)]) for boxes in targets.boxes], batch_first=True)
+        index = assignment.matched.clamp(min=0)[..., None].expand(-1, -1, 4)  # (B, Q) -> (B, Q, 4)
+        iou = paired_iou(pair.student.boxes.detach(), truths.gather(1, index))  # (B, G, 4) -> (B, Q)
+        score = pair.of_partner(pair.teacher.scores().detach().amax(-1))  # (B, M, K) -> (B, Q)
+        teacher_edges = pair.of_partner(required(pair.teacher.edges).detach())  # (B, M, 4, R) -> (B, Q, 4, R)
+        distances = edge_kl(required(pair.student.edges), teacher_edges, self.config.temperature).mean(-1)  # (B, Q)
         means, roots = [], []
-        for group, weight in ((assignment.positive, overlap), (~assignment.positive, best)):
-            rows = pair.paired & group
+        for group, weight in ((assignment.positive, iou), (~assignment.positive, score)):
+            rows = pair.has_partner & group
             count = mean_over_processes(rows.sum().float())
             means.append((distances * weight * rows).sum() / count)
+            # A query has four sides. No floor: an empty group has the factor 0.
             roots.append((4 * mean_over_processes(rows.sum().float(), floor=0.0) / images).sqrt())
         return (means[0] * roots[0] + means[1] * roots[1]) / (roots[0] + roots[1]).clamp(min=1e-9)

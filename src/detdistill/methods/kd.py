@@ -1,24 +1,27 @@
 """KD: Hinton's logit distillation on RoI heads. Hinton et al., arXiv:1503.02531.
 
-    L = weight * T^2 * mean over regions of KL(softmax(z_t / T) || softmax(z_s / T)),    classes and background compete
+    L = weight * T^2 * mean over regions of KL(softmax(z_t / T) || softmax(z_s / T)),    over classes and background
 
-Both heads classify the student's sampled proposals, each on its own pyramid; the boxes are constants. The paper is about image classifiers.
-What a weight means hangs on the reduction over the columns, which differs in published detection code, so that both have numbers of their own:
+Both heads classify the student's sampled proposals, each on its own pyramid. The boxes are constants. The paper is
+about image classifiers. The effect of a weight depends on the reduction over the columns, which differs in published
+detection code. Each reduction therefore has its own default weight and temperature:
 
-* `classes_sum` (the paper's): weight 0.5, T = 3, as in the two-stage branch of CrossKD's code (arXiv:2306.11369);
-* `classes_mean` (LD's code and its heirs; as many times less as there are columns): weight 10, T = 2, published for sigmoid heads of one stage.
+* `classes_sum` (the paper's reduction): weight 0.5, T = 3, as in the two-stage branch of CrossKD's code
+(arXiv:2306.11369);
+* `classes_mean` (LD's code and code derived from it; smaller by the number of columns): weight 10, T = 2, published for
+one-stage sigmoid heads.
 
-Where the softmax has no background or classes don't compete (sigmoid heads) this is the wrong distance, so it is refused.
+Detectors without a background in a softmax, and detectors with sigmoid scores, are refused, because this distance does
+not fit them.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field
 from torch import Tensor
 
 from detdistill.losses import softmax_kl
-from detdistill.methods.method import Method, Weight, require
+from detdistill.methods.method import Method, Temperature, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.rois import require_roi_heads, roi_rows
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
@@ -28,19 +31,25 @@ PUBLISHED = {"classes_sum": (0.5, 3.0), "classes_mean": (10.0, 2.0)}  # weight a
 
 @dataclass(frozen=True)
 class KDConfig:
-    """reduction: over the columns of a region, see the module's head. weight, temperature: none: those published with the reduction."""
+    """Options of KD.
+
+    reduction: over the columns of a region, see the module docstring.
+    weight, temperature: none: the values published with the reduction.
+    """
 
     reduction: Literal["classes_sum", "classes_mean"] = "classes_sum"
     weight: Weight | None = None
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
 
 
 class KD(Method):
-    """See the module's head. Its term: `class`."""
+    """See the module docstring. Its term: `class`."""
 
     name = "kd"
     group = "RoI heads"
     paper = "arXiv:1503.02531"
+    copies = "the teacher's class distribution on the student's proposals"
+    requires = "RoI heads on both sides"
     reads = "RoI class logits on the student's proposals"
     Config = KDConfig
     need = Need(classify=True)
@@ -54,8 +63,8 @@ class KD(Method):
 
     @classmethod
     def build(cls, config: KDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have RoI heads with a softmax and share a class."""
-        remedy = "take faster_rcnn or mask_rcnn for both; where classes have a sigmoid each, take mimicking or bckd"
+        """Raises UserError unless both have RoI heads with a softmax, and share a class."""
+        remedy = "use faster_rcnn or mask_rcnn for both; for sigmoid scores use mimicking or bckd"
         require_roi_heads(cls.name, student, teacher, remedy)
         require(config.weight != 0, cls.name, "its weight is 0", "set methods.kd.weight")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
@@ -69,7 +78,7 @@ class KD(Method):
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         rows = roi_rows(student_output, teacher_output, targets, self.shared)
-        distances = softmax_kl(rows.student, rows.teacher, self.temperature)
+        distances = softmax_kl(rows.student, rows.teacher, self.temperature)  # (n, K + 1) -> (n,)
         if self.config.reduction == "classes_mean":
             distances = distances / rows.student.shape[1]
         return {"class": self.weight * rows.mean(distances)}

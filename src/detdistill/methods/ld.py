@@ -1,20 +1,28 @@
-"""LD: localisation distillation, between dense heads with side distributions. Zheng et al., CVPR 2022, arXiv:2102.12252.
+"""LD: localization distillation between dense heads with side distributions. Zheng et al., CVPR 2022, arXiv:2102.12252.
 
-    edges            w_e sum over positives of u T^2 KL,   KL: the mean over sides and bins of their softmax at T; u the student's best score
+    edges            w_e sum over positives of u T^2 KL
     valuable_edges   w_v sum over the valuable region of v T^2 KL
-    class            w_c sum over levels of the mean over positives of T'^2 times the mean over classes of the KL of softmax scores
+    class            w_c sum over levels of the mean over positives of T'^2 KL_c
+    valuable_class   w_vc times the same over the rows of the valuable region
 
-The valuable region is a ring around the positives (`geometry.valuable_region`). Weights go with these reductions, as published: with R bins
-`weight_edges` weighs a side's plain KL by 1/(4R). Per head: `methods.presets`.
+KL is the mean over sides and bins of the KL of the softmax at T. KL_c is the mean over classes of the KL of the softmax
+scores at T'. u is the student's best score, v the weight of a row in the region.
 
-Code and paper. The paper's ring is gamma t <= DIoU <= t (`region: diou`); the published code divides the overlap by the anchor's own area
-(`iof_compat`, the default) and takes for FCOS the points inside a box (`inside`). It weighs the ring by the IoU of anchor and box (`valuable:
-overlap`), FCOS's by the student's best score (`score`); the paper means 0 and 1, says its author (`mask`). Its RetinaNet takes one softmax over the
-bins of all sides (`softmax: joint`), and no positives into the ring (`exclude_positives`). It divides the edge terms by no count, so that
-they grow with the objects a process sees (`normalizer: none`; `trust` divides by the sum of their weights, and needs larger ones). It
-computes the class term in the ring too, and weighs it 0.
+The valuable region is a ring around the positives (`geometry.valuable_region`). The default weights belong to these
+reductions, as published: with R bins, `weight_edges` multiplies the plain KL of a side by 1 / (4 R). Weights per
+detector: `methods.presets`.
 
-Ours: positives of a class the teacher does not know are left out of the class term. A single shared class makes it 0: its softmax is always 1.
+Differences between paper and published code. The ring of the paper is gamma t <= DIoU <= t (`region: diou`). The code
+divides the overlap by the area of the anchor (`iof_compat`, the default). For FCOS it uses the points inside a box
+(`inside`). The code weights a row of the ring by the IoU of anchor and box (`valuable: overlap`), and for FCOS by the
+student's best score (`score`). The paper means weights of 0 and 1, according to its author (`mask`). For RetinaNet the
+code takes one softmax over the bins of all sides (`softmax: joint`) and leaves the positives out of the ring
+(`exclude_positives`). The code divides the edge terms by no count, so they grow with the number of objects in a process
+(`normalizer: none`). `normalizer: trust` divides by the sum of their weights and needs larger weights. The code
+computes the class term in the ring too, with a weight of 0.
+
+Ours: positives of a class that the teacher does not have are left out of the class term. With a single shared class the
+class term is 0, because its softmax is always 1.
 """
 
 from dataclasses import dataclass
@@ -44,8 +52,13 @@ from detdistill.types import (
 
 @dataclass(frozen=True)
 class LDConfig:
-    """weight_edges, weight_valuable, weight_class, weight_valuable_class: of the terms; a term of weight 0 is not computed. temperature,
-    class_temperature: T and T'. gamma: lower end of the ring, in shares of its upper. The others: see the module's head."""
+    """Options of LD. A term of weight 0 is not computed.
+
+    weight_edges, weight_valuable, weight_class, weight_valuable_class: weights of the four terms.
+    temperature, class_temperature: T and T'.
+    gamma: lower end of the ring, as a share of its upper end.
+    softmax, region, valuable, exclude_positives, normalizer: see the module docstring.
+    """
 
     weight_edges: Weight = 0.25
     weight_valuable: Weight = 0.0625
@@ -62,11 +75,13 @@ class LDConfig:
 
 
 class LD(Method):
-    """See the module's head. Its terms: `edges`, `valuable_edges`, `class`, `valuable_class`."""
+    """See the module docstring. Its terms: `edges`, `valuable_edges`, `class`, `valuable_class`."""
 
     name = "ld"
     group = "dense predictions"
     paper = "arXiv:2102.12252"
+    copies = "the teacher's distributions of side distances, and its classes on positives"
+    requires = "dense heads with the same cells and anchors; `gfl`, or `--model.edges` on both sides"
     reads = "side distributions (gfl; others with model.edges), class scores, boxes"
     gain = "GFL R50 40.1 to 42.1 (GFL R101)"
     Config = LDConfig
@@ -78,22 +93,18 @@ class LD(Method):
 
     @classmethod
     def build(cls, config: LDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both predict distributions of equal bins in the same cells, and share a class."""
+        """Raises UserError unless both predict distributions with equal bins in the same cells, and share a class."""
         require_same_cells(cls.name, student, teacher)
-        remedy = "take gfl, or retinanet, fcos or atss trained with --model.edges, on both sides"
+        remedy = "use gfl, or retinanet, fcos or atss trained with --model.edges, on both sides"
         for side, info in (("student", student), ("teacher", teacher)):
             require(info.edges is not None, cls.name, f"the {side} ({info.kind}) has no distance distributions", remedy)
         bins = f"the distance distributions have {required(student.edges).bins} and {required(teacher.edges).bins} bins"
         require(student.edges == teacher.edges, cls.name, bins, "give both the same --model.edge-bins")
-        points = f"distances are from other points in {student.kind} and {teacher.kind}"
-        require(
-            student.cell_anchors == teacher.cell_anchors,
-            cls.name,
-            points,
-            "take a teacher of the student's kind, or use crosskd or pkd",
-        )
-        weighs = config.weight_edges + config.weight_valuable + config.weight_class + config.weight_valuable_class > 0
-        require(weighs, cls.name, "all its weights are 0", "see the options of methods.ld")
+        points = f"{student.kind} and {teacher.kind} measure distances from different points"
+        remedy = "use a teacher of the student's kind, or use crosskd or pkd"
+        require(student.cell_anchors == teacher.cell_anchors, cls.name, points, remedy)
+        weights = config.weight_edges + config.weight_valuable + config.weight_class + config.weight_valuable_class
+        require(weights > 0, cls.name, "all its weights are 0", "see the options of methods.ld")
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(
@@ -105,59 +116,67 @@ class LD(Method):
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
         config = self.config
-        mine, theirs = (
-            self.shared.of_student(student_output.stages[-1]),
-            self.shared.of_teacher(teacher_output.stages[-1]),
-        )
-        assignment = required(mine.assignment)
-        score = mine.scores().detach().amax(-1)  # (B, N)
-        ring = self._valuable(student_output.pyramids["neck"], mine, targets)
-        known = self.shared.assigned(assignment, targets) >= 0
-        weighed = score * (ring > 0) if config.valuable == "score" else ring
+        student_predictions = self.shared.of_student(student_output.stages[-1])
+        teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        assignment = required(student_predictions.assignment)
+        score = student_predictions.scores().detach().amax(-1)  # (B, N, K) -> (B, N)
+        ring = self._valuable(student_output.pyramids["neck"], student_predictions, targets)  # (B, N)
+        in_ring = ring > 0
+        has_shared_class = self.shared.assigned(assignment, targets) >= 0  # (B, N)
+        ring_weights = score * in_ring if config.valuable == "score" else ring
+
+        def edges(weights: Tensor) -> Tensor:
+            return self._edges(student_predictions, teacher_predictions, weights)
+
+        def classes(chosen: Tensor) -> Tensor:
+            return self._classes(student_predictions, teacher_predictions, chosen)
+
         parts = {
-            "edges": (config.weight_edges, lambda: self._edges(mine, theirs, score * assignment.positive)),
-            "valuable_edges": (config.weight_valuable, lambda: self._edges(mine, theirs, weighed)),
-            "class": (config.weight_class, lambda: self._classes(mine, theirs, known)),
-            "valuable_class": (config.weight_valuable_class, lambda: self._classes(mine, theirs, ring > 0)),
+            "edges": (config.weight_edges, lambda: edges(score * assignment.positive)),
+            "valuable_edges": (config.weight_valuable, lambda: edges(ring_weights)),
+            "class": (config.weight_class, lambda: classes(has_shared_class)),
+            "valuable_class": (config.weight_valuable_class, lambda: classes(in_ring)),
         }
         return {name: weight * part() for name, (weight, part) in parts.items() if weight}
 
-    def _edges(self, guess: Predictions, taught: Predictions, weights: Tensor) -> Tensor:
-        """The weighted sum over rows, (); weights (B, N)."""
+    def _edges(self, student_predictions: Predictions, teacher_predictions: Predictions, weights: Tensor) -> Tensor:
+        """The weighted sum over rows of T^2 KL, (). weights (B, N): rows of weight 0 are left out."""
         chosen = weights > 0
-        mine, theirs = (required(side.edges)[chosen] for side in (guess, taught))  # (n, 4, R)
+        student_edges = required(student_predictions.edges)[chosen]  # (B, N, 4, R) -> (n, 4, R)
+        teacher_edges = required(teacher_predictions.edges)[chosen]
         if self.config.softmax == "joint":
-            mine, theirs = mine.flatten(1)[:, None], theirs.flatten(1)[:, None]  # (n, 1, 4 R)
-        rows = edge_kl(mine, theirs, self.config.temperature).sum(-1) / (
-            4 * mine.shape[-1]
-        )  # a quarter for `joint` too, as published
+            student_edges = student_edges.flatten(1)[:, None]  # (n, 4, R) -> (n, 1, 4 R)
+            teacher_edges = teacher_edges.flatten(1)[:, None]
+        bins = student_edges.shape[-1]
+        rows = edge_kl(student_edges, teacher_edges, self.config.temperature).sum(-1)  # (n, sides) -> (n,)
+        rows = rows / (4 * bins)  # divided by 4 for `joint` too, as published
         total = (rows * weights[chosen]).sum()
         return total / mean_over_processes(weights.sum()) if self.config.normalizer == "trust" else total
 
-    def _classes(self, guess: Predictions, taught: Predictions, chosen: Tensor) -> Tensor:
-        """The sum over levels of the mean over the chosen rows, (); chosen (B, N) bool."""
-        layout: Layout = required(guess.layout)
+    def _classes(self, student_predictions: Predictions, teacher_predictions: Predictions, chosen: Tensor) -> Tensor:
+        """The sum over levels of the mean over the chosen rows, (). chosen: (B, N) bool."""
+        layout: Layout = required(student_predictions.layout)
         counts = torch.stack([level.sum() for level in layout.split(chosen)]).float()  # (levels,)
+        level_divisors = mean_over_processes(counts)  # (levels,)
         divisors = torch.cat(
-            [count.expand(cells) for count, cells in zip(mean_over_processes(counts), layout.counts, strict=True)]
-        )  # (N,)
-        rows = (
-            softmax_kl(guess.logits[chosen], taught.logits[chosen], self.config.class_temperature)
-            / guess.logits.shape[-1]
-        )
-        return (rows / divisors.expand_as(chosen)[chosen]).sum()
+            [divisor.expand(rows) for divisor, rows in zip(level_divisors, layout.counts, strict=True)]
+        )  # (levels,) -> (N,)
+        student_logits = student_predictions.logits[chosen]  # (B, N, K) -> (n, K)
+        teacher_logits = teacher_predictions.logits[chosen]
+        classes = student_logits.shape[-1]
+        rows = softmax_kl(student_logits, teacher_logits, self.config.class_temperature) / classes  # (n, K) -> (n,)
+        return (rows / divisors.expand_as(chosen)[chosen]).sum()  # divisors (N,) -> (B, N) -> (n,)
 
     @torch.no_grad()
-    def _valuable(self, pyramid: Pyramid, stage: Predictions, targets: Targets) -> Tensor:
-        """(B, N): weights of the ring, 0 outside."""
-        levels = [level.reshape(-1, 4) for level in required(pyramid.anchors)]
-        counts = list(required(stage.layout).counts)
-        weights = torch.zeros(stage.valid.shape, device=stage.valid.device)
-        for row, inside, boxes in zip(
-            weights, stage.valid, targets.boxes, strict=True
-        ):  # each image has its own valid anchors
-            kept = [level[mask] for level, mask in zip(levels, inside.split(counts), strict=True)]
-            row[inside] = valuable_region(kept, boxes, self.config.gamma, self.config.region)
+    def _valuable(self, pyramid: Pyramid, predictions: Predictions, targets: Targets) -> Tensor:
+        """Weights of the rows in the ring, 0 outside, (B, N)."""
+        levels = [level.reshape(-1, 4) for level in required(pyramid.anchors)]  # each (H, W, A, 4) -> (H W A, 4)
+        counts = list(required(predictions.layout).counts)
+        weights = torch.zeros(predictions.valid.shape, device=predictions.valid.device)  # (B, N)
+        for image_weights, valid, boxes in zip(weights, predictions.valid, targets.boxes, strict=True):
+            masks = valid.split(counts)  # (N,) -> one (H W A,) per level
+            anchors = [level[mask] for level, mask in zip(levels, masks, strict=True)]  # each (n, 4)
+            image_weights[valid] = valuable_region(anchors, boxes, self.config.gamma, self.config.region)
         if self.config.exclude_positives or self.config.region == "inside":
-            weights[required(stage.assignment).positive] = 0
+            weights[required(predictions.assignment).positive] = 0
         return (weights > 0).float() if self.config.valuable == "mask" else weights

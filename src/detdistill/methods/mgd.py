@@ -2,13 +2,15 @@
 
     L = weight * sum over levels of  sum over cells and channels of (G(S m) - T)^2,  mean over images
 
-m drops each cell with probability `drop`, anew for each level and step, all channels alike; what is kept is not scaled up. G is a learned block a
-level: 3x3 convolution, ReLU, 3x3 convolution. It reads no head, no box and no class. It has no minimum that is known beforehand: G is not
-the identity, and can't see what was dropped.
+m is a mask that drops each cell with probability `drop`, in all channels. It is drawn anew for each level and step.
+Kept cells are not scaled up. G is a learned block per level: 3x3 convolution, ReLU, 3x3 convolution. The method reads
+no head, no boxes and no classes. Its minimum is not known in advance, because G is not the identity and can't see the
+dropped cells.
 
-Code and paper agree but for the teacher, whose norms the code leaves in training mode; here a teacher is always in evaluation mode. Published:
-weight 2e-5 and drop 0.65 with one-stage heads, 5e-7 and 0.45 with two-stage ones (`methods.presets`). A 1x1 convolution before the mask where
-widths differ, as published.
+Paper and published code agree, except that the code leaves the teacher's normalization layers in training mode. Here a
+teacher is always in evaluation mode. The published options are weight 2e-5 and drop 0.65 with one-stage heads, and
+weight 5e-7 and drop 0.45 with two-stage heads (`methods.presets`). A 1x1 convolution before the mask is learned if the
+channel counts differ, as published.
 """
 
 from dataclasses import dataclass
@@ -26,33 +28,38 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 @dataclass(frozen=True)
 class MGDConfig(LevelConfig):
-    """weight: of each level's term. drop: share of the cells that are dropped. The others: see `LevelConfig`."""
+    """weight: weight of each level's term.
+    drop: fraction of the cells that are dropped, in 0..1.
+    The other options: see `LevelConfig`.
+    """
 
     weight: Weight = 2e-5
     drop: Annotated[float, Field(ge=0, le=1)] = 0.65
 
 
 class MGD(Method):
-    """See the module's head. Its term: `features`."""
+    """See the module docstring. Terms: `features`."""
 
     name = "mgd"
     group = "neck features"
     paper = "arXiv:2205.01529"
+    copies = "neck features, reconstructed from masked features"
+    requires = "a level with the same stride on both sides"
     reads = "neck features"
-    learns = "two 3x3 convolutions a level; a 1x1 convolution a level where the widths differ"
+    learns = "two 3x3 convolutions per level; a 1x1 convolution per level if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 41.0 (RetinaNet X101)"
     Config = MGDConfig
 
-    def __init__(self, config: MGDConfig, levels: PairedLevels, width: int):
-        """width: the teacher's, which all maps have behind the connectors."""
+    def __init__(self, config: MGDConfig, levels: PairedLevels, channels: int):
+        """channels: the teacher's, which the student's maps also have after the connectors."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
-        self.generators = nn.ModuleList(generation_block(width) for _ in levels.strides)
+        self.generators = nn.ModuleList(generation_block(channels) for _ in levels.strides)
 
     @classmethod
     def build(cls, config: MGDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired."""
+        """Raises UserError if no level can be paired."""
         return cls(config, PairedLevels.build(cls.name, config, student, teacher), teacher.channels[config.pyramid])
 
     def forward(
@@ -71,14 +78,17 @@ class MGD(Method):
 
 
 def generation_block(channels: int) -> nn.Sequential:
-    """G, on maps (B, C, H, W)."""
+    """Returns G, which maps (B, C, H, W) to (B, C, H, W)."""
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
     )
 
 
-def kept_cells(like: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
-    """(B, 1, H, W) of 1 and, with probability `drop`, 0, for maps `like` (B, C, H, W). Drawn where the generator lives."""
-    shape, device = (len(like), 1, *like.shape[-2:]), like.device if generator is None else generator.device
-    drawn = torch.rand(shape, generator=generator, device=device)
-    return (drawn <= 1 - drop).to(like)
+def kept_cells(features: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
+    """Returns a random mask (B, 1, H, W) for maps (B, C, H, W): 0 with probability `drop`, else 1.
+
+    The mask is drawn on the generator's device, or on the maps' device if `generator` is None.
+    """
+    device = features.device if generator is None else generator.device
+    values = torch.rand((len(features), 1, *features.shape[-2:]), generator=generator, device=device)
+    return (values <= 1 - drop).to(features)

@@ -1,17 +1,20 @@
-"""Mimic: features of proposals, not of whole maps. Li, Jin and Yan, CVPR 2017.
+"""Mimic: features of proposals instead of whole maps. Li, Jin and Yan, CVPR 2017.
 
     L = weight * 1/(2 N) sum_i 1/m_i |u_i - r(v_i)|^2
 
-u, v: RoIAligns, size x size, of the teacher's and the student's level at N proposals; r: a 1x1 convolution on the student's level; m: numbers in a
-region. Background is seen only where a proposal is. N is averaged over processes.
+u, v: RoIAlign, size x size, of the teacher's and the student's level at N proposals. r: a 1x1 convolution on the
+student's level. m_i: number of values in region i. Background counts only where a proposal covers it. N is averaged
+over processes.
 
-Paper and port: there is no official code. The paper takes proposals of the student's RPN; SenseTime's port for FPN (United-Perception) the
-teacher's (`proposals: teacher`). With a two-stage student they are those its loss was sampled on, with a two-stage teacher its best ones. A box goes to
-the level that its size gives; the port takes strides 4 to 32, here all paired levels serve (`levels`).
+Paper and port: there is no official code. The paper uses proposals of the student's RPN. SenseTime's port for FPN
+(United-Perception) uses the teacher's (`proposals: teacher`). A two-stage student gives the proposals that its loss
+sampled, a two-stage teacher its best proposals. The size of a box decides its level. The port uses strides 4 to 32;
+here all paired levels are used (`levels`).
 
-Ours: a one-stage or set-based detector proposes the boxes it predicts, best class score first, after suppression at IoU `overlap`, cut at the image.
-The paper trains in two steps, RPN first, and has a student on smaller images with a deconvolution; here all is trained at once on one size.
-The weight is ours too: 1, as the paper's could not be verified.
+Ours: a one-stage or set-based detector has no proposals, so its predicted boxes are used, best class score first,
+after suppression at IoU `overlap`, clipped to the image. The paper trains in two steps, RPN first, and its student has
+smaller images and a deconvolution; here everything trains at once on one image size. The weight 1 is ours too: we
+could not verify the paper's.
 """
 
 from dataclasses import dataclass
@@ -31,8 +34,14 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 @dataclass(frozen=True)
 class Mimic2017Config(LevelConfig):
-    """proposals: whose. most: of an image, the best. size: cells of a region's side. overlap: IoU above which the worse of two predicted boxes is
-    no proposal; two-stage detectors have suppressed theirs. The others: see `methods.shared.levels.LevelConfig`."""
+    """weight: weight of the term.
+    proposals: the detector that gives the proposals.
+    most: most proposals per image; the best are kept.
+    size: rows and columns of a pooled region.
+    overlap: IoU above which suppression drops the worse of two predicted boxes. Not used for two-stage detectors, which
+    suppress their proposals themselves.
+    The other options: see `methods.shared.levels.LevelConfig`.
+    """
 
     weight: Weight = 1.0
     proposals: Literal["student", "teacher"] = "student"
@@ -42,26 +51,29 @@ class Mimic2017Config(LevelConfig):
 
 
 class Mimic2017(Method):
-    """See the module's head. Its term: `regions`."""
+    """See the module docstring. Term: `regions`."""
 
     name = "mimic2017"
     group = "instances"
     paper = "CVPR 2017, Li, Jin and Yan"
+    copies = "the features of proposals"
+    requires = "a level with the same stride on both sides"
     reads = "neck features, proposals"
-    learns = "a 1x1 convolution a level"
+    learns = "a 1x1 convolution per level"
     Config = Mimic2017Config
 
     def __init__(self, config: Mimic2017Config, levels: PairedLevels, proposer: DetectorInfo):
+        """proposer: the detector that gives the proposals."""
         super().__init__()
         self.config, self.levels = config, levels
-        proposing = Need(proposals=True) if proposer.proposals is not None else Need(predictions=True)
+        propose = Need(proposals=True) if proposer.proposals is not None else Need(predictions=True)
         from_student = config.proposals == "student"
-        self.need = levels.need if from_student else levels.need | proposing
-        self.student_need = levels.need | proposing if from_student else levels.need
+        self.need = levels.need if from_student else levels.need | propose
+        self.student_need = levels.need | propose if from_student else levels.need
 
     @classmethod
     def build(cls, config: Mimic2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired."""
+        """Raises UserError if no levels can be paired."""
         levels = PairedLevels.build(cls.name, config, student, teacher, always)
         return cls(config, levels, student if config.proposals == "student" else teacher)
 
@@ -73,24 +85,24 @@ class Mimic2017(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        boxes = self._proposals(student_output if self.config.proposals == "student" else teacher_output)
+        proposals = self.proposals(student_output if self.config.proposals == "student" else teacher_output)
         levels = self.levels(student_output, teacher_output)
         strides = [level.stride for level in levels]
-        sides = [level.student for level in levels], [level.teacher for level in levels]
-        guess, taught = (pool_rois(maps, strides, boxes, self.config.size) for maps in sides)
-        count = mean_over_processes(guess.new_tensor(float(len(guess))))
-        return {"regions": self.config.weight * region_distance(guess, taught).sum() / (2 * count)}
+        student_levels, teacher_levels = [level.student for level in levels], [level.teacher for level in levels]
+        student_regions = pool_rois(student_levels, strides, proposals, self.config.size)  # (n, C, size, size)
+        teacher_regions = pool_rois(teacher_levels, strides, proposals, self.config.size)
+        count = mean_over_processes(student_regions.new_tensor(float(len(student_regions))))
+        return {"regions": self.config.weight * region_distance(student_regions, teacher_regions).sum() / (2 * count)}
 
     @torch.no_grad()
-    def _proposals(self, output: DetectorOutput) -> list[Tensor]:
-        """Boxes (n_i, 4) of each image, n_i <= most, best first."""
+    def proposals(self, output: DetectorOutput) -> list[Tensor]:
+        """Boxes (n, 4) per image, n <= most, best first."""
         if output.proposals is not None:
-            proposals = output.proposals
+            boxes, valid = output.proposals.boxes, output.proposals.valid
             return [
-                boxes[valid][: self.config.most] for boxes, valid in zip(proposals.boxes, proposals.valid, strict=True)
+                image_boxes[is_valid][: self.config.most] for image_boxes, is_valid in zip(boxes, valid, strict=True)
             ]
         stage, sizes = output.stages[-1], output.pyramids["neck"].sizes
-        boxes, chosen = general_instances(
-            stage.scores().amax(-1), stage.boxes, stage.valid, sizes, self.config.most, self.config.overlap
-        )
-        return [own[rows] for own, rows in zip(boxes, chosen, strict=True)]
+        scores = stage.scores().amax(-1)  # (B, N, K) -> (B, N)
+        boxes, rows = general_instances(scores, stage.boxes, stage.valid, sizes, self.config.most, self.config.overlap)
+        return [image_boxes[index] for image_boxes, index in zip(boxes, rows, strict=True)]

@@ -1,25 +1,36 @@
-"""Prediction mimicking: the student's own head copies the teacher's predictions, the baseline of CrossKD (arXiv:2306.11369, section 3).
+"""Prediction mimicking: the student's head copies the teacher's predictions. arXiv:2306.11369, section 3.
 
-The distances are CrossKD's (`methods.shared.predictions`), on the student's own predictions: nothing crosses heads, nothing is aligned, and the whole
-student head gets the gradient. Ground truth and teacher pull at the same outputs, which is the conflict CrossKD avoids.
+This is the baseline of CrossKD. The distances are CrossKD's (`methods.shared.predictions`), on the predictions of the
+student's own head. No features cross between the heads and none are aligned. The whole student head gets the gradient.
+Ground truth and teacher supervise the same outputs and can contradict each other; CrossKD avoids this conflict.
 """
 
 from typing import Self
 
 from torch import Tensor
 
+from detdistill.losses import quality_focal
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.predictions import PredictionConfig, prediction_terms, require_same_cells, unmet
+from detdistill.methods.shared.predictions import (
+    PredictionConfig,
+    box_distance,
+    quality_distance,
+    require_same_cells,
+    unmet_requirement,
+    weighted_terms,
+)
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState, required
 
 
 class Mimicking(Method):
-    """See the module's head. Its terms: `class`, `box`, `quality`."""
+    """See the module docstring. Its terms: `class`, `box`, `quality`."""
 
     name = "mimicking"
     group = "dense predictions"
     paper = "arXiv:2306.11369, section 3"
+    copies = "the teacher's predictions, with the student's own head"
+    requires = "dense heads with the same cells and anchors"
     reads = "dense predictions"
     Config = PredictionConfig
 
@@ -30,10 +41,10 @@ class Mimicking(Method):
 
     @classmethod
     def build(cls, config: PredictionConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both predict the same classes in the same cells with the same anchors."""
+        """Raises UserError unless both predict in the same cells with the same anchors, and share a class."""
         require_same_cells(cls.name, student, teacher)
         shared = SharedClasses.between(cls.name, student, teacher)
-        missing = unmet(config, student, teacher)
+        missing = unmet_requirement(config, student, teacher)
         require(not missing, cls.name, missing, "see the options of methods.mimicking")
         return cls(config, shared)
 
@@ -45,8 +56,15 @@ class Mimicking(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        mine, theirs = (
-            self.shared.of_student(student_output.stages[-1]),
-            self.shared.of_teacher(teacher_output.stages[-1]),
+        student_predictions = self.shared.of_student(student_output.stages[-1])
+        teacher_predictions = self.shared.of_teacher(teacher_output.stages[-1])
+        scores = teacher_predictions.scores().detach()  # (B, N, K)
+        assignment = required(student_predictions.assignment)
+        return weighted_terms(
+            self.config,
+            scores,
+            assignment,
+            class_rows=lambda: quality_focal(student_predictions.logits, scores, self.config.beta).sum(-1),  # (B, N)
+            box_rows=lambda: box_distance(student_predictions, teacher_predictions, self.config),
+            quality=lambda: quality_distance(student_predictions, teacher_predictions, assignment),
         )
-        return prediction_terms(mine, theirs, required(mine.assignment), self.config)

@@ -2,16 +2,23 @@
 
     L = weight * sum over levels of 1/2 mean (S^ - T^)^2,    X^ = (X - mean) / (deviation + 1e-6)
 
-mean and unbiased deviation of each channel over batch and cells, so that a level's term is 1 - r up to (m - 1)/m. It reads no head, no box
-and no class: any teacher can teach any student that has a level of the same stride.
+S and T are the student's and the teacher's map. The mean and the unbiased standard deviation are per channel, over the
+batch and all cells. A level's term therefore is the mean over channels of (m - 1)/m * (1 - r), where r is the Pearson
+correlation over the m positions. The method reads no head, no boxes and no classes, so any teacher can teach any
+student with a level of equal stride.
 
-Code and paper: the published code pairs levels by their place in the list (`pairing: index`: with a two-stage teacher the student's stride 8
-meets the teacher's stride 4) and leaves out a fifth level (`levels: 4`); its weight is 6 with a two-stage teacher and 10 with a one-stage one.
-With CrossKD the published weights are 6, 2, 2, 1 for GFL, RetinaNet, FCOS, ATSS, on all levels. Widths must be equal there; here a 1x1
-convolution on the student's levels is learned where they differ.
+Published code:
+- It pairs levels by position (`pairing: index`). With a two-stage teacher, it compares the student's stride 8 with the
+  teacher's stride 4.
+- It leaves out the fifth level (`levels: 4`).
+- Its weight is 6 with a two-stage teacher and 10 with a one-stage teacher.
+- Together with CrossKD, the published weights are 6 (GFL), 2 (RetinaNet), 2 (FCOS) and 1 (ATSS), on all levels.
+- It requires equal channel counts. Here, if they differ, a 1x1 convolution on the student's levels is learned.
 
-Ablations. `distance: mse` leaves out the standardising and nothing else: half the mean squared difference. `pyramid: towers` compares both towers
-of dense heads in the place of the neck, `depth` convolutions in, after the activation, as the paper of CrossKD does (arXiv:2306.11369).
+Ablations:
+- `distance: mse` leaves out the standardization and changes nothing else: half the mean squared difference.
+- `pyramid: towers` compares both towers of dense heads instead of the neck, after `depth` convolutions and the
+  activation, as in the CrossKD paper (arXiv:2306.11369).
 """
 
 from dataclasses import dataclass
@@ -31,9 +38,12 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 @dataclass(frozen=True)
 class PKDConfig(LevelConfig):
-    """weight: of each level's term. least_positions: levels with fewer cells than this in the whole batch are left out, their correlation is
-    noise. distance, and depth of `pyramid: towers` (negative: from each tower's end): see the module's head. The others: see
-    `methods.shared.levels.LevelConfig`."""
+    """weight: weight of each level's term.
+    least_positions: a level with fewer cells than this in the batch is left out, because its correlation is noise.
+    distance: `pearson`, or `mse` as an ablation (see the module docstring).
+    depth: with `pyramid: towers`, the number of tower convolutions; negative: counted from the end of each tower.
+    The other options: see `LevelConfig`.
+    """
 
     weight: Weight = 6.0
     least_positions: Annotated[int, Field(ge=2)] = 16
@@ -41,19 +51,16 @@ class PKDConfig(LevelConfig):
     depth: int = -1
 
 
-def half_square(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the mean squared difference of two maps, (): `pearson_distance` without its standardising."""
-    return hint_distance(student, teacher) / 2
-
-
 class PKD(Method):
-    """See the module's head. Its term: `features`."""
+    """See the module docstring. Terms: `features`."""
 
     name = "pkd"
     group = "neck features"
     paper = "arXiv:2207.02039"
+    copies = "neck features, up to mean and scale of each channel"
+    requires = "a level with the same stride on both sides; with `pyramid: towers`, dense heads"
     reads = "neck features"
-    learns = "a 1x1 convolution a level, only where the widths differ"
+    learns = "a 1x1 convolution per level, only if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 40.8 (RetinaNet X101)"
     Config = PKDConfig
 
@@ -64,7 +71,7 @@ class PKD(Method):
 
     @classmethod
     def build(cls, config: PKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired, or there are no towers and `pyramid` asks for them."""
+        """Raises UserError if no level can be paired, or if `pyramid` is `towers` and a detector has no towers."""
         if config.pyramid == "towers":
             return cls(config, PairedTowers.build(cls.name, config, config.depth, student, teacher))
         return cls(config, PairedLevels.build(cls.name, config, student, teacher))
@@ -76,18 +83,23 @@ class PKD(Method):
         targets: Targets,
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
-        """See `Method.forward`."""
+        """See `Method.forward`. Raises UserError if every level has fewer than `least_positions` cells."""
         levels = self.levels(student_output, teacher_output)
-        distance = pearson_distance if self.config.distance == "pearson" else half_square
+        distance = pearson_distance if self.config.distance == "pearson" else half_mean_square
         terms = [
             distance(level.student, level.teacher)
             for level in levels
             if level.student[:, 0].numel() >= self.config.least_positions
         ]
-        if not terms:  # a distillation loss that is silently absent is the field's old failure
+        if not terms:  # an error, because a term of 0 would silently turn the distillation off
             cells = ", ".join(str(level.student[:, 0].numel()) for level in levels)
-            remedy = "give larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"
+            remedy = "use larger images or batches, finer --model.strides, or a smaller methods.pkd.least_positions"
             raise UserError(
                 f"method pkd: every paired level is too small to correlate ({cells} cells in the batch); {remedy}"
             )
         return {"features": self.config.weight * torch.stack(terms).sum()}
+
+
+def half_mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """Returns half the mean squared difference of two maps, (): `pearson_distance` without standardization."""
+    return hint_distance(student, teacher) / 2

@@ -1,16 +1,21 @@
-"""PKT: how likely an instance takes another for its neighbour. Passalis and Tefas, ECCV 2018, arXiv:1803.10837.
+"""PKT: match the similarity of instances as probabilities. Passalis and Tefas, ECCV 2018, arXiv:1803.10837.
 
-    L = weight * n / batch * 1/n^2 sum_ij P_t[i,j] log(P_t[i,j] / P_s[i,j]),    P = (1 + cosine) / 2 over its sum in the row
+    L = weight * n / batch * 1/n^2 sum_ij P_t[i,j] log(P_t[i,j] / P_s[i,j])
+    P[i,j] = (1 + cosine of i and j) / 2, divided by the sum of row i
 
-over the n instances of the batch (of this process). Published for classifiers, on the last pooled vectors; an instance of a detector is a box,
-see `methods.shared.embeddings` for its vector. Widths may differ, nothing is learned.
+The sum is over the n instances of the batch (of this process). P[i,j] is the probability that instance i has instance
+j as its neighbor. Published for classifiers, on the last pooled vectors. Here an instance is a box;
+`methods.shared.embeddings` describes its vector. Widths may differ. Nothing is learned.
 
-Weight: 30000 belongs to batches of 64 images, where 1/n^2 makes it 30000 / 64 times the mean KL of a row. A batch of images has two boxes or two
-hundred, and with a fixed weight the few would count a hundred times as much as the many. So the loss is brought to n = 64 (`batch`; ours): the
-weight means what it meant there, and does not hang on how many boxes there are. n / 64 is averaged over processes. `batch: none` is 1/n^2 as it stands.
+Weight: the published 30000 belongs to batches of 64 images. There, 1/n^2 makes it 30000 / 64 times the mean KL of a
+row. A batch of detection images has between two and hundreds of boxes. With a fixed weight, a box in a batch with few
+boxes would count a hundred times more than a box in a batch with many. So the loss is scaled to n = 64 (`batch`; our
+choice): the weight has its published meaning and does not depend on the number of boxes. n / 64 is averaged over
+processes. `batch: none` keeps 1/n^2 unchanged.
 
-Code and paper: the published code keeps an instance's likeness to itself, the paper sums over the others (`diagonal: no`). The paper's Gaussian
-kernel is not offered. Fewer than two instances give 0.
+Code and paper: in the published code, the sum includes the similarity of an instance with itself. The paper sums over
+the other instances only (`diagonal: no`). The paper's Gaussian kernel is not available. With fewer than two instances,
+the term is 0.
 """
 
 from dataclasses import dataclass
@@ -28,8 +33,11 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 @dataclass(frozen=True)
 class PKTConfig(EmbeddingConfig):
-    """weight: as published, for `batch` instances; batch: none: the loss as it is, which falls as 1 / n. diagonal: see the module's head.
-    The other: see `methods.shared.embeddings.EmbeddingConfig`."""
+    """weight: weight of the term, as published for `batch` instances.
+    batch: number of instances to which the loss is scaled. none: no scaling; the loss then falls as 1 / n.
+    diagonal: include the similarity of an instance with itself.
+    The other options: see `methods.shared.embeddings.EmbeddingConfig`.
+    """
 
     weight: Weight = 30000.0
     batch: Annotated[int, Field(ge=1)] | None = 64
@@ -37,11 +45,13 @@ class PKTConfig(EmbeddingConfig):
 
 
 class PKT(Method):
-    """See the module's head. Its term: `relations`."""
+    """See the module docstring. Term: `relations`."""
 
     name = "pkt"
     group = "instances"
     paper = "arXiv:1803.10837"
+    copies = "which objects of a batch are similar"
+    requires = "a level with the same stride on both sides, or RoI heads on both sides"
     reads = "neck features of boxes, or RoI embeddings"
     Config = PKTConfig
 
@@ -52,7 +62,7 @@ class PKT(Method):
 
     @classmethod
     def build(cls, config: PKTConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where RoI embeddings are asked for and a side has none."""
+        """Raises UserError if `embedding: roi` is set and a detector has no RoI embeddings."""
         return cls(config, InstanceEmbeddings.build(cls.name, config, student, teacher))
 
     def forward(
@@ -68,5 +78,6 @@ class PKT(Method):
         scale = self.config.weight
         if self.config.batch is not None:
             count = len(instances.student)
-            scale *= count**2 / (self.config.batch * float(mean_over_processes(distance.new_tensor(float(count)))))
+            mean_count = float(mean_over_processes(distance.new_tensor(float(count))))
+            scale *= count**2 / (self.config.batch * mean_count)
         return {"relations": scale * distance}

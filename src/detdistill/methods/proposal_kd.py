@@ -1,8 +1,10 @@
-"""Proposal distillation: both RoI heads classify the student's proposals, each on its own pyramid, and the student's copies the teacher's.
+"""Proposal distillation: the student's RoI head copies the teacher's RoI head on the student's proposals.
 
-The distances, of classes and of boxes, are those of `methods.shared.rois`, published for CrossKD's two-stage branch (arXiv:2306.11369), which
-runs the teacher's head on both pyramids (`crosskd_roi`). Here the student's own head is the guess: its baseline, as mimicking is CrossKD's. The
-whole student behind its proposals gets the gradient; ground truth and teacher pull at the same outputs.
+Each head reads its own pyramid. The distances of classes and boxes are those of `methods.shared.rois`. They were
+published for the two-stage branch of CrossKD (arXiv:2306.11369), which applies the teacher's head to both pyramids
+(`crosskd_roi`). Here the student's own head makes the student's predictions: the baseline of crosskd_roi, as mimicking
+is the baseline of crosskd. The whole student except its RPN gets the gradient. Ground truth and teacher supervise the
+same outputs.
 """
 
 from typing import Self
@@ -11,16 +13,18 @@ from torch import Tensor
 
 from detdistill.methods.method import Method
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.rois import RoIConfig, require_roi_heads, require_terms, roi_rows, roi_terms
+from detdistill.methods.shared.rois import RoIConfig, require_roi_heads, require_roi_terms, roi_rows, roi_terms
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
 
 class ProposalKD(Method):
-    """See the module's head. Its terms: `class`, `box`."""
+    """See the module docstring. Its terms: `class`, `box`."""
 
     name = "proposal_kd"
     group = "RoI heads"
     paper = "arXiv:2306.11369, its two-stage code, not crossed"
+    copies = "the teacher's classes and boxes on the student's proposals"
+    requires = "RoI heads on both sides"
     reads = "RoI class logits and box codes on the student's proposals"
     Config = RoIConfig
     need = Need(classify=True)
@@ -31,9 +35,9 @@ class ProposalKD(Method):
 
     @classmethod
     def build(cls, config: RoIConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both have RoI heads with a softmax and one box code, and share a class."""
+        """Raises UserError unless both have RoI heads with a softmax and the same box code, and share a class."""
         require_roi_heads(cls.name, student, teacher)
-        require_terms(cls.name, config, student, teacher)
+        require_roi_terms(cls.name, config, student, teacher)
         return cls(config, SharedClasses.between(cls.name, student, teacher))
 
     def forward(

@@ -1,22 +1,30 @@
-"""ReviewKD: levels fused from deep to shallow copy the teacher's. Chen et al., CVPR 2021, arXiv:2104.09044.
+"""ReviewKD: fused student levels imitate the teacher's levels. Chen et al., CVPR 2021, arXiv:2104.09044.
 
     L = weight * sum over levels j of D(U(S_j, S_j+1..n), T_j)
 
-U fuses the student's level j with all deeper ones (`methods.shared.fusion`), so that a teacher's level teaches the student's level of its stride
-and every deeper one: knowledge is reviewed. D is `losses.hierarchical_context`. The teacher's maps stay as they are: only the student's
-side has adapters. It reads no head, no box and no class. D pools over the padded map, padding included, as published.
+U fuses the student's level j with all deeper levels (`methods.reviewkd_fusion`). A teacher level therefore teaches the
+student level of equal stride and every deeper one: this is the review of knowledge. D is `losses.hierarchical_context`.
+The teacher's maps are not adapted: only the student's side has learned blocks. The method reads no head, no boxes and
+no classes. D pools over the whole map, including padding, as published.
 
-Weights as published with Detectron2, teacher ResNet-101 and student ResNet-50: 1 for Faster R-CNN and RetinaNet, 0.8 for Mask R-CNN; smaller
-students took up to 2. The published detection code fuses all five levels at 256 channels, resizes to the exact size (any size will do) and
-norms each process by itself; so do we. Its CIFAR code fits a fused map to the teacher's size before the last convolution, which is done here
-too where the sizes differ. As its code has it, D looks at a map's height alone to choose what it pools to, and a size it leaves out takes
-no halving of the weight with it. Its RetinaNet is not registered as shipped, so that weight can't be run there.
+Published code:
+- The weights belong to Detectron2 with a ResNet-101 teacher and a ResNet-50 student: 1 for Faster R-CNN and RetinaNet,
+  0.8 for Mask R-CNN. Smaller students used up to 2.
+- The detection code fuses all five levels at 256 channels, resizes to the exact size (any size works) and computes
+  batch-norm statistics per process. All of this is the same here.
+- The CIFAR code resizes a fused map to the teacher's size before the last convolution. This is done here too if the
+  sizes differ.
+- As in the published code, D chooses its pooling sizes by the height of a map alone, and a size that is left out does
+  not halve the weight of the next one.
+- The code as shipped does not register its RetinaNet, so the published RetinaNet weight can't be run with it.
 
-Without fusion each pair of levels has a block of its own. Its maps are resized between the block's two convolutions, and the terms add up
-over pairs: with `review`, n (n + 1) / 2 of them, so weigh less. As the blocks are learned, nothing says the loss is 0 for a teacher of
-the student's own weights.
+Without fusion (`fusion: false`) each pair of levels has its own block. Student maps are resized between the two
+convolutions of the block, and the terms are added up over pairs. With `paths: review` there are n (n + 1) / 2 pairs, so
+use a smaller weight. The blocks are learned, so in general the loss is not 0 for a teacher with the student's own
+weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -25,22 +33,35 @@ from torch import Tensor, nn
 
 from detdistill.losses import hierarchical_context
 from detdistill.methods.method import Method, Weight, require
-from detdistill.methods.shared.fusion import FusedLevels, SeparateLevels
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_cells
+from detdistill.methods.reviewkd_fusion import FusedLevels, SeparateLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_two_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 Paths = Literal["review", "same", "deeper", "all"]
 
+# Whether the teacher level at index t teaches the student level at index s. Indices count from fine to coarse.
+TEACHES: dict[Paths, Callable[[int, int], bool]] = {
+    "review": lambda s, t: t <= s,
+    "same": lambda s, t: t == s,
+    "deeper": lambda s, t: t >= s,
+    "all": lambda s, t: True,
+}
+
 
 @dataclass(frozen=True)
 class ReviewKDConfig(LevelConfig):
-    """weight: of the sum over levels. mid_channels: width that levels are fused at; none: the student's, at most 512 (256 as published).
-
-    paths: which teacher levels teach a student level. `review`: its own and every finer one, as published. `same`: its own alone. `deeper`:
-    its own and every coarser one, the reverse of a review. `all`: each of them. fusion: a teacher level is compared once, with all the
-    student levels it teaches fused; false: with each by itself, so that only `review` can be fused, and `same` has nothing to fuse.
-    context: compare pooled maps too; false: mean squares alone. resize: the student's maps within their blocks, to the nearest cell, or the
-    teacher's. The others: see `methods.shared.levels.LevelConfig`."""
+    """weight: weight of the sum over levels.
+    mid_channels: number of channels at which levels are fused; none: the student's, at most 512. Published: 256.
+    paths: the teacher levels that teach a student level. `review`: the level of equal stride and every finer one, as
+        published. `same`: the level of equal stride. `deeper`: the level of equal stride and every coarser one, the
+        reverse of a review. `all`: every level.
+    fusion: true: a teacher level is compared once, with all the student levels that it teaches fused into one map. This
+        is possible for `paths: review`; `paths: same` has nothing to fuse. false: a teacher level is compared with each
+        of these student levels separately.
+    context: also compare pooled maps; false: mean squares only.
+    resize: `student` resizes the student's maps in their blocks, to the nearest cell; `teacher` resizes the teacher's.
+    The other options: see `LevelConfig`.
+    """
 
     weight: Weight = 1.0
     mid_channels: Annotated[int, Field(ge=1)] | None = None
@@ -50,44 +71,42 @@ class ReviewKDConfig(LevelConfig):
 
 
 class ReviewKD(Method):
-    """See the module's head. Its term: `features`."""
+    """See the module docstring. Terms: `features`."""
 
     name = "reviewkd"
     group = "neck features"
     paper = "arXiv:2104.09044"
+    copies = "neck features, each level fused with the deeper ones"
+    requires = "a level with the same stride on both sides"
     reads = "neck features"
-    learns = "a fusion block a level: two convolutions with batch norm, and an attention"
+    learns = "a fusion block per level: two convolutions with batch norm, and an attention"
     Config = ReviewKDConfig
 
-    def __init__(self, config: ReviewKDConfig, levels: PairedLevels, widths: tuple[int, int]):
-        """levels: without connectors. widths: (student, teacher)."""
+    def __init__(self, config: ReviewKDConfig, levels: PairedLevels, student_channels: int, teacher_channels: int):
+        """levels: paired levels without connectors."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
         count = len(levels.strides)
-        self.pairs = taught_pairs(config.paths, count)
-        fused = config.fusion and config.paths == "review"
-        students, teachers = ([width] * count for width in widths)
-        middle = config.mid_channels or min(512, widths[0])
-        self.blocks = (
-            FusedLevels(students, middle, teachers) if fused else SeparateLevels(students, middle, teachers, self.pairs)
-        )
-        self.lessons = (
-            list(range(count)) if fused else [theirs for _, theirs in self.pairs]
-        )  # the teacher's level of each map
+        pairs = level_pairs(config.paths, count)
+        middle = config.mid_channels or min(512, student_channels)
+        channels = [student_channels] * count, middle, [teacher_channels] * count
+        self.blocks: FusedLevels | SeparateLevels
+        self.teacher_indices: list[int]  # index of the teacher level that each output of the blocks is compared with
+        if config.fusion and config.paths == "review":
+            self.blocks, self.teacher_indices = FusedLevels(*channels), list(range(count))
+        else:
+            self.blocks = SeparateLevels(*channels, pairs)
+            self.teacher_indices = [teacher_index for _, teacher_index in pairs]
 
     @classmethod
     def build(cls, config: ReviewKDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where no level can be paired, and for paths that can't be fused."""
-        lacking = f"paths `{config.paths}` can't be fused: fusion goes from deep levels to finer ones"
-        require(
-            not config.fusion or config.paths in ("review", "same"),
-            cls.name,
-            lacking,
-            "set methods.reviewkd.fusion to false",
-        )
+        """Raises UserError if no level can be paired, or if `fusion` is true and the paths can't be fused."""
+        can_fuse = config.paths in ("review", "same")
+        problem = f"paths `{config.paths}` can't be fused, because fusion goes from deep levels to finer ones"
+        require(can_fuse or not config.fusion, cls.name, problem, "set methods.reviewkd.fusion to false")
         levels = PairedLevels.build(cls.name, config, student, teacher, connect=lambda *_: nn.Identity())
-        return cls(config, levels, (student.channels[config.pyramid], teacher.channels[config.pyramid]))
+        return cls(config, levels, student.channels[config.pyramid], teacher.channels[config.pyramid])
 
     def forward(
         self,
@@ -96,26 +115,22 @@ class ReviewKD(Method):
         targets: Targets,
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
-        """See `Method.forward`."""
-        taught = [level.teacher for level in self.levels(student_output, teacher_output)]
-        own = [
-            level_at(student_output.pyramids[self.config.pyramid], mine) for mine, _ in self.levels.strides
-        ]  # the blocks fit them
+        """See `Method.forward`. Raises UserError if batch norm would train on one cell."""
+        student_pyramid = student_output.pyramids[self.config.pyramid]
+        # Not from `self.levels`, because the blocks resize the student's maps themselves.
+        student_levels = [level_at(student_pyramid, stride) for stride, _ in self.levels.strides]
+        teacher_levels = [level.teacher for level in self.levels(student_output, teacher_output)]
         if self.training:
-            for side, maps in enumerate((own, taught)):
-                require_cells(self.name, maps, [pair[side] for pair in self.levels.strides])
-        maps = self.blocks(own, [(level.shape[-2], level.shape[-1]) for level in taught])
-        lessons = [taught[index] for index in self.lessons]
+            for side, maps in enumerate((student_levels, teacher_levels)):
+                require_two_cells(self.name, maps, [strides[side] for strides in self.levels.strides])
+        shapes = [(level.shape[-2], level.shape[-1]) for level in teacher_levels]
+        maps = self.blocks(student_levels, shapes)
+        target_maps = [teacher_levels[index] for index in self.teacher_indices]
         sizes = (4, 2, 1) if self.config.context else ()
-        return {"features": self.config.weight * hierarchical_context(maps, lessons, sizes)}
+        return {"features": self.config.weight * hierarchical_context(maps, target_maps, sizes)}
 
 
-def taught_pairs(paths: Paths, count: int) -> list[tuple[int, int]]:
-    """Places of student and teacher level in each pair, of `count` levels, fine to coarse."""
-    chosen = {
-        "review": lambda s, t: t <= s,
-        "same": lambda s, t: t == s,
-        "deeper": lambda s, t: t >= s,
-        "all": lambda s, t: True,
-    }[paths]
-    return [(mine, theirs) for mine in range(count) for theirs in range(count) if chosen(mine, theirs)]
+def level_pairs(paths: Paths, count: int) -> list[tuple[int, int]]:
+    """Returns (student index, teacher index) of each pair of the `count` levels, counted from fine to coarse."""
+    teaches = TEACHES[paths]
+    return [(student, teacher) for student in range(count) for teacher in range(count) if teaches(student, teacher)]

@@ -1,18 +1,24 @@
-"""Token alignment: one deep map of the student against the patch tokens of a vision foundation model. RT-DETRv4, Liao et al., arXiv:2510.25257.
+"""Token alignment: a deep student map imitates the patch tokens of a foundation model. Liao et al., arXiv:2510.25257.
 
     L = weight * mean over cells inside the images of 1 - cos(P S, T)
 
-S is one level of the student, the coarsest that both sides have; P a 1x1 convolution, always there, and dropped with the teacher; T the teacher's
-map, resized to the student's where the two differ. It reads no head, no box and no class. Minimum 0, maximum 2 times the weight.
+This is the distillation loss of RT-DETRv4. S is one level of the student, by default the coarsest that both sides have.
+P is a 1x1 convolution, used even if the channel counts are equal, and not part of the trained student. T is the
+teacher's map, resized to the student's if the two differ in size. The method reads no head, no boxes and no classes.
+The minimum is 0 and the maximum is 2 times the weight.
 
-The paper's Deep Semantic Injector is this at one place: the map of stride 32 behind the encoder's self-attention, before its fusion of levels,
-projected by one linear layer to the tokens of a frozen DINOv3 ViT-B/16, which sees the image at half its size. Here the teacher is `timm:NAME` or
-`hf:FOLDER`, or a detector: its pyramid of the same name, or its neck where it has none. `pyramid: neck` is what enters the encoder
-of a DETR, and what leaves the hybrid encoder of an RT-DETR or D-FINE, behind its fusion; `memory` is what the decoder reads. The mean over all
-cells, padding included, is the published one; without padding the two are one.
+The paper's Deep Semantic Injector is this loss at one place: the map of stride 32 after the encoder's self-attention
+and before its fusion of levels. One linear layer projects it to the tokens of a frozen DINOv3 ViT-B/16, which receives
+the image at half its size.
 
-The released configurations begin with a weight of 5 (S, M), 15 (L) and 20 (X), which a comment there calls five times the paper's. From then on
-the weight follows the gradients (GAM): that is not here, `methods.token_alignment.balance` is its like.
+Here the teacher is `timm:NAME` or `hf:FOLDER`, or a detector. A detector teaches with the pyramid of the same name, or
+with its neck if it has no such pyramid. `pyramid: neck` is the input of the encoder of a DETR, and the output of the
+hybrid encoder of an RT-DETR or D-FINE, after its fusion. `pyramid: memory` is the input of the decoder. The published
+mean is over all cells, including padding. Without padding both means are equal.
+
+The released configurations start with a weight of 5 (S, M), 15 (L) and 20 (X). A comment there calls these five times
+the paper's weights. During training the published weight follows the gradients (GAM). This is not implemented here;
+`methods.token_alignment.balance` is similar.
 """
 
 from dataclasses import dataclass
@@ -30,7 +36,10 @@ from detdistill.types import DetectorInfo, DetectorOutput, Layout, Need, Targets
 
 @dataclass(frozen=True)
 class TokenAlignmentConfig:
-    """weight: of the term. pyramid: the student's maps. stride: of the level; none: the coarsest that both sides have."""
+    """weight: weight of the term.
+    pyramid: name of the student's pyramid.
+    stride: stride of the level; none: the coarsest level that both sides have.
+    """
 
     weight: Weight = 5.0
     pyramid: str = "neck"
@@ -38,46 +47,49 @@ class TokenAlignmentConfig:
 
 
 class TokenAlignment(Method):
-    """See the module's head. Its term: `tokens`."""
+    """See the module docstring. Terms: `tokens`."""
 
     name = "token_alignment"
     group = "neck features"
     paper = "arXiv:2510.25257"
+    copies = "the direction of each cell's features of a ViT or a detector"
+    requires = "a level with the same stride on both sides"
     reads = "one level of neck features or memory"
     learns = "a 1x1 convolution"
     Config = TokenAlignmentConfig
 
-    def __init__(self, config: TokenAlignmentConfig, stride: int, target: str, widths: tuple[int, int]):
-        """stride: of the level. target: the teacher's pyramid. widths: of student and teacher."""
+    def __init__(self, config: TokenAlignmentConfig, stride: int, teacher_pyramid: str, channels: tuple[int, int]):
+        """stride: stride of the level. teacher_pyramid: name of the teacher's pyramid. channels: (student, teacher)."""
         super().__init__()
-        self.config, self.stride, self.target = config, stride, target
-        self.projector = nn.Conv2d(*widths, 1)
-        self.need, self.student_need = (Need(pyramids=frozenset({pyramid})) for pyramid in (target, config.pyramid))
+        self.config, self.stride, self.teacher_pyramid = config, stride, teacher_pyramid
+        self.projector = nn.Conv2d(*channels, 1)
+        self.need = Need(pyramids=frozenset({teacher_pyramid}))
+        self.student_need = Need(pyramids=frozenset({config.pyramid}))
 
     @classmethod
     def build(cls, config: TokenAlignmentConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where the student has no such pyramid, or the two have no level, or not the one asked for, in common."""
-        mine, theirs = config.pyramid, config.pyramid if config.pyramid in teacher.channels else "neck"
-        require(
-            mine in student.channels,
-            cls.name,
-            f"no pyramid {mine!r} on the student",
-            f"it has {', '.join(student.channels)}; set methods.{cls.name}.pyramid",
-        )
+        """Raises UserError if the student has no pyramid `config.pyramid`, or if the two have no common level.
+
+        Also raises it if `config.stride` is set and a side has no level of this stride.
+        """
+        problem = f"no pyramid {config.pyramid!r} on the student"
+        remedy = f"the student has {', '.join(student.channels)}: set methods.{cls.name}.pyramid"
+        require(config.pyramid in student.channels, cls.name, problem, remedy)
+        teacher_pyramid = config.pyramid if config.pyramid in teacher.channels else "neck"
+
         common = [stride for stride in student.strides if stride in teacher.strides]
-        lacking = f"no level in common, the student's strides are {student.strides}, the teacher's {teacher.strides}"
-        remedy = (
-            "give one of the student's, --teacher.model.strides"
-            if not teacher.classes
-            else "train the student with the teacher's --model.strides"
-        )
-        require(bool(common), cls.name, lacking, remedy)
+        problem = f"no level in common: the student's strides are {student.strides}, the teacher's {teacher.strides}"
+        if teacher.classes:
+            remedy = "train the student with the teacher's --model.strides"
+        else:  # a feature extractor, which can be built with another stride
+            remedy = "set --teacher.model.strides to a stride of the student"
+        require(bool(common), cls.name, problem, remedy)
+
         stride = max(common) if config.stride is None else config.stride
-        remedy = f"both have {', '.join(map(str, common))}"
-        require(
-            stride in common, cls.name, f"methods.{cls.name}.stride {stride} is not one that both sides have", remedy
-        )
-        return cls(config, stride, theirs, (student.channels[mine], teacher.channels[theirs]))
+        problem = f"methods.{cls.name}.stride is {stride}, which is not a stride of both detectors"
+        require(stride in common, cls.name, problem, f"choose from {', '.join(map(str, common))}")
+        channels = student.channels[config.pyramid], teacher.channels[teacher_pyramid]
+        return cls(config, stride, teacher_pyramid, channels)
 
     def forward(
         self,
@@ -87,11 +99,12 @@ class TokenAlignment(Method):
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
         """See `Method.forward`."""
-        pyramid = student_output.pyramids[self.config.pyramid]
-        guess = self.projector(level_at(pyramid, self.stride))
-        tokens = level_at(teacher_output.pyramids[self.target], self.stride).detach()
-        shape = (guess.shape[-2], guess.shape[-1])
+        student_pyramid = student_output.pyramids[self.config.pyramid]
+        projected = self.projector(level_at(student_pyramid, self.stride))  # (B, D, H, W), D of the teacher
+        tokens = level_at(teacher_output.pyramids[self.teacher_pyramid], self.stride).detach()  # (B, D, h, w)
+        shape = (projected.shape[-2], projected.shape[-1])
         if tokens.shape[-2:] != shape:
-            tokens = F.interpolate(tokens, shape, mode="bilinear", align_corners=False)
-        inside = Layout((shape,), (self.stride,)).valid(pyramid.sizes).unflatten(1, shape)
-        return {"tokens": self.config.weight * token_cosine(guess, tokens, inside)}
+            tokens = F.interpolate(tokens, shape, mode="bilinear", align_corners=False)  # (B, D, H, W)
+        layout = Layout((shape,), (self.stride,))
+        is_inside = layout.valid(student_pyramid.sizes).unflatten(1, shape)  # (B, HW) -> (B, H, W)
+        return {"tokens": self.config.weight * token_cosine(projected, tokens, is_inside)}

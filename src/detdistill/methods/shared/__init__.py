@@ -1,1 +1,1 @@
-"""What several methods share: paired levels, shared classes, dense predictions, regions of interest."""
+"""Parts that several methods share: paired levels, shared classes, dense predictions, regions of interest, queries."""

@@ -1,8 +1,9 @@
-"""Two class spaces, mapped by name.
+"""The classes that student and teacher share, matched by name.
 
-A method that compares classes compares those both detectors know, in the student's order. With sigmoids the other columns are left out:
-they are answers to other questions. With softmax the probability of a class only one side knows joins that side's background, so that the
-shared classes and the background still add up to one: to the other detector such an object is background.
+Methods that compare classes compare only the shared classes, in the student's order. With sigmoid scores the other
+columns are left out, because sigmoid classes are independent of each other. With softmax scores the probability of a
+class that only one detector has is added to the background of that detector, so that the shared classes and the
+background still sum to one: for the other detector such an object is background.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,12 @@ from detdistill.types import Assignment, DetectorInfo, Predictions, Targets
 
 @dataclass(frozen=True)
 class SharedClasses:
-    """student, teacher: the column of each shared class on either side. sizes: number of classes of student and teacher."""
+    """The columns of the shared classes in the outputs of student and teacher.
+
+    student: column of each shared class in the student's logits.
+    teacher: column of each shared class in the teacher's logits.
+    sizes: number of classes of student and teacher.
+    """
 
     student: tuple[int, ...]
     teacher: tuple[int, ...]
@@ -28,65 +34,78 @@ class SharedClasses:
 
     @classmethod
     def between(cls, method: str, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError where the two share no class."""
+        """The shared classes of two detectors. Raises UserError if there are none."""
         shared = [name for name in student.classes if name in teacher.classes]
         if not shared:
-            sides = f"the student knows {_some(student.classes)}, the teacher {_some(teacher.classes)}"
-            raise UserError(f"method {method}: no class in common, {sides}; a feature method needs no classes")
-        mine, theirs = (tuple(info.classes.index(name) for name in shared) for info in (student, teacher))
-        return cls(mine, theirs, (len(student.classes), len(teacher.classes)))
+            classes = f"the student has {_first(student.classes)}, the teacher {_first(teacher.classes)}"
+            remedy = "rename the classes, or use a method on features, such as pkd"
+            raise UserError(f"method {method}: no class in common, {classes}; {remedy}")
+        student_columns = tuple(student.classes.index(name) for name in shared)
+        teacher_columns = tuple(teacher.classes.index(name) for name in shared)
+        return cls(student_columns, teacher_columns, (len(student.classes), len(teacher.classes)))
 
     def of_student(self, predictions: Predictions) -> Predictions:
         """The student's predictions on the shared classes."""
         return select(predictions, self.student, self.sizes[0])
 
     def of_teacher(self, predictions: Predictions) -> Predictions:
-        """The teacher's predictions on the shared classes, in the student's order. Also for what comes out of the teacher's head."""
+        """Predictions of the teacher's head on the shared classes, in the student's order."""
         return select(predictions, self.teacher, self.sizes[1])
 
     def labels(self, labels: Tensor) -> Tensor:
-        """Labels in the student's order, any shape, to places among the shared classes; -1 where the teacher does not know the class, and
-        where the label was negative."""
-        return torch.where(labels < 0, -1, self._places.to(labels.device)[labels.clamp(min=0)])
+        """The index among the shared classes of labels in the student's order, of any shape.
+
+        -1 if the teacher does not have the class or the label is negative.
+        """
+        return torch.where(labels < 0, -1, self._shared_index.to(labels.device)[labels.clamp(min=0)])
 
     def targets(self, targets: Targets) -> Targets:
-        """The ground truth with the teacher's labels. Every class of the student's must be shared."""
+        """The ground truth with the teacher's labels. Every class of the student must be shared."""
         columns = torch.tensor(self.teacher)
         return replace(
             targets, labels=tuple(columns.to(labels.device)[self.labels(labels)] for labels in targets.labels)
         )
 
     def assigned(self, assignment: Assignment, targets: Targets) -> Tensor:
-        """(B, N): place among the shared classes of the ground truth each prediction answers for; -1 for none, and for a class the teacher
-        does not know."""
-        matched = assignment.matched
-        padded = pad_sequence(list(targets.labels), batch_first=True, padding_value=-1)
-        labels = torch.cat([padded, padded.new_full((len(padded), 1), -1)], dim=1)  # the last column is no target's
-        return self.labels(labels.gather(1, torch.where(matched < 0, padded.shape[1], matched)))
+        """The class of the ground truth that each prediction is matched with, (B, N): an index among shared classes.
+
+        -1 if the prediction is not matched, or the teacher does not have the class.
+        """
+        matched = assignment.matched  # (B, N)
+        labels = pad_sequence(list(targets.labels), batch_first=True, padding_value=-1)  # (B, G), G the largest count
+        unmatched_column = labels.shape[1]
+        labels = torch.cat([labels, labels.new_full((len(labels), 1), -1)], dim=1)  # (B, G) -> (B, G + 1)
+        columns = torch.where(matched < 0, unmatched_column, matched)  # (B, N)
+        return self.labels(labels.gather(1, columns))  # (B, G + 1) -> (B, N)
 
     @cached_property
-    def _places(self) -> Tensor:
-        places = torch.full((self.sizes[0],), -1)
-        places[list(self.student)] = torch.arange(len(self.student))
-        return places
+    def _shared_index(self) -> Tensor:
+        """The index among the shared classes of each class of the student, or -1; (K,)."""
+        index = torch.full((self.sizes[0],), -1)
+        index[list(self.student)] = torch.arange(len(self.student))
+        return index
 
 
 def select(predictions: Predictions, columns: Sequence[int], size: int) -> Predictions:
-    """The predictions with these of their `size` class columns; see the module's head for the background. Boxes stay as they are."""
+    """The predictions with only these of their `size` class columns, in this order. Boxes are unchanged.
+
+    The probability of the other columns is added to the background if there is one. Returns the input if nothing
+    changes.
+    """
     if list(columns) == list(range(size)):
         return predictions
     index = torch.tensor(list(columns), device=predictions.logits.device)
-    others = torch.tensor(
-        [column for column in range(size) if column not in columns], device=index.device, dtype=torch.long
-    )
+    dropped = [column for column in range(size) if column not in columns]
+    dropped_index = torch.tensor(dropped, device=index.device, dtype=torch.long)
     background = predictions.background
     if background is not None:
-        background = torch.cat([background[..., None], predictions.logits[..., others]], dim=-1).logsumexp(-1)
+        dropped_logits = predictions.logits[..., dropped_index]  # (B, N, K) -> (B, N, dropped)
+        background = torch.cat([background[..., None], dropped_logits], dim=-1).logsumexp(-1)  # (B, N)
     deltas = predictions.deltas
-    if deltas is not None and deltas.ndim == 4:  # a code for each class
-        deltas = deltas[:, :, index]
+    if deltas is not None and deltas.ndim == 4:  # one box code per class
+        deltas = deltas[:, :, index]  # (B, N, K, 4) -> (B, N, shared, 4)
     return replace(predictions, logits=predictions.logits[..., index], background=background, deltas=deltas)
 
 
-def _some(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,14 +1,20 @@
-"""Distances between two dense predictions on one grid, as CrossKD's code and prediction mimicking use them (arXiv:2306.11369).
+"""Distances between the predictions of two dense heads in the same cells, as in CrossKD's code (arXiv:2306.11369).
 
-    class     sum over rows and classes of |sigma(z') - sigma(z)|^beta BCE(z', sigma(z)) / D_cls
-    box       sum over rows of u * d(b', b) / D_box,  u = max_k sigma(z_k) where `trust`,  d = mean over sides of KL, 1 - GIoU, or -log IoU
-    quality   sum over positives of BCE(c', sigma(c)) / positives
+    class     sum over rows and classes of |sigma(z') - sigma(z)|^beta BCE(z', sigma(z)) / D_class
+    box       sum over rows of u * d(b', b) / D_box,    d: mean over sides of the KL, 1 - GIoU, or -log IoU
+    quality   sum over positives of BCE(c', sigma(c)) / number of positives
 
-z' is the guess, z the teacher's. Which rows count (`region`) and what D is (`normalizer`) differs from detector to detector in the published
-code; the paper's text says 1 everywhere (v2), or foreground for boxes (v1). D is averaged over processes and at least 1.
-A teacher's box without area (torchvision's FCOS cuts distances at 0 where the published one takes exp) teaches nothing.
+A row is one prediction of the head. z', b', c' are the logits, boxes and quality of the student (mimicking) or of the
+student's features in the teacher's head (CrossKD); z, b, c are the teacher's. u is the teacher's best score max_k
+sigma(z_k) if `trust` is set, else 1.
+
+The rows that count (`class_region`, `box_region`) and the divisors D (`class_normalizer`, `box_normalizer`) differ
+between the detectors of the published code. The text of the paper counts all rows (version 2), or the foreground for
+boxes (version 1). D is averaged over processes and is at least 1. Rows in which the teacher's box has no area get no
+box loss: torchvision's FCOS clips distances at 0, while the published FCOS takes exp.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detdistill.distributed import mean_over_processes
-from detdistill.losses import edge_kl, giou_distance, log_iou_distance, quality_focal
+from detdistill.losses import edge_kl, giou_distance, log_iou_distance
 from detdistill.methods.method import Temperature, Weight, require
 from detdistill.types import Assignment, DetectorInfo, Predictions, required
 
@@ -26,11 +32,19 @@ Normalizer = Literal["positives", "trust", "quality"]
 
 @dataclass(frozen=True)
 class PredictionConfig:
-    """weight_class, weight_box, weight_quality: of the three terms; a term of weight 0 is not computed. beta: of the class term, 0 or at least 1.
-    box: `edges` (KL of side distributions, where both have them), `giou`, `log_iou`; auto: edges where both have them, else giou.
-    temperature: of the KL. class_region, box_region: rows that count: those that take part in the student's own loss, all, or positives.
-    trust: box rows weigh as much as the teacher's best score. class_normalizer, box_normalizer: number of positives, sum of trust, or sum of the
-    quality targets."""
+    """Options of the terms that compare dense predictions. A term of weight 0 is not computed.
+
+    weight_class, weight_box, weight_quality: weights of the three terms.
+    beta: exponent of the class term, 0 or at least 1.
+    box: distance of boxes. `edges`: KL of the side distributions, which both need. `giou`: 1 - GIoU. `log_iou`: -log
+        IoU. `auto`: `edges` if both have side distributions, else `giou`.
+    temperature: temperature of the KL.
+    class_region, box_region: rows that count. `valid`: rows that take part in the student's task loss. `all`: all rows.
+        `positive`: positives.
+    trust: weight each row of the box term by the teacher's best score.
+    class_normalizer, box_normalizer: divisor of a term. `positives`: number of positives. `trust`: sum of the teacher's
+        best scores. `quality`: sum of the quality targets.
+    """
 
     weight_class: Weight = 1.0
     weight_box: Weight = 1.0
@@ -45,91 +59,106 @@ class PredictionConfig:
     box_normalizer: Normalizer = "positives"
 
 
-def prediction_terms(
-    guess: Predictions, taught: Predictions, assignment: Assignment, config: PredictionConfig
+def weighted_terms(
+    config: PredictionConfig,
+    teacher_scores: Tensor,
+    assignment: Assignment,
+    class_rows: Callable[[], Tensor],
+    box_rows: Callable[[], Tensor],
+    quality: Callable[[], Tensor],
 ) -> dict[str, Tensor]:
-    """The terms `class`, `box` and `quality` above, weighted, (). All three are on one layout; no gradient to `taught`."""
-    scores = taught.scores().detach()
-    trust = scores.amax(-1) * _region(assignment, config.box_region)
-    divisors = {"positives": lambda: assignment.num_positives, "trust": lambda: mean_over_processes(trust.sum())}
-    divisors["quality"] = lambda: mean_over_processes(required(assignment.quality).sum())
+    """The terms `class`, `box` and `quality` of the module docstring, weighted, each ().
+
+    A function is not called if its weight is 0.
+    teacher_scores: (B, N, K), detached.
+    class_rows, box_rows: compute the distance of each row, (B, N).
+    quality: computes the quality term without its weight, ().
+    """
+    trust = teacher_scores.amax(-1) * _region(assignment, config.box_region)  # (B, N)
+
+    def divisor(normalizer: Normalizer) -> Tensor:
+        if normalizer == "positives":
+            return assignment.num_positives
+        total = trust.sum() if normalizer == "trust" else required(assignment.quality).sum()
+        return mean_over_processes(total)
+
     terms = {}
     if config.weight_class:
-        rows = quality_focal(guess.logits, scores, config.beta).sum(-1) * _region(assignment, config.class_region)
-        terms["class"] = config.weight_class * rows.sum() / divisors[config.class_normalizer]()
+        total = (class_rows() * _region(assignment, config.class_region)).sum()
+        terms["class"] = config.weight_class * total / divisor(config.class_normalizer)
     if config.weight_box:
-        weight = trust if config.trust else _region(assignment, config.box_region)
-        rows = box_distance(guess, taught, config) * weight
-        terms["box"] = config.weight_box * rows.sum() / divisors[config.box_normalizer]()
+        total = (box_rows() * (trust if config.trust else _region(assignment, config.box_region))).sum()
+        terms["box"] = config.weight_box * total / divisor(config.box_normalizer)
     if config.weight_quality:
-        terms["quality"] = config.weight_quality * quality_distance(guess, taught, assignment)
+        terms["quality"] = config.weight_quality * quality()
     return terms
 
 
-def box_distance(guess: Predictions, taught: Predictions, config: PredictionConfig) -> Tensor:
-    """(B, N)."""
-    if guess.edges is not None and taught.edges is not None and config.box in ("auto", "edges"):
-        return edge_kl(guess.edges, taught.edges, config.temperature).mean(-1)
+def box_distance(
+    student_predictions: Predictions, teacher_predictions: Predictions, config: PredictionConfig
+) -> Tensor:
+    """The distance d of the module docstring per row, (B, N). No gradient to the teacher."""
+    student_edges, teacher_edges = student_predictions.edges, teacher_predictions.edges
+    if config.box in ("auto", "edges") and student_edges is not None and teacher_edges is not None:
+        return edge_kl(student_edges, teacher_edges, config.temperature).mean(-1)  # (B, N, 4) -> (B, N)
     distance = log_iou_distance if config.box == "log_iou" else giou_distance
-    boxes = taught.boxes.detach()
-    has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    return distance(guess.boxes, boxes) * has_area
+    teacher_boxes = teacher_predictions.boxes.detach()
+    has_area = (teacher_boxes[..., 2:] > teacher_boxes[..., :2]).all(-1)  # (B, N)
+    return distance(student_predictions.boxes, teacher_boxes) * has_area
 
 
-def quality_distance(guess: Predictions, taught: Predictions, assignment: Assignment) -> Tensor:
-    """Binary cross-entropy to the teacher's quality over the positives, by their number, (). Minimum: the entropy of the target."""
+def quality_distance(
+    student_predictions: Predictions, teacher_predictions: Predictions, assignment: Assignment
+) -> Tensor:
+    """The quality term of the module docstring, unweighted, (). Its minimum is the entropy of the teacher's quality."""
     positive = assignment.positive
-    target = required(taught.quality).detach()[positive].sigmoid()
-    return (
-        F.binary_cross_entropy_with_logits(required(guess.quality)[positive], target, reduction="sum")
-        / assignment.num_positives
-    )
+    student_logits = required(student_predictions.quality)[positive]  # (B, N) -> (n,)
+    teacher_quality = required(teacher_predictions.quality).detach()[positive].sigmoid()
+    total = F.binary_cross_entropy_with_logits(student_logits, teacher_quality, reduction="sum")
+    return total / assignment.num_positives
 
 
 def require_same_cells(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
-    """Raises UserError unless both have a dense head that predicts in the same cells, with the same anchors where a cell has several."""
+    """Raises UserError unless both are dense detectors that predict in the same cells.
+
+    The same cells means equal strides and anchors per cell, and equal anchor sizes if a cell has several anchors. The
+    grid of an RPN does not count.
+    """
     for side, info in (("student", student), ("teacher", teacher)):
-        require(
-            info.towers is not None,
-            method,
-            f"the {side} ({info.kind}) has no dense head",
-            "take retinanet, fcos, atss or gfl",
-        )
-    mine, theirs = required(student.grid), required(teacher.grid)
-    grids = f"the student predicts at strides {student.strides} with {mine.anchors_per_cell} anchors a cell"
-    grids += f", the teacher at {teacher.strides} with {theirs.anchors_per_cell}"
-    same = student.strides == teacher.strides and mine.anchors_per_cell == theirs.anchors_per_cell
+        is_dense = info.grid is not None and info.proposals is None
+        require(is_dense, method, f"the {side} ({info.kind}) has no dense head", "use retinanet, fcos, atss or gfl")
+    student_grid, teacher_grid = required(student.grid), required(teacher.grid)
+    grids = f"the student predicts at strides {student.strides} with {student_grid.anchors_per_cell} anchors per cell, "
+    grids += f"the teacher at {teacher.strides} with {teacher_grid.anchors_per_cell}"
+    remedy = "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd"
+    same_anchors = student_grid.anchors_per_cell == teacher_grid.anchors_per_cell
+    require(student.strides == teacher.strides and same_anchors, method, grids, remedy)
     require(
-        same, method, grids, "predictions are compared cell by cell, so give both the same grid, or use crosskd or pkd"
+        student_grid.anchors_per_cell == 1 or student_grid.cell_anchors == teacher_grid.cell_anchors,
+        method,
+        "the anchors of a cell differ in size",
+        "give both the same anchors, or use crosskd or pkd",
     )
-    if mine.anchors_per_cell != 1:
-        lacking = "the anchors of a cell differ in size"
-        require(
-            mine.cell_anchors == theirs.cell_anchors,
-            method,
-            lacking,
-            "give both the same anchors, or use crosskd or pkd",
-        )
 
 
-def unmet(config: PredictionConfig, guess: DetectorInfo, taught: DetectorInfo) -> str:
-    """What these options ask for and this pair of outputs lacks, in words, or an empty string."""
+def unmet_requirement(config: PredictionConfig, student: DetectorInfo, teacher: DetectorInfo) -> str:
+    """What these options require and the pair lacks, in words; an empty string if nothing is missing.
+
+    For CrossKD both arguments are the teacher, because both sides of its comparison come from the teacher's head.
+    """
     if not (config.weight_class or config.weight_box or config.weight_quality):
         return "all its weights are 0"
     if config.weight_class and 0 < config.beta < 1:
-        return (
-            f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; 0 or 1 and more are fine"
-        )
-    if config.box == "edges" and (guess.edges is None or guess.edges != taught.edges):
-        return (
-            f"box distance `edges` needs equal distance distributions, the bins are {_bins(guess)} and {_bins(taught)}"
-        )
-    if config.box == "auto" and guess.edges and taught.edges and guess.edges != taught.edges:
-        return f"the distance distributions have {_bins(guess)} and {_bins(taught)} bins"
-    if config.weight_quality and not (guess.has_quality and taught.has_quality):
-        return "weight_quality needs a centre-ness or IoU branch on both sides"
-    if "quality" in (config.class_normalizer, config.box_normalizer) and not guess.has_quality:
-        return "normalizer `quality` needs a head with a centre-ness branch"
+        return f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; use 0, or 1 and more"
+    if config.box == "edges" and (student.edges is None or student.edges != teacher.edges):
+        bins = f"{_bins(student)} and {_bins(teacher)}"
+        return f"box distance `edges` needs equal distance distributions, the numbers of bins are {bins}"
+    if config.box == "auto" and student.edges and teacher.edges and student.edges != teacher.edges:
+        return f"the distance distributions have {_bins(student)} and {_bins(teacher)} bins"
+    if config.weight_quality and not (student.has_quality and teacher.has_quality):
+        return "weight_quality needs a centerness or IoU branch on both sides"
+    if "quality" in (config.class_normalizer, config.box_normalizer) and not student.has_quality:
+        return "normalizer `quality` needs a head with a centerness branch"
     return ""
 
 
@@ -138,7 +167,7 @@ def _bins(info: DetectorInfo) -> int | None:
 
 
 def _region(assignment: Assignment, region: Region) -> Tensor:
-    """(B, N) of 0 and 1."""
+    """1 for the rows that count and 0 for the others, (B, N), float."""
     if region == "positive":
         return assignment.positive.float()
     return assignment.valid.float() if region == "valid" else assignment.valid.new_ones(assignment.valid.shape).float()

@@ -1,10 +1,13 @@
-"""Two set predictors, stage by stage and query by query.
+"""Set predictors: pairs of decoder stages and queries, their loss terms, and teacher queries for the student's decoder.
 
-Stages. Of L_s student and L_t teacher stages, teacher stage t teaches student stage ceil(t L_s / L_t), so that of six and three two teach each; a
-student that is deeper than its teacher learns from stage ceil(k L_t / L_s). Queries are paired one to one at least cost, all stages and
-images in one go. Classes meet by name (`methods.shared.classes`). Between a softmax and sigmoids the teacher's scores are read as what the
-student's head can say: sigmoids take the softmax's probabilities without its background; a softmax takes sigmoids' scores with what they leave
-to one as background, brought to sum one.
+Stages, counted from 1. With L_s student stages and L_t teacher stages, teacher stage t teaches student stage
+ceil(t L_s / L_t): with three and six, two teacher stages teach each student stage. If the student has more stages,
+student stage k learns from teacher stage ceil(k L_t / L_s).
+
+Queries are paired one to one at least total cost, for all stages and images in one call. Classes are matched by name
+(`methods.shared.classes`). If only one detector has a softmax, the teacher's scores are converted. A student with
+sigmoids gets the softmax probabilities without the background. A student with a softmax gets the sigmoid scores and,
+as background, 1 minus their sum (at least 0); both are divided by their sum.
 """
 
 from collections.abc import Sequence
@@ -19,18 +22,23 @@ from detdistill.distributed import mean_over_processes
 from detdistill.geometry import extents, pair_all, to_relative
 from detdistill.losses import giou_distance, query_costs, soft_class_distance
 from detdistill.methods.method import require
-from detdistill.types import DetectorInfo, Predictions
+from detdistill.types import DetectorInfo, Predictions, QueryPart, QuerySet, required
 
-Depth = Literal["all", "last"]
-Places = Sequence[tuple[int, int]]  # of a student's and a teacher's stage, from 0
+Stages = Literal["all", "last"]
+Weights = tuple[float, float, float]  # of class, L1 and GIoU
+Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class StagePair:
-    """A student's and a teacher's stage and their paired queries. partner (B, Q): the teacher query of each student query, -1 for none.
+    """A student stage and a teacher stage with paired queries. Q student queries, M teacher queries.
 
-    student_boxes (B, Q, 4), teacher_boxes (B, M, 4): cx cy w h in 0..1 of each image; scores (B, M, K): what the student's classes learn;
-    classified (B, M): the teacher queries whose class counts. Nothing of the teacher's carries gradient.
+    partner (B, Q): index of the teacher query that each student query is paired with, -1 for none.
+    student, teacher: predictions of the two stages.
+    student_boxes (B, Q, 4), teacher_boxes (B, M, 4): cx cy w h in 0..1 of each image.
+    teacher_scores (B, M, K): see `class_scores`.
+    classified (B, M): True for teacher queries whose class counts.
+    The teacher's boxes and scores are detached.
     """
 
     partner: Tensor
@@ -38,23 +46,30 @@ class StagePair:
     teacher: Predictions
     student_boxes: Tensor
     teacher_boxes: Tensor
-    scores: Tensor
+    teacher_scores: Tensor
     classified: Tensor
 
     @property
-    def paired(self) -> Tensor:
+    def has_partner(self) -> Tensor:
         """(B, Q) bool."""
         return self.partner >= 0
 
     def of_partner(self, values: Tensor) -> Tensor:
-        """(B, M, ...) of the teacher's queries to (B, Q, ...) of their partners; where there is none, the first query's."""
+        """Values (B, M, ...) of teacher queries, picked for the student queries: (B, Q, ...).
+
+        A student query without a partner gets the value of teacher query 0.
+        """
         index = self.partner.clamp(min=0)
-        return values.gather(1, index.view(*index.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:]))
+        index = index.view(*index.shape, *[1] * (values.ndim - 2))  # (B, Q) -> (B, Q, 1, ...)
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))  # (B, M, ...) -> (B, Q, ...)
 
 
-def stage_places(student: int, teacher: int, depth: Depth = "all") -> list[tuple[int, int]]:
-    """The pairs of stages of detectors that have so many; see the module's head. `last`: the last with the last."""
-    if depth == "last":
+def stage_indices(student: int, teacher: int, stages: Stages = "all") -> list[tuple[int, int]]:
+    """Pairs of (student stage, teacher stage), counted from 0, for these numbers of stages. See the module docstring.
+
+    stages: `last` pairs only the two last stages.
+    """
+    if stages == "last":
         return [(student - 1, teacher - 1)]
     if student > teacher:
         return [(stage, -(-(stage + 1) * teacher // student) - 1) for stage in range(student)]
@@ -64,99 +79,149 @@ def stage_places(student: int, teacher: int, depth: Depth = "all") -> list[tuple
 def pair_stages(
     student: Sequence[Predictions],
     teacher: Sequence[Predictions],
-    places: Places,
+    indices: Sequence[tuple[int, int]],
     sizes: Tensor,
     classified: Sequence[Tensor] | None = None,
     *,
     clip: bool = False,
-    weights: tuple[float, float, float] = (1.0, 5.0, 2.0),
+    weights: Weights = (1.0, 5.0, 2.0),
 ) -> list[StagePair]:
-    """The pairs at `places`, queries matched by `losses.query_costs` with `weights`. Stages are on shared classes; sizes (B, 2): the images'.
+    """The stages at `indices` with paired queries. The cost is `losses.query_costs` with `weights`.
 
-    classified: (B, M) bool of each teacher stage, the queries whose class counts, in the cost too; none: all. clip: teacher boxes to the image.
-    Of a teacher with more queries than the student's those that cost the most go without a partner, but no classified one before the others.
+    student, teacher: stages on the shared classes. sizes (B, 2): of the images.
+    classified: for each teacher stage, (B, M) bool, the queries whose class counts, also in the cost; None: all.
+    clip: clip the teacher's boxes to the image.
+    If the teacher has more queries than the student, the most expensive ones get no partner, but classified queries
+    always come first.
     """
-    rows, costs = [], []
-    for mine, theirs in places:
-        guess, taught = student[mine], teacher[theirs]
-        boxes = taught.boxes.detach().float()
-        boxes = to_relative(boxes.clamp(min=0).minimum(extents(sizes)) if clip else boxes, sizes)
-        own, scores = to_relative(guess.boxes.float(), sizes), class_scores(taught, guess)
-        counted = taught.valid if classified is None else classified[theirs]
-        cost = query_costs(class_logits(guess), scores, own, boxes, guess.activation, weights, counted)  # (B, Q, M)
+    unmatched, costs = [], []
+    for student_index, teacher_index in indices:
+        student_stage, teacher_stage = student[student_index], teacher[teacher_index]
+        student_boxes = to_relative(student_stage.boxes.float(), sizes)
+        teacher_pixels = teacher_stage.boxes.detach().float()
+        if clip:
+            teacher_pixels = teacher_pixels.clamp(min=0).minimum(extents(sizes))
+        teacher_boxes = to_relative(teacher_pixels, sizes)
+        scores = class_scores(teacher_stage, student_stage)
+        is_classified = teacher_stage.valid if classified is None else classified[teacher_index]
+        logits, activation = class_logits(student_stage), student_stage.activation
+        cost = query_costs(
+            logits, scores, student_boxes, teacher_boxes, activation, weights, is_classified
+        )  # (B, Q, M)
         if classified is not None and cost.shape[-1] > cost.shape[-2]:
-            # Their class makes them dear: less than all else together could cost they are taken first.
-            cost = cost - (cost.amax() - cost.amin() + 1) * cost.shape[-2] * counted[..., None, :]
+            # Subtract more than any total cost can be, so that classified queries are matched first.
+            cost = cost - (cost.amax() - cost.amin() + 1) * cost.shape[-2] * is_classified[..., None, :]
         costs.append(cost)
-        rows.append((guess, taught, own, boxes, scores, counted))
-    partners = pair_all(torch.cat(costs)).split(len(sizes))
-    return [StagePair(partner, *parts) for partner, parts in zip(partners, rows, strict=True)]
+        unmatched.append((student_stage, teacher_stage, student_boxes, teacher_boxes, scores, is_classified))
+    partners = pair_all(torch.cat(costs)).split(len(sizes))  # (pairs B, Q, M) -> pairs of (B, Q)
+    return [StagePair(partner, *parts) for partner, parts in zip(partners, unmatched, strict=True)]
 
 
-def instance_terms(pair: StagePair, weights: tuple[float, float, float], negatives: bool = True) -> dict[str, Tensor]:
-    """`class`, `box`, `giou` of one pair of stages, weighted, (): what each student query says against its partner.
+def instance_terms(pair: StagePair, weights: Weights, negatives: bool = True) -> Terms:
+    """Weighted terms `class`, `box` and `giou` of one pair of stages, (): each student query against its partner.
 
-    The class of the pairs whose teacher query is classified counts, the boxes of all pairs, without `negatives` of these too. Sums are divided by the
-    number of all pairs, averaged over processes, at least 1. A term of weight 0 is left out.
+    The class counts for pairs whose teacher query is classified. Boxes count for all pairs, or for the same pairs if
+    `negatives` is False. Sums are divided by the number of all pairs, averaged over processes, at least 1. A term of
+    weight 0 is left out.
     """
-    known = pair.paired & pair.of_partner(pair.classified)
-    pairs = mean_over_processes(pair.paired.sum().float())
-    taught = pair.of_partner(pair.scores), pair.of_partner(pair.teacher_boxes)
-    return answer_terms(
-        pair.student, pair.student_boxes, *taught, weights, known / pairs, (pair.paired if negatives else known) / pairs
+    is_classified = pair.has_partner & pair.of_partner(pair.classified)  # (B, Q)
+    count = mean_over_processes(pair.has_partner.sum().float())
+    has_box = pair.has_partner if negatives else is_classified
+    return query_terms(
+        pair.student,
+        pair.student_boxes,
+        pair.of_partner(pair.teacher_scores),
+        pair.of_partner(pair.teacher_boxes),
+        weights,
+        class_weights=is_classified / count,
+        box_weights=has_box / count,
     )
 
 
-def answer_terms(
+def query_terms(
     student: Predictions,
-    boxes: Tensor,
-    scores: Tensor,
-    aims: Tensor,
-    weights: tuple[float, float, float],
-    counted: Tensor,
-    shares: Tensor,
-) -> dict[str, Tensor]:
-    """`class`, `box` and `giou` of student rows against what each is to say, weighted, (); one of weight 0 is left out.
+    student_boxes: Tensor,
+    teacher_scores: Tensor,
+    teacher_boxes: Tensor,
+    weights: Weights,
+    class_weights: Tensor,
+    box_weights: Tensor,
+) -> Terms:
+    """Weighted terms `class`, `box` and `giou`, (): student row n against teacher row n.
 
-    boxes, aims (B, Q, 4): cx cy w h in 0..1 of each image; scores: as of `class_scores`. counted, shares (B, Q): what a row weighs in the
-    class term and in those of boxes.
+    student_boxes, teacher_boxes (B, Q, 4): cx cy w h in 0..1 of each image. teacher_scores: see `class_scores`.
+    A term of weight 0 is left out.
+    class_weights, box_weights (B, Q): factor of each row in the class term, and in the box and giou terms.
     """
+    weight_class, weight_box, weight_giou = weights
     terms = {}
-    if weights[0]:
-        terms["class"] = (
-            weights[0] * (soft_class_distance(class_logits(student), scores, student.activation) * counted).sum()
-        )
-    if weights[1]:
-        terms["box"] = weights[1] * ((boxes - aims).abs().sum(-1) * shares).sum()
-    if weights[2]:
-        corners = (box_convert(side, "cxcywh", "xyxy") for side in (boxes, aims))
-        terms["giou"] = weights[2] * (giou_distance(*corners) * shares).sum()
+    if weight_class:
+        distance = soft_class_distance(class_logits(student), teacher_scores, student.activation)  # (B, Q)
+        terms["class"] = weight_class * (distance * class_weights).sum()
+    if weight_box:
+        terms["box"] = weight_box * ((student_boxes - teacher_boxes).abs().sum(-1) * box_weights).sum()
+    if weight_giou:
+        student_corners = box_convert(student_boxes, "cxcywh", "xyxy")
+        teacher_corners = box_convert(teacher_boxes, "cxcywh", "xyxy")
+        terms["giou"] = weight_giou * (giou_distance(student_corners, teacher_corners) * box_weights).sum()
     return terms
 
 
+def sum_terms(stages: Sequence[Terms]) -> Terms:
+    """The sum of each term over pairs of stages."""
+    return {name: torch.stack([terms[name] for terms in stages]).sum() for name in stages[0]}
+
+
 def class_logits(stage: Predictions) -> Tensor:
-    """(B, N, K), with softmax (B, N, K + 1), the background last."""
+    """(B, N, K); with softmax (B, N, K + 1), background last."""
     return stage.logits if stage.background is None else torch.cat([stage.logits, stage.background[..., None]], dim=-1)
 
 
 def class_scores(teacher: Predictions, student: Predictions) -> Tensor:
-    """What the student's `class_logits` are to learn of the teacher's stage, see the module's head; no gradient."""
+    """The teacher's scores in the form of the student's `class_logits`, detached. See the module docstring."""
     if student.activation == "sigmoid":
         return teacher.scores().detach()
     if teacher.activation == "softmax":
         return class_logits(teacher).detach().softmax(-1)
-    scores = teacher.scores().detach()
-    scores = torch.cat([scores, (1 - scores.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+    scores = teacher.scores().detach()  # (B, N, K)
+    background = (1 - scores.sum(-1, keepdim=True)).clamp(min=0)
+    scores = torch.cat([scores, background], dim=-1)  # (B, N, K + 1)
     return scores / scores.sum(-1, keepdim=True)
 
 
+def transferred_queries(queries: QuerySet, parts: frozenset[QueryPart]) -> QuerySet:
+    """The parts of a teacher's queries that the student's decoder reads, detached."""
+    return QuerySet(**{part: getattr(queries, part).detach() for part in parts})
+
+
 def require_queries(method: str, student: DetectorInfo, teacher: DetectorInfo) -> None:
-    """Raises UserError unless both predict by queries."""
+    """Raises UserError if a detector has no queries."""
+    remedy = "use a detector of the DETR family, such as deformable_detr or rt_detr"
     for side, info in (("student", student), ("teacher", teacher)):
-        lacking = f"the {side} ({info.kind}) has no queries"
-        require(
-            info.queries is not None,
-            method,
-            lacking,
-            "take a detector of the DETR family, such as deformable_detr or rt_detr",
-        )
+        require(info.queries is not None, method, f"the {side} ({info.kind}) has no queries", remedy)
+
+
+def require_transferable_queries(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
+    """Raises UserError if the teacher's queries lack a part that the student's decoder reads, or have another width.
+
+    Width does not count if the student's decoder reads only reference boxes. remedy: what to do if the two are of
+    different kinds.
+    """
+    student_queries, teacher_queries = required(student.queries), required(teacher.queries)
+    is_same_kind = student.kind == teacher.kind
+    missing = sorted(student_queries.parts - teacher_queries.parts)
+    problem = f"the student's decoder ({student.kind}) reads the {' and '.join(missing)} of queries, "
+    problem += f"which the teacher's queries ({teacher.kind}) do not have"
+    require(not missing, method, problem, "build both with --model.two-stage, or neither" if is_same_kind else remedy)
+    problem = f"the student's queries have width {student_queries.width}, the teacher's {teacher_queries.width}"
+    fits = student_queries.width == teacher_queries.width or student_queries.parts == {"reference"}
+    same_width = "give the student the teacher's --model.channels"
+    require(fits, method, problem, same_width if is_same_kind else f"{same_width}, or {remedy}")
+
+
+def require_learned_queries(method: str, student: DetectorInfo, teacher: DetectorInfo, remedy: str) -> None:
+    """Raises UserError if a detector chooses its queries from each image."""
+    for side, info in (("student", student), ("teacher", teacher)):
+        problem = f"the {side} ({info.kind}) has no learned queries: it chooses them from each image, so that the "
+        problem += "teacher's queries cannot be passed to the student"
+        require(required(info.queries).learned, method, problem, remedy)

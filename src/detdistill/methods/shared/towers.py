@@ -1,4 +1,4 @@
-"""The towers of dense heads, for methods that compare features at a depth of them."""
+"""The towers of dense heads, for methods that compare features at some depth of the towers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,71 +17,80 @@ def require_towers(
     method: str,
     student: DetectorInfo,
     teacher: DetectorInfo,
-    remedy: str = "take retinanet, fcos, atss or gfl for both",
+    remedy: str = "use retinanet, fcos, atss or gfl for both",
 ) -> None:
-    """Raises UserError unless both are dense heads."""
+    """Raises UserError unless both detectors have a dense head with towers."""
     for side, info in (("student", student), ("teacher", teacher)):
         require(info.towers is not None, method, f"the {side} ({info.kind}) has no towers", remedy)
 
 
-def tower_place(method: str, depth: int, side: str, info: DetectorInfo, remedy: str) -> int:
-    """The depth from 0, the neck; a negative one is from the tower's end. Raises UserError where the tower of `side` ends before."""
-    there = required(info.towers).depth
-    place = depth if depth >= 0 else there + depth
-    require(
-        0 <= place <= there,
-        method,
-        f"depth {depth} is beyond the {side}'s towers, which have {there} convolutions",
-        remedy,
-    )
-    return place
+def resolve_depth(method: str, depth: int, side: str, info: DetectorInfo, remedy: str) -> int:
+    """The depth in convolutions, counted from 0, the neck. A negative `depth` counts from the end of the tower.
+
+    side: `student` or `teacher`, for the message. Raises UserError if the tower has fewer convolutions.
+    """
+    convolutions = required(info.towers).depth
+    resolved = depth if depth >= 0 else convolutions + depth
+    problem = f"depth {depth} is beyond the {side}'s towers, which have {convolutions} convolutions"
+    require(0 <= resolved <= convolutions, method, problem, remedy)
+    return resolved
 
 
 class PairedTowers(nn.Module):
-    """Paired levels of both towers, at one depth of each side, after its activation. Its connectors are learned with the student."""
+    """Pairs the levels of both towers of student and teacher, each at one depth, after the activation.
+
+    Its connectors are learned with the student.
+    """
 
     def __init__(self, branches: Sequence[PairedLevels], depths: tuple[int, int]):
-        """branches: of BRANCHES. depths: (student, teacher), from 0, the neck."""
+        """branches: one for each of BRANCHES. depths: of student and teacher, counted from 0, the neck."""
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.depths = depths
-        self.student_need, self.need = (Need(towers=frozenset({depth})) for depth in depths)
+        student_depth, teacher_depth = depths
+        self.student_need = Need(towers=frozenset({student_depth}))
+        self.need = Need(towers=frozenset({teacher_depth}))
 
     @classmethod
     def build(cls, method: str, config: LevelConfig, depth: int, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """depth: of both sides; negative: from each one's end. Raises UserError as `require_towers`, `tower_place` and `PairedLevels.build`."""
+        """The pairs at `depth` of both detectors; a negative depth counts from the end of each tower.
+
+        Raises UserError as `require_towers`, `resolve_depth` and `PairedLevels.build` do.
+        """
         require_towers(method, student, teacher)
         remedy = f"set methods.{method}.depth"
         depths = (
-            tower_place(method, depth, "student", student, remedy),
-            tower_place(method, depth, "teacher", teacher, remedy),
+            resolve_depth(method, depth, "student", student, remedy),
+            resolve_depth(method, depth, "teacher", teacher, remedy),
         )
-        mine, theirs = (
-            replace(info, channels=dict.fromkeys(BRANCHES, required(info.towers).channels))
-            for info in (student, teacher)
-        )
-        return cls(
-            [PairedLevels.build(method, replace(config, pyramid=branch), mine, theirs) for branch in BRANCHES], depths
-        )
+        student_branches, teacher_branches = _with_tower_channels(student), _with_tower_channels(teacher)
+        branches = [
+            PairedLevels.build(method, replace(config, pyramid=branch), student_branches, teacher_branches)
+            for branch in BRANCHES
+        ]
+        return cls(branches, depths)
 
     def forward(self, student_output: DetectorOutput, teacher_output: DetectorOutput) -> list[Level]:
-        """The pairs, fine to coarse: those of the classification tower, then those of the regression tower."""
-        sides = [
-            _tower_pyramids(output, depth)
-            for output, depth in zip((student_output, teacher_output), self.depths, strict=True)
-        ]
-        return [level for branch in self.branches for level in branch(*sides)]
+        """The pairs of the classification tower, fine to coarse, then the pairs of the regression tower."""
+        student_depth, teacher_depth = self.depths
+        student_pyramids = _tower_pyramids(student_output, student_depth)
+        teacher_pyramids = _tower_pyramids(teacher_output, teacher_depth)
+        return [level for branch in self.branches for level in branch(student_pyramids, teacher_pyramids)]
+
+
+def _with_tower_channels(info: DetectorInfo) -> DetectorInfo:
+    """The info with the two towers as its only pyramids."""
+    return replace(info, channels=dict.fromkeys(BRANCHES, required(info.towers).channels))
 
 
 def _tower_pyramids(output: DetectorOutput, depth: int) -> DetectorOutput:
-    """The output with its towers at `depth` for pyramids."""
-    neck, state = output.pyramids["neck"], required(output.towers).states[depth]
+    """The output with its two towers at `depth` as its only pyramids, after the activation."""
+    neck = output.pyramids["neck"]
+    state = required(output.towers).states[depth]
 
     def pyramid(levels: Sequence[Tensor]) -> Pyramid:
-        return replace(
-            neck, levels=tuple(level.relu() if depth else level for level in levels)
-        )  # the neck has no activation
+        activated = [level.relu() if depth else level for level in levels]  # the neck, depth 0, has no activation
+        return replace(neck, levels=tuple(activated))
 
-    return replace(
-        output, pyramids=dict(zip(BRANCHES, map(pyramid, (state.classification, state.regression)), strict=True))
-    )
+    pyramids = (pyramid(state.classification), pyramid(state.regression))
+    return replace(output, pyramids=dict(zip(BRANCHES, pyramids, strict=True)))
