@@ -1,14 +1,17 @@
-"""What goes wrong through the user's input, as against a defect of ours."""
+"""Errors caused by the user's input, in contrast to defects of the package."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The input is wrong. The message is one line: file, field, remedy. The command line prints it and exits with 2."""
+    """The user's input is wrong. The message is one line: file or flag, field, problem, remedy.
+
+    The command line prints the message and exits with status 2.
+    """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known word closest to `word`, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """`; did you mean 'x'?` with the known word that is most similar to `word`, or '' if none is similar."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

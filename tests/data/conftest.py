@@ -1,4 +1,4 @@
-"""Tiny data sets, written by hand."""
+"""Small data sets, written by hand."""
 
 import json
 from collections.abc import Callable
@@ -8,35 +8,47 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from voc_text import voc_object
 
-Picture = Callable[..., Path]
+from tests.data.voc_text import voc_object
+
+WriteImage = Callable[..., Path]
 
 
 @pytest.fixture
-def picture() -> Picture:
-    """picture(path, width, height, turn=1): an image file that is dark on its left half and light on its right, as stored."""
+def write_image() -> WriteImage:
+    """write_image(path, width, height, orientation=1) writes an image file and returns its path.
 
-    def write(path: Path, width: int = 40, height: int = 20, turn: int = 1) -> Path:
+    The left half of the stored pixels is dark and the right half is light.
+    """
+
+    def write(path: Path, width: int = 40, height: int = 20, orientation: int = 1) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.full((height, width, 3), 200, dtype=np.uint8)
         pixels[:, : width // 2] = 20
-        exif = Image.Exif()
-        exif[0x0112] = turn
-        Image.fromarray(pixels).save(path, exif=exif.tobytes()) if turn > 1 else Image.fromarray(pixels).save(path)
+        image = Image.fromarray(pixels)
+        if orientation > 1:
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            image.save(path, exif=exif.tobytes())
+        else:
+            image.save(path)
         return path
 
     return write
 
 
 @pytest.fixture
-def coco_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """coco_set(**changes): train and val of two 40 x 20 images each, categories 3 (cat) and 7 (dog); changes replace keys of train's JSON."""
+def coco_set(tmp_path: Path, write_image: WriteImage) -> Callable[..., Path]:
+    """coco_set(**changes) writes a data set in COCO layout and returns its folder.
+
+    It has train and val with two 40 x 20 images each, and the categories 3 (cat) and 7 (dog). The changes replace keys
+    of train's JSON.
+    """
 
     def write(**changes: Any) -> Path:
         for split in ("train", "val"):
             for index in (1, 2):
-                picture(tmp_path / f"{split}2017" / f"{index}.png")
+                write_image(tmp_path / f"{split}2017" / f"{index}.png")
             content = {
                 "images": [
                     {"id": index * 10, "file_name": f"{index}.png", "width": 40, "height": 20} for index in (1, 2)
@@ -57,16 +69,20 @@ def coco_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def voc_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """voc_set(a=..., b=...): images a (train), b (val), both in trainval, 40 x 20; the values are the XML between the tags."""
+def voc_set(tmp_path: Path, write_image: WriteImage) -> Callable[..., Path]:
+    """voc_set(a=..., b=...) writes a data set in VOC layout and returns its folder.
+
+    It has the 40 x 20 images a (in train) and b (in val); trainval has both. The arguments are the XML inside the
+    annotation tag of the image.
+    """
 
     def write(**bodies: str) -> Path:
         standard = {"a": voc_object("dog", (1, 1, 40, 20)), "b": voc_object("cat", (11, 6, 20, 10))}
         for stem, body in (standard | bodies).items():
-            picture(tmp_path / "JPEGImages" / f"{stem}.png")
-            sheet = tmp_path / "Annotations" / f"{stem}.xml"
-            sheet.parent.mkdir(exist_ok=True)
-            sheet.write_text(f"<annotation><size><width>40</width><height>20</height></size>{body}</annotation>")
+            write_image(tmp_path / "JPEGImages" / f"{stem}.png")
+            path = tmp_path / "Annotations" / f"{stem}.xml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"<annotation><size><width>40</width><height>20</height></size>{body}</annotation>")
         lists = tmp_path / "ImageSets" / "Main"
         lists.mkdir(parents=True, exist_ok=True)
         for name, stems in (("train", "a"), ("val", "b"), ("trainval", "ab")):
@@ -78,15 +94,18 @@ def voc_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def yolo_set(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """yolo_set(lines, yaml): train with images a (labelled by `lines`) and b (no label file), val with c; 40 x 20."""
+def yolo_set(tmp_path: Path, write_image: WriteImage) -> Callable[..., Path]:
+    """yolo_set(lines, yaml) writes a data set in YOLO layout and returns its folder.
+
+    It has train with the images a (with these label lines) and b (without a label file), and val with c; all 40 x 20.
+    """
 
     def write(
         lines: str = "1 0.5 0.5 0.5 0.5\n",
         yaml: str = "path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n",
     ) -> Path:
         for split, stem in (("train", "a"), ("train", "b"), ("val", "c")):
-            picture(tmp_path / "images" / split / f"{stem}.png")
+            write_image(tmp_path / "images" / split / f"{stem}.png")
             (tmp_path / "labels" / split).mkdir(parents=True, exist_ok=True)
         (tmp_path / "labels" / "train" / "a.txt").write_text(lines)
         (tmp_path / "labels" / "val" / "c.txt").write_text("0 0.25 0.5 0.5 1\n")

@@ -1,3 +1,5 @@
+"""The built-in data set: what is drawn, and that it is always the same."""
+
 import hashlib
 import pickle
 
@@ -5,12 +7,13 @@ import numpy as np
 import pytest
 
 from detdistill.data import open_data, shapes
-from detdistill.data.shapes import CLASSES, OVERLAP, SIDES, _covered
+from detdistill.data.shapes import CLASSES, OVERLAP, SIDES, _covered_share
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
 
 def digest(record):
+    """A hash of the pixels."""
     return hashlib.sha256(record.image().tobytes()).hexdigest()
 
 
@@ -22,15 +25,15 @@ def test_counts_and_names():
     assert len(set(ids)) == len(ids)
 
 
-def test_an_image_is_the_same_whatever_n_and_whoever_draws_it():
+def test_an_image_depends_neither_on_n_nor_on_the_process():
     small, large = open_data(DataConfig(path="shapes:4")), open_data(DataConfig(path="shapes:12"))
     for name in ("train", "test"):
-        one, other = small.split(name).records[0], large.split(name).records[0]
-        assert digest(one) == digest(other) == digest(pickle.loads(pickle.dumps(other)))
-        assert (one.id, one.name, one.corners.tolist()) == (other.id, other.name, other.corners.tolist())
+        first, second = small.split(name).records[0], large.split(name).records[0]
+        assert digest(first) == digest(second) == digest(pickle.loads(pickle.dumps(second)))
+        assert (first.id, first.name, first.corners.tolist()) == (second.id, second.name, second.corners.tolist())
 
 
-def test_no_image_is_another():
+def test_all_images_are_different():
     data = open_data(DataConfig(path="shapes:12"))
     images = [digest(record) for split in data.splits.values() for record in split.records]
     assert len(set(images)) == len(images)
@@ -43,10 +46,10 @@ def test_boxes_are_inside_and_visible_and_all_classes_and_sizes_occur():
         assert (record.corners >= 0).all()
         assert (record.corners <= [record.width, record.height] * 2).all()
         for index, box in enumerate(record.corners):
-            assert all(_covered(box, other) <= OVERLAP for other in record.corners[:index])
+            assert all(_covered_share(box, previous) <= OVERLAP for previous in record.corners[:index])
     corners = np.concatenate([record.corners for record in records])
     sides = (corners[:, 2:] - corners[:, :2]).max(1)
-    assert np.bincount(np.concatenate([record.kinds for record in records])).min() > len(corners) / 12
+    assert np.bincount(np.concatenate([record.class_indices for record in records])).min() > len(corners) / 12
     assert (sides >= SIDES[0] - 1e-6).all()
     assert (sides < 24).sum() > len(corners) / 6
     assert (sides > 48).sum() > len(corners) / 20
@@ -54,20 +57,18 @@ def test_boxes_are_inside_and_visible_and_all_classes_and_sizes_occur():
 
 @pytest.mark.parametrize("index", range(12))
 def test_a_box_fits_what_is_drawn(monkeypatch, index):
-    """What differs between a picture with an object and the same picture without it is where the box says."""
+    """An image with an object and the same image without it differ inside the box."""
     monkeypatch.setattr(shapes, "FAINT", 0.0)
-    item = shapes.layout(0, index)[0]
-    drawn, bare = (
-        np.asarray(shapes._draw(items, np.random.default_rng([1, index])), dtype=int) for items in ([item], [])
-    )
-    rows, columns = np.nonzero(
-        (np.abs(drawn - bare) > 45).any(-1)
-    )  # the grain, at most 44, is not the same: its draws come last
-    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    assert found == pytest.approx(item.box, abs=2)
+    item = shapes.scene_items(0, index)[0]
+    with_item = np.asarray(shapes._draw([item], np.random.default_rng([1, index])), dtype=int)
+    without_item = np.asarray(shapes._draw([], np.random.default_rng([1, index])), dtype=int)
+    # The grain of at most 44 differs too, because it is drawn last.
+    rows, columns = np.nonzero((np.abs(with_item - without_item) > 45).any(-1))
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert box == pytest.approx(item.box, abs=2)
 
 
 @pytest.mark.parametrize("path", ["shapes:3", "shapes:", "shapes:many", "shapes:1000000", "shapes:-4"])
 def test_a_wrong_count_is_refused(path):
-    with pytest.raises(UserError, match=f"{path}: the built-in set is shapes:N"):
+    with pytest.raises(UserError, match=f"{path}: N is not a number from 4 to 999999; write shapes:N"):
         open_data(DataConfig(path=path))

@@ -1,4 +1,4 @@
-"""Random ground truth with everything that makes COCO's measure hard, and pycocotools as the reference."""
+"""Random ground truth with the hard cases of COCO's metrics, and pycocotools as the reference."""
 
 import contextlib
 import io
@@ -13,7 +13,10 @@ IMAGES = (7, 3, 1000, 11, 64, 0)
 
 
 def random_set(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth and results: crowds, tied scores, images without objects, images without detections, over 100 detections of a class."""
+    """Ground truth and results.
+
+    With crowds, equal scores, images without objects, images without detections, and over 100 detections of a class.
+    """
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -33,18 +36,14 @@ def random_set(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 for _ in range(rng.integers(0, 4)):
                     results.append(_near(box, image, category, rng))
         for _ in range(130 if image == 1000 else 3 * (image != 64)):
-            results.append(
-                _near(
-                    [*rng.uniform(0, 200, 2), 40, 40],
-                    image,
-                    0 if image == 1000 else int(rng.choice([9, 0, 40, 5])),
-                    rng,
-                )
-            )
+            box = [*rng.uniform(0, 200, 2), 40, 40]
+            category = 0 if image == 1000 else int(rng.choice([9, 0, 40, 5]))
+            results.append(_near(box, image, category, rng))
     return dataset(annotations), [results[index] for index in rng.permutation(len(results))]
 
 
 def dataset(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """COCO ground truth with IMAGES, CATEGORIES and these annotations."""
     return {
         "images": [{"id": image, "height": 400, "width": 400, "file_name": f"{image}.png"} for image in IMAGES],
         "categories": [{"id": category, "name": name} for category, name in CATEGORIES.items()],
@@ -55,7 +54,7 @@ def dataset(annotations: list[dict[str, Any]]) -> dict[str, Any]:
 def reference(
     ground_truth: dict[str, Any], results: list[dict[str, Any]]
 ) -> tuple[list[float | None], dict[str, float | None]]:
-    """pycocotools' twelve numbers and AP by class, 0..100, None for its -1."""
+    """pycocotools' twelve metrics and its AP by class, in 0..100, with None for -1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = ground_truth
@@ -72,5 +71,6 @@ def reference(
 
 
 def _near(box: list[float], image: int, category: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A result whose box is close to this box."""
     moved = np.array(box) * [1, 1, *rng.uniform(0.8, 1.2, 2)] + [*rng.normal(0, 0.08 * box[2], 2), 0, 0]
     return {"image_id": image, "category_id": category, "bbox": moved.tolist(), "score": round(float(rng.random()), 1)}

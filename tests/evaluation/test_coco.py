@@ -1,4 +1,4 @@
-"""COCO's numbers by hand, against pycocotools, and what is refused."""
+"""COCO's metrics by hand, compared with pycocotools, and refused inputs."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ NUMBERS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def truth(*boxes: list[float]) -> dict[str, Any]:
-    """One image with boxes (x, y, width, height) of one class."""
+    """Ground truth of one image with boxes (x, y, width, height) of one class."""
     rows = [
         {"id": n, "image_id": 5, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for n, box in enumerate(boxes)
@@ -32,21 +32,24 @@ def truth(*boxes: list[float]) -> dict[str, Any]:
 
 
 def result(box: list[float], score: float, image: Any = 5, category: Any = 3) -> dict[str, Any]:
+    """One COCO result."""
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
 
 def test_average_precision_worked_by_hand() -> None:
-    # Two objects. By falling score: a hit, a miss, and a box of 10 x 6.4 in the second object's 10 x 10, an IoU of 0.64.
-    # At IoU 0.50, 0.55, 0.60 it is a hit too: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1. Of the 101 recall points 51 (0.00 to 0.50)
-    # see the best precision from there on, 1, and 50 see 2/3: AP = (51 + 50 * 2/3) / 101 = 83.498. At the seven thresholds above
-    # it is a miss: 51 points of 1, 50 of 0: AP = 51 / 101 = 50.495. AP = (3 * 83.498 + 7 * 50.495) / 10. Recall: 1 three times, 1/2 seven times.
+    # Two objects. In descending order of the score: a hit, a miss, and a box of 10 x 6.4 inside the second object of
+    # 10 x 10, with an IoU of 0.64. At IoU 0.50, 0.55, 0.60 this box is a hit: precision 1, 1/2, 2/3 at recall 1/2, 1/2,
+    # 1. At 51 of the 101 recall points (0.00 to 0.50) the best precision at that recall or a higher one is 1, at the
+    # other 50 it is 2/3: AP = (51 + 50 * 2/3) / 101 = 83.498. At the seven higher thresholds the box is a miss: 51
+    # points of 1 and 50 of 0: AP = 51 / 101 = 50.495. Together AP = (3 * 83.498 + 7 * 50.495) / 10. Recall: three times
+    # 1, seven times 1/2.
     ground_truth = truth([0, 0, 10, 10], [20, 0, 10, 10])
-    found = [result([0, 0, 10, 10], 0.9), result([60, 60, 10, 10], 0.8), result([20, 0, 10, 6.4], 0.7)]
+    results = [result([0, 0, 10, 10], 0.9), result([60, 60, 10, 10], 0.8), result([20, 0, 10, 6.4], 0.7)]
     low, high = 100 * (51 + 50 * 2 / 3) / 101, 100 * 51 / 101
     expected = {"AP": (3 * low + 7 * high) / 10, "AP50": low, "AP75": high, "AR1": 50.0, "AR10": 65.0, "AR100": 65.0}
-    metrics = coco_metrics(ground_truth, found, {3: "cell"})
+    metrics = coco_metrics(ground_truth, results, {3: "cell"})
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
-    # 100 square pixels are small (under 32 squared); there is nothing medium or large to find.
+    # 100 square pixels are small (below 32 squared). There are no medium and no large objects.
     assert metrics["APs"] == metrics["AP"]
     assert metrics["ARs"] == 65.0
     assert [metrics[name] for name in ("APm", "APl", "ARm", "ARl")] == [None] * 4
@@ -56,7 +59,7 @@ def test_average_precision_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("ids", [(0, 1), (7, 7), (None, "a")])
 def test_annotation_ids_do_not_matter(ids: tuple[Any, Any]) -> None:
-    """pycocotools takes a match with annotation 0 for none, and of two with one id it may lose one."""
+    """pycocotools treats a match with annotation 0 as no match, and may lose one of two annotations with equal ids."""
     ground_truth = truth([0, 0, 10, 10], [20, 0, 10, 10])
     for annotation, number in zip(ground_truth["annotations"], ids, strict=True):
         annotation["id"] = number
@@ -76,7 +79,7 @@ def test_equal_to_pycocotools(seed: int) -> None:
     assert metrics["per_class"] == pytest.approx(per_class, abs=1e-9)
     assert list(metrics["per_class"]) == list(CATEGORIES.values())
     assert metrics["per_class"]["never there"] is None
-    assert 1 < metrics["AP"] < 99  # the comparison is of something
+    assert 1 < metrics["AP"] < 99  # the comparison is not trivial
 
 
 corner, side = st.integers(0, 30), st.sampled_from([4, 8, 16, 40, 110])
@@ -96,7 +99,7 @@ detection = st.tuples(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(annotation, max_size=12), st.lists(detection, min_size=1, max_size=20))
-def test_equal_to_pycocotools_on_anything(
+def test_equal_to_pycocotools_on_random_input(
     annotations: list[tuple[Any, ...]], detections: list[tuple[Any, ...]]
 ) -> None:
     rows = [
@@ -144,9 +147,9 @@ def test_only_the_named_classes_are_measured() -> None:
         (lambda gt: gt["images"][0].update(id=True), "images: id True is not a whole number"),
         (lambda gt: gt["images"].append(gt["images"][0]), "images: id 5 occurs twice"),
         (lambda gt: gt["categories"][0].update(id="3"), "categories: id '3' is not a whole number"),
-        (lambda gt: gt["categories"][0].update(id=4), r"no category with id 3 \(cell\); known are \[4\]"),
+        (lambda gt: gt["categories"][0].update(id=4), r"id 3 \(cell\) is missing; the file has the ids \[4\]"),
         (lambda gt: gt["annotations"][0].pop("area"), "annotation 0: field 'area' is missing"),
-        (lambda gt: gt["annotations"][0].update(image_id=6), "annotation 0: image_id 6 is not among the images"),
+        (lambda gt: gt["annotations"][0].update(image_id=6), "annotation 0: image_id 6 is not the id of an image"),
         (lambda gt: gt.pop("annotations"), "field 'annotations' is missing"),
     ],
 )
@@ -158,10 +161,10 @@ def test_ground_truth_that_cannot_be_read_is_refused(change: Any, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_two_classes_of_one_name_are_refused() -> None:
+def test_two_classes_with_the_same_name_are_refused() -> None:
     ground_truth = truth()
     ground_truth["categories"].append({"id": 4, "name": "cell"})
-    with pytest.raises(UserError, match="one name"):
+    with pytest.raises(UserError, match="two categories have the same name"):
         coco_metrics(ground_truth, [], {3: "cell", 4: "cell"})
 
 
@@ -169,22 +172,27 @@ def test_two_classes_of_one_name_are_refused() -> None:
     "bad",
     [result([0, 0, 1, 1], float("nan")), result([0, 0, 1, 1], float("inf")), result([0, float("nan"), 1, 1], 0.5)],
 )
-def test_what_is_not_finite_is_refused(bad: dict[str, Any]) -> None:
+def test_a_result_that_is_not_finite_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(FloatingPointError, match=r"result 1 \(image 5\).*isn't finite"):
         coco_metrics(truth([0, 0, 10, 10]), [result([0, 0, 1, 1], 0.5), bad], {3: "cell"})
 
 
 @pytest.mark.parametrize(
-    ("bad", "field"), [(result([0, 0, 1, 1], 0.5, image="5"), "image_id"), (result([0, 0, 1, 1], 0.5, image=6), "image_id"),
-                       (result([0, 0, 1, 1], 0.5, image=5.0), "image_id"), (result([0, 0, 1, 1], 0.5, category=0), "category_id")]
-)  # fmt: skip
+    ("bad", "field"),
+    [
+        (result([0, 0, 1, 1], 0.5, image="5"), "image_id"),
+        (result([0, 0, 1, 1], 0.5, image=6), "image_id"),
+        (result([0, 0, 1, 1], 0.5, image=5.0), "image_id"),
+        (result([0, 0, 1, 1], 0.5, category=0), "category_id"),
+    ],
+)
 def test_results_of_other_images_or_classes_are_refused(bad: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"result 0: {field}"):
         coco_metrics(truth([0, 0, 10, 10]), [bad], {3: "cell"})
 
 
 def batch() -> Batch:
-    """Two images in one padded tensor of 64 x 96: 50 x 101 shrunk to 32 x 64, and 32 x 48 doubled to 64 x 96."""
+    """Two images in one padded tensor of 64 x 96: one of 50 x 101 resized to 32 x 64, one of 32 x 48 to 64 x 96."""
     sizes, originals = torch.tensor([[32, 64], [64, 96]]), torch.tensor([[50, 101], [32, 48]])
     return Batch(
         torch.zeros(2, 3, 64, 96, dtype=torch.uint8), sizes, originals, torch.tensor([70, 8]), ("a.png", "b.png")
@@ -192,16 +200,18 @@ def batch() -> Batch:
 
 
 def detections(scores: float = 0.75, label: int = 1) -> list[Detections]:
+    """One detection in the first image, with this score and label, and two in the second."""
     first = Detections(torch.tensor([[16.0, 8.0, 48.0, 24.0]]), torch.tensor([scores]), torch.tensor([label]))
     second = torch.tensor([[0.0, 0.0, 96.0, 64.0], [10.0, 20.0, 30.0, 50.0]])
     return [first, Detections(second, torch.tensor([0.5, 0.25]), torch.tensor([0, 1]))]
 
 
-def test_boxes_go_back_to_the_image_file() -> None:
-    # First image: x by 101 / 64, y by 50 / 32: corners (25.25, 12.5) and (75.75, 37.5). Second image: both by 1 / 2. Padding takes no part.
-    moved = to_original(detections(), batch())
-    assert moved[0].boxes.tolist() == [[25.25, 12.5, 75.75, 37.5]]
-    assert moved[1].boxes.tolist() == [[0, 0, 48, 32], [5, 10, 15, 25]]
+def test_boxes_are_converted_to_pixels_of_the_image_file() -> None:
+    # First image: x times 101 / 64, y times 50 / 32: corners (25.25, 12.5) and (75.75, 37.5). Second image: both times
+    # 1 / 2. The padding has no influence.
+    converted = to_original(detections(), batch())
+    assert converted[0].boxes.tolist() == [[25.25, 12.5, 75.75, 37.5]]
+    assert converted[1].boxes.tolist() == [[0, 0, 48, 32], [5, 10, 15, 25]]
     assert to_results(detections(), batch(), (9, 2)) == [
         result([25.25, 12.5, 50.5, 25.0], 0.75, 70, 2),
         result([0.0, 0.0, 48.0, 32.0], 0.5, 8, 9),
@@ -209,21 +219,21 @@ def test_boxes_go_back_to_the_image_file() -> None:
     ]
 
 
-def test_results_refuse_a_diverged_detector_by_file_name() -> None:
+def test_the_error_for_a_diverged_detector_names_the_file() -> None:
     with pytest.raises(FloatingPointError, match=r"a\.png.*diverged"):
         to_results(detections(scores=float("nan")), batch(), (9, 2))
-    broken = detections()
-    broken[1].boxes[1, 2] = float("inf")
+    diverged = detections()
+    diverged[1].boxes[1, 2] = float("inf")
     with pytest.raises(FloatingPointError, match=r"b\.png.*diverged"):
-        to_results(broken, batch(), (9, 2))
+        to_results(diverged, batch(), (9, 2))
 
 
 @pytest.mark.parametrize("label", [2, -1])
-def test_results_refuse_labels_without_a_class(label: int) -> None:
+def test_labels_without_a_class_are_refused(label: int) -> None:
     with pytest.raises(ValueError, match=rf"a\.png: label {label} is not one of the 2 classes"):
         to_results(detections(label=label), batch(), (9, 2))
 
 
-def test_results_refuse_detections_of_another_number_of_images() -> None:
+def test_detections_for_another_number_of_images_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         to_results(detections()[:1], batch(), (9, 2))

@@ -1,4 +1,4 @@
-"""cost: counts by hand, and a clock that runs."""
+"""cost: counts by hand, and latency with a simulated clock."""
 
 import time
 
@@ -15,8 +15,9 @@ EMPTY = (Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torc
 
 
 def test_counts_worked_by_hand() -> None:
-    # 3 to 8 channels by 3 x 3 on 20 x 40 padded to 32 x 64: 32 * 64 * 8 outputs of 27 multiplications and additions each.
-    # Parameters: 8 * 27 weights and 8 biases of the convolution, 8 weights and 8 biases of the norm.
+    # A 3 x 3 convolution from 3 to 8 channels on 20 x 40 pixels padded to 32 x 64: 32 * 64 * 8 outputs with 27
+    # multiplications and additions each. Parameters: 8 * 27 weights and 8 biases of the convolution, 8 weights and 8
+    # biases of the norm.
     detector = FakeDetector({})
     counted = cost(detector, (20, 40), "cpu", runs=2)
     assert list(counted) == ["params", "flops", "latency_ms"]
@@ -29,7 +30,7 @@ def test_counts_worked_by_hand() -> None:
 
 
 class Attending(FakeDetector):
-    """Detects with one of torch's transformer layers, whose inference path is one fused operation."""
+    """A detector with one of torch's transformer layers, whose inference path is one fused operation."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -41,7 +42,8 @@ class Attending(FakeDetector):
 
 
 def test_fused_attention_is_counted() -> None:
-    # 10 tokens of width 16: query, key, value 16 * 48, output 16 * 16, two linear layers 16 * 32 each; scores and mixing 10 * 10 * 16 each.
+    # 10 tokens of width 16: query, key, value 16 * 48, output 16 * 16, two linear layers 16 * 32 each. Attention scores
+    # and their product with the values: 10 * 10 * 16 each.
     before = torch.backends.mha.get_fastpath_enabled()
     flops = cost(Attending(), (32, 32), "cpu", runs=1)["flops"]
     assert flops == 2 * (10 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 10 * 10 * 16)
@@ -49,22 +51,26 @@ def test_fused_attention_is_counted() -> None:
 
 
 class Timed(FakeDetector):
-    """Takes 20 ms of a clock of its own, one image in a row 900. On a device other than the CPU that time passes in waiting for it."""
+    """A detector with a simulated clock: a call takes 20 ms, and the sixth call 900 ms.
+
+    On the CPU the time passes during the call. On another device it passes when the caller waits for the device.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__({})
-        self.now, self.asked = 0.0, 0.0
+        self.now, self.pending = 0.0, 0.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: self.work())
+        monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: self.finish())
 
-    def work(self) -> None:
-        self.now, self.asked = self.now + self.asked, 0.0
+    def finish(self) -> None:
+        """Let the pending time pass."""
+        self.now, self.pending = self.now + self.pending, 0.0
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
         self.calls.append((self.training, False, tuple(batch.images.shape)))
-        self.asked += 0.9 if len(self.calls) == 6 else 0.02
+        self.pending += 0.9 if len(self.calls) == 6 else 0.02
         if batch.images.device.type == "cpu":
-            self.work()
+            self.finish()
         return EMPTY
 
 
@@ -73,19 +79,19 @@ def test_latency_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_latency_waits_for_the_device_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The one run counted ends with its own work done, and begins with that of the warm-up done.
+    # The timed run ends when its own work is done, and begins when the work of the warm-up is done.
     assert cost(Timed(monkeypatch), (32, 32), "meta", runs=1)["latency_ms"] == pytest.approx(20)
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, 5), (2.0, 30), (1.39, 26)])
-def test_slow_detectors_are_timed_fewer_times(monkeypatch: pytest.MonkeyPatch, seconds: float, timed: int) -> None:
-    # One run takes 0.9 s: 25 runs end at 24 * 0.02 + 0.9 = 1.38, so another begins, and 26 end at 1.40.
+def test_slow_detectors_are_timed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, timed: int) -> None:
+    # One run takes 0.9 s: 25 runs end at 24 * 0.02 + 0.9 = 1.38 s, so another one begins, and 26 runs end at 1.40 s.
     detector = Timed(monkeypatch)
     cost(detector, (32, 32), "cpu", runs=30, seconds=seconds)
-    assert len(detector.calls) == 1 + 3 + timed  # counting, warm-up, timing
+    assert len(detector.calls) == 1 + 3 + timed  # operation count, warm-up, timing
 
 
-def test_the_image_is_noise_and_the_same_each_time() -> None:
+def test_the_image_is_always_the_same_noise() -> None:
     seen: list[Batch] = []
 
     class Watching(FakeDetector):

@@ -1,4 +1,4 @@
-"""Distances with attention, masks and confidence: golden numbers, values by hand, minima, gradients."""
+"""Distances with attention, masks and confidence: golden numbers, values by hand, minima and gradients."""
 
 import math
 from functools import partial
@@ -19,7 +19,8 @@ from detdistill.losses import (
     weighted_entropy,
     weighted_square,
 )
-from tests.losses.test_features import STUDENT, TEACHER, wave
+from tests.losses.inputs import wave
+from tests.losses.test_features import STUDENT, TEACHER
 
 BOXES = [torch.tensor([[5.0, 7, 30, 40], [10, 3, 60, 20]]).double(), torch.tensor([[0.0, 0, 15, 15]]).double()]
 SIZES = torch.tensor([[48, 64], [48, 64]])
@@ -32,13 +33,12 @@ def test_channel_wise_golden(temperature: float, value: float):
     assert channel_wise(STUDENT, TEACHER, temperature).item() == GOLDEN(value)
 
 
-def test_the_cross_entropy_form_has_the_same_gradient_and_the_entropy_for_its_minimum():
-    assert channel_wise(STUDENT, TEACHER, cross_entropy=True).item() == GOLDEN(4.707968934947826)  # the formula's
+def test_the_cross_entropy_form_has_the_same_gradient_and_the_entropy_as_minimum():
+    assert channel_wise(STUDENT, TEACHER, cross_entropy=True).item() == GOLDEN(4.707968934947826)  # from the formula
     student = STUDENT.clone().requires_grad_()
-    plain, crossed = (
-        torch.autograd.grad(channel_wise(student, TEACHER, 2.0, form), student)[0] for form in (False, True)
-    )
-    torch.testing.assert_close(plain, crossed)
+    (divergence_gradient,) = torch.autograd.grad(channel_wise(student, TEACHER, 2.0, False), student)
+    (entropy_gradient,) = torch.autograd.grad(channel_wise(student, TEACHER, 2.0, True), student)
+    torch.testing.assert_close(divergence_gradient, entropy_gradient)
     entropy = torch.distributions.Categorical(logits=TEACHER.flatten(2)).entropy().mean()
     torch.testing.assert_close(channel_wise(TEACHER, TEACHER, 1.0, True), entropy)
     assert channel_wise(TEACHER, TEACHER, 4.0).abs() < 1e-12
@@ -49,14 +49,14 @@ def test_channel_wise_by_hand_and_on_a_larger_map():
     teacher = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
     student = torch.tensor([0.0, math.log(3)], dtype=torch.float64).view(1, 1, 1, 2)
     assert channel_wise(student, teacher, 1.0).item() == pytest.approx(math.log(4 / 3) / 2)
-    # The mean over images and channels; and a map of everything twice is the same distribution cut in halves.
+    # The result is a mean over images and channels. A map with every cell twice has the same divergence.
     wider = [torch.cat([side, side], dim=3) for side in (student, teacher)]
     assert channel_wise(*wider, 1.0).item() == pytest.approx(math.log(4 / 3) / 2)
     deeper = [torch.cat([side, side], dim=1) for side in (student, teacher)]
     assert channel_wise(*deeper, 1.0).item() == pytest.approx(math.log(4 / 3) / 2)
 
 
-def test_attentions_golden_and_their_mean_is_one():
+def test_attentions_golden_and_mean_of_one():
     spatial, channel = attentions(TEACHER, 0.5)
     assert spatial[0, 0, :3].tolist() == GOLDEN([0.9360850169733743, 2.1887898773886656, 1.850789411840662])
     assert channel[0].tolist() == GOLDEN(
@@ -73,7 +73,7 @@ def test_attentions_golden_and_their_mean_is_one():
         (0.8, (23.76848590838384, 16.43102283432067, 24.483322971085062)),
     ],
 )
-@pytest.mark.parametrize("stretched", [False, True])  # without padding both are one
+@pytest.mark.parametrize("stretched", [False, True])  # both are equal without padding
 def test_focal_parts_golden(temperature: float, parts: tuple[float, ...], stretched: bool):
     regions = torch.stack(focal_masks(BOXES, (6, 8), 8, SIZES, stretched))
     foreground, background = focal_distance(STUDENT, TEACHER, regions, temperature).tolist()
@@ -86,7 +86,7 @@ def test_squared_distance_golden():
 
 
 def generator() -> nn.Sequential:
-    """The generation block with the weights that the golden numbers were made with."""
+    """MGD's generation block with the weights of the golden numbers."""
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).double()
     waves = [
         ((4, 4, 3, 3), 0.61, 0.3, 0.3),
@@ -104,19 +104,19 @@ def test_masked_generation_golden():
     assert masked_generation(STUDENT, TEACHER, generator()).item() == GOLDEN(1599.648154085441)
     mask = (wave((2, 1, 6, 8), 1.7, 0.2) < 0.3).double()
     assert mask.sum() == 58
-    assert masked_generation(STUDENT, TEACHER, generator(), mask).item() == GOLDEN(955.7226239226925)  # the formula's
+    masked = masked_generation(STUDENT, TEACHER, generator(), mask)
+    assert masked.item() == GOLDEN(955.7226239226925)  # from the formula
 
 
 def test_weighted_distances_by_hand():
     # Two cells, two channels: squared differences 1 + 4 and 9 + 0; weights 1/4 and 3/4: (5/4 + 27/4) / 1 = 8.
     student = torch.tensor([1.0, 3, 2, 0]).view(1, 2, 1, 2)
+    zero = torch.zeros_like(student)
     weights = torch.tensor([0.25, 0.75]).view(1, 1, 2)
-    assert weighted_square(student, torch.zeros_like(student), weights).item() == 8
-    assert weighted_square(student, torch.zeros_like(student), weights / 100).item() == pytest.approx(
-        8
-    )  # a mean has no floor of 1
-    assert weighted_square(student, torch.zeros_like(student), weights * 0).item() == 0
-    # Two logits of 0 in each cell cost ln 2 each, whatever the target: 2 ln 2 in each cell, and so in their mean.
+    assert weighted_square(student, zero, weights).item() == 8
+    assert weighted_square(student, zero, weights / 100).item() == pytest.approx(8)  # the sum of weights may be below 1
+    assert weighted_square(student, zero, weights * 0).item() == 0
+    # A logit of 0 has the entropy ln 2 for every target. Two of them per cell: 2 ln 2 per cell, and so on average.
     logits = torch.zeros(1, 1, 2, 2)
     assert weighted_entropy(logits, logits + 3, weights).item() == pytest.approx(2 * math.log(2))
 
@@ -135,8 +135,8 @@ DISTANCES = {
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_gradients_are_right_and_none_reaches_the_teacher(name: str):
-    student, teacher = (side.clone().requires_grad_() for side in SMALL)
+def test_gradients_are_right_and_do_not_reach_the_teacher(name: str):
+    student, teacher = (features.clone().requires_grad_() for features in SMALL)
     assert gradcheck(lambda s: DISTANCES[name](s, SMALL[1]), student)
     DISTANCES[name](student, teacher).backward()
     assert teacher.grad is None
@@ -144,26 +144,26 @@ def test_gradients_are_right_and_none_reaches_the_teacher(name: str):
 
 
 @pytest.mark.parametrize("name", ["channel_wise", "focal", "attention", "square"])
-def test_they_are_zero_for_equal_maps(name: str):
+def test_equal_maps_have_no_distance(name: str):
     assert DISTANCES[name](SMALL[0], SMALL[0]).abs() < 1e-12
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_a_batch_of_everything_twice_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_repeated_batch_gives_the_same_value(name: str, monkeypatch: pytest.MonkeyPatch):
     once = DISTANCES[name](*SMALL)
     monkeypatch.setitem(globals(), "CONFIDENCE", CONFIDENCE.repeat(2, 1, 1))
     monkeypatch.setitem(globals(), "REGIONS", REGIONS.repeat(1, 2, 1, 1))
-    torch.testing.assert_close(DISTANCES[name](*(side.repeat(2, 1, 1, 1) for side in SMALL)), once)
+    torch.testing.assert_close(DISTANCES[name](*(features.repeat(2, 1, 1, 1) for features in SMALL)), once)
 
 
 @pytest.mark.parametrize("name", [name for name in DISTANCES if name != "generation"])
 def test_half_precision_is_summed_in_single(name: str):
-    term = DISTANCES[name](*(100 * side.half() for side in SMALL))
+    term = DISTANCES[name](*(100 * features.half() for features in SMALL))
     assert term.isfinite()
     assert term.dtype == torch.float32
 
 
 def test_channel_wise_broadcasts_nothing():
-    # A level of one cell beside one of six: a grid that differs by rounding must not become a number.
-    with pytest.raises(ValueError, match=r"maps of one shape are needed, got \(1, 2, 1, 1\) and \(1, 2, 2, 3\)"):
+    # A level of one cell and a level of six cells: grids that differ by rounding must not give a number.
+    with pytest.raises(ValueError, match=r"must be maps of one shape, got \(1, 2, 1, 1\) and \(1, 2, 2, 3\)"):
         channel_wise(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 2, 3))

@@ -1,4 +1,4 @@
-"""Data sets in COCO, Pascal VOC and YOLO layout or drawn by code, and the loaders that show them to a detector."""
+"""Data sets in COCO, Pascal VOC and YOLO layout, built-in shapes, and the loaders for training and evaluation."""
 
 from detdistill.data.batch import EvalLoader, Example, TrainLoader, collate
 from detdistill.data.faults import Faults

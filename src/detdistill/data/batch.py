@@ -1,4 +1,4 @@
-"""Loaders: what the engine and the evaluation iterate over, batches with their targets. torch's DataLoader beneath."""
+"""Loaders that give batches with their targets, for training and for evaluation. They use torch's DataLoader."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,37 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from detdistill.data.records import Record, Split
-from detdistill.data.transforms import augment, canvas, fitted, kept, pixels, resize_image, seeded, view
+from detdistill.data.transforms import (
+    augment,
+    canvas_size,
+    drop_small_boxes,
+    fitted_size,
+    image_tensor,
+    make_sample,
+    resize_image,
+    seeded_generator,
+)
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 from detdistill.types import Batch, Targets
 
-MULTIPLE = 32  # sides of a batch
-CACHE = 512 * 2**20  # bytes of decoded images that a loader keeps, over all its workers
+MULTIPLE = 32  # height and width of a batch are multiples of this
+CACHE = 512 * 2**20  # bytes of decoded images that a loader keeps, in all its workers together
 
 Key = tuple[int, int]  # epoch, index of the record
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One image ready for a batch; boxes (G, 4) in its pixels; original: (height, width) of the file."""
+    """One image, ready for a batch.
+
+    image: (3, H, W) uint8.
+    boxes: (G, 4) xyxy in pixels of the image.
+    labels: (G,).
+    original: (height, width) of the image file.
+    id: the image id of the data set.
+    name: the file name.
+    """
 
     image: Tensor
     boxes: Tensor
@@ -34,17 +51,23 @@ class Example:
 
 @dataclass(eq=False)
 class Examples(Dataset):
-    """Records as examples, by (epoch, index): an epoch is part of the key, so that workers live on from one to the next.
+    """The examples of records, by the key (epoch, index).
 
-    seed: augmentation comes from (seed, epoch, image id); None: the image is only fitted. budget: bytes of images to keep. An image
-    that can't be decoded comes back as its UserError, since an exception would leave a worker as a page of text.
+    The epoch is a part of the key, so that workers can stay alive from one epoch to the next. An image that can't be
+    decoded is returned as its UserError. An exception in a worker would be printed as a page of text.
+
+    records: the images.
+    config: how they are prepared.
+    seed: the augmentation depends on (seed, epoch, image id). None: the image is only resized.
+    budget: bytes that the cache may still grow by.
+    cache: decoded images by index.
     """
 
     records: Sequence[Record]
     config: DataConfig
     seed: int | None
     budget: int = CACHE
-    kept: dict[int, tv_tensors.Image] = field(default_factory=dict)
+    cache: dict[int, tv_tensors.Image] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -53,56 +76,67 @@ class Examples(Dataset):
         epoch, index = key
         record = self.records[index]
         try:
-            image = self.kept[index] if index in self.kept else self._read(index)
+            image = self.cache[index] if index in self.cache else self._read(index)
         except UserError as error:
             return error
-        wanted = ~record.crowd
-        shown = view(image, record.boxes[wanted], record.labels[wanted], (record.height, record.width))
+        original = (record.height, record.width)
+        is_target = ~record.crowd
+        sample = make_sample(image, record.boxes[is_target], record.labels[is_target], original)
         if self.seed is not None:
-            shown = augment(shown, self.config, seeded(self.seed, epoch, record.id))
-        shown = kept(shown)
-        boxes = shown.boxes.as_subclass(Tensor)
-        return Example(
-            shown.image.as_subclass(Tensor), boxes, shown.labels, (record.height, record.width), record.id, record.name
-        )
+            sample = augment(sample, self.config, seeded_generator(self.seed, epoch, record.id))
+        sample = drop_small_boxes(sample)
+        image, boxes = sample.image.as_subclass(Tensor), sample.boxes.as_subclass(Tensor)
+        return Example(image, boxes, sample.labels, original, record.id, record.name)
 
     def _read(self, index: int) -> tv_tensors.Image:
-        """The image, fitted already where every epoch fits it alike; a random scale begins with the file's own pixels."""
-        image = pixels(self.records[index].image())
+        """The decoded image. It is resized here if the size is the same in every epoch.
+
+        A random scale needs the pixels of the file.
+        """
+        image = image_tensor(self.records[index].image())
         if self.seed is None or tuple(self.config.scale) == (1.0, 1.0):
-            image = resize_image(image, fitted((image.shape[-2], image.shape[-1]), canvas(self.config)))
+            size = fitted_size((image.shape[-2], image.shape[-1]), canvas_size(self.config))
+            image = resize_image(image, size)
         if image.nbytes <= self.budget:
             self.budget -= image.nbytes
-            self.kept[index] = image
+            self.cache[index] = image
         return image
 
 
 def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | UserError:
-    """One batch, padded with zeros at the right and the bottom to multiples of 32; or the error of one that can't be read."""
-    sound: list[Example] = []
+    """One batch, padded with zeros at the right and the bottom to multiples of 32.
+
+    If an example is an error, that error is returned instead.
+    """
+    readable: list[Example] = []
     for example in examples:
         if isinstance(example, UserError):
             return example
-        sound.append(example)
-    sizes = torch.tensor([example.image.shape[-2:] for example in sound]).reshape(-1, 2)
-    height, width = (-(-int(side) // MULTIPLE) * MULTIPLE for side in sizes.amax(0))
-    images = torch.zeros(len(sound), 3, height, width, dtype=torch.uint8)
-    for place, example in zip(images, sound, strict=True):
-        place[:, : example.image.shape[-2], : example.image.shape[-1]] = example.image
-    originals = torch.tensor([example.original for example in sound])
-    batch = Batch(
-        images,
-        sizes,
-        originals,
-        torch.tensor([example.id for example in sound]),
-        tuple(example.name for example in sound),
-    )
-    return batch, Targets(tuple(example.boxes for example in sound), tuple(example.labels for example in sound))
+        readable.append(example)
+    sizes = torch.tensor([example.image.shape[-2:] for example in readable]).reshape(-1, 2)
+    height, width = [-(-int(side) // MULTIPLE) * MULTIPLE for side in sizes.amax(0)]
+    images = torch.zeros(len(readable), 3, height, width, dtype=torch.uint8)
+    for image, example in zip(images, readable, strict=True):
+        image[:, : example.image.shape[-2], : example.image.shape[-1]] = example.image
+    originals = torch.tensor([example.original for example in readable])
+    ids = torch.tensor([example.id for example in readable])
+    batch = Batch(images, sizes, originals, ids, tuple(example.name for example in readable))
+    boxes = tuple(example.boxes for example in readable)
+    return batch, Targets(boxes, tuple(example.labels for example in readable))
 
 
 @dataclass
-class Order:
-    """The batches of one epoch from step `start`, as keys: shuffled by (seed, epoch) where there is a seed, this rank's share of each."""
+class BatchOrder:
+    """The keys of the batches of one epoch.
+
+    count: number of records.
+    batch_size: images per batch, over all processes.
+    seed: the order is shuffled by (seed, epoch). None: the records are in order, and each rank takes every n-th record.
+    rank: of this process, which gets its share of each batch.
+    processes: number of processes.
+    epoch: the current epoch.
+    start: the first step; earlier batches are left out.
+    """
 
     count: int
     batch_size: int
@@ -114,9 +148,10 @@ class Order:
 
     @property
     def steps(self) -> int:
+        """Number of batches of the whole epoch."""
         if self.seed is None:
-            mine = len(range(self.rank, self.count, self.processes))
-            return -(-mine // max(self.batch_size // self.processes, 1))
+            rank_count = len(range(self.rank, self.count, self.processes))
+            return -(-rank_count // max(self.batch_size // self.processes, 1))
         return max(self.count // self.batch_size, 1)
 
     def __len__(self) -> int:
@@ -125,23 +160,27 @@ class Order:
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, start = self.epoch, self.start
         if self.seed is None:
-            mine, share = range(self.rank, self.count, self.processes), max(self.batch_size // self.processes, 1)
+            rank_indices = range(self.rank, self.count, self.processes)
+            rank_batch_size = max(self.batch_size // self.processes, 1)
             for step in range(start, self.steps):
-                yield [(epoch, index) for index in mine[step * share : (step + 1) * share]]
+                indices = rank_indices[step * rank_batch_size : (step + 1) * rank_batch_size]
+                yield [(epoch, index) for index in indices]
             return
-        order = torch.randperm(self.count, generator=seeded(self.seed, epoch, "order")).tolist()
+        order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch, "order")).tolist()
         for step in range(start, self.steps):
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(epoch, index) for index in whole[self.rank :: self.processes]]
+            whole_batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(epoch, index) for index in whole_batch[self.rank :: self.processes]]
 
 
 class TrainLoader:
-    """Shuffled, augmented batches. `steps`: batches an epoch; the last incomplete one is dropped unless the split is smaller than one.
+    """Shuffled and augmented batches for training.
 
-    batch_size is over all processes; each rank gets its share of every batch. The order of an epoch comes from (seed, epoch) and an
-    image's augmentation from (seed, epoch, image id) alone, so that neither workers nor a resumed run change a pixel. The global
-    random state is left alone. Raises UserError for a batch size that the processes can't share, and while iterating for an
-    image that can't be decoded.
+    batch_size is over all processes; each rank gets its share of every batch. `steps` is the number of batches per
+    epoch. The last incomplete batch is dropped, unless the split is smaller than one batch.
+    The order of an epoch depends only on (seed, epoch), and the augmentation of an image only on (seed, epoch, image
+    id). Therefore neither the number of workers nor a resumed run changes a pixel. The global random state is not used.
+    Raises UserError if the processes can't share the batches, if data.scale is reversed, and during iteration if an
+    image can't be decoded.
     """
 
     def __init__(
@@ -157,38 +196,45 @@ class TrainLoader:
     ) -> None:
         if batch_size % processes:
             raise UserError(
-                f"train.batch_size {batch_size} is over all {processes} processes, which can't share it; give a multiple of {processes}"
+                f"train.batch_size is {batch_size}, which {processes} processes can't share equally; "
+                f"choose a multiple of {processes}"
             )
         if len(split) < processes:
-            raise UserError(f"split {split.name!r} has {len(split)} images for {processes} processes; use fewer")
-        if config.scale[0] > config.scale[1]:
-            raise UserError(f"data.scale is {config.scale[0]:g} to {config.scale[1]:g}; give the smaller factor first")
+            raise UserError(
+                f"split {split.name!r} has {len(split)} images, fewer than the {processes} processes; "
+                "use fewer processes or more images"
+            )
+        low, high = config.scale
+        if low > high:
+            raise UserError(f"data.scale is {low:g},{high:g}; write the smaller factor first")
         self.split, self.batch_size = split, batch_size
-        self.order = Order(len(split), batch_size, seed, rank, processes)
+        self.order = BatchOrder(len(split), batch_size, seed, rank, processes)
         self.steps = self.order.steps
         self.feed = Feed(Examples(split.records, config, seed), self.order, workers)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Batch, Targets]]:
-        """The batches of epoch `number` from step `start` on: what the whole epoch gives from there. Those before are not read.
+        """The batches of epoch `number` from step `start` on. Earlier batches are not read.
 
-        With workers one epoch is open at a time; an older one that is asked for more raises RuntimeError.
+        They are the same as those of the whole epoch. With workers, only one epoch can be iterated at a time: an older
+        iterator raises RuntimeError.
         """
         if not 0 <= start <= self.steps:
-            raise ValueError(f"step {start} of an epoch of {self.steps}")
+            raise ValueError(f"start is {start}, but an epoch has {self.steps} steps")
         return self.feed.batches(number, start)
 
 
 class EvalLoader:
-    """Every image once, in order and not augmented; rank r of P takes records r, r + P, ... Crowds are left out of the targets.
+    """Every image once, in order, without augmentation. Crowds are left out of the targets.
 
-    batch_size is over all processes. `len` is the number of this rank's batches.
+    batch_size is over all processes. Rank r of P processes takes the records r, r + P, and so on. `len` is the number
+    of batches of this rank.
     """
 
     def __init__(
         self, split: Split, config: DataConfig, *, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
     ) -> None:
         self.split, self.batch_size = split, batch_size
-        self.order = Order(len(split), batch_size, None, rank, processes)
+        self.order = BatchOrder(len(split), batch_size, None, rank, processes)
         self.feed = Feed(Examples(split.records, config, None), self.order, workers)
 
     def __len__(self) -> int:
@@ -199,32 +245,34 @@ class EvalLoader:
 
 
 class Feed:
-    """A DataLoader that leaves the global random state alone and raises an image's UserError as it is, in one line.
+    """A DataLoader that does not use the global random state, and that raises the UserError of an image in one line.
 
-    torch gives each worker process one thread. Workers live as long as the loader, and with them the images they keep.
+    torch gives each worker process one thread. The workers and their cached images live as long as the loader.
     """
 
-    def __init__(self, examples: Examples, order: Order, workers: int) -> None:
+    def __init__(self, examples: Examples, order: BatchOrder, workers: int) -> None:
         examples.budget //= max(workers, 1)
-        self.order, self.workers, self.turn = order, workers, 0
+        self.order, self.workers, self.passes = order, workers, 0
         self.loader: DataLoader = DataLoader(
             examples,
             batch_sampler=order,
             num_workers=workers,
             collate_fn=collate,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # or a pass would draw its workers' seed from the global one, and a resumed run one more
+            # Without this, each pass would draw the seed of its workers from the global generator, and a resumed run
+            # would draw once more.
+            generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, Targets]]:
-        self.turn += 1
-        mine = self.turn
+        """The batches of an epoch from step `start` on."""
+        self.passes += 1
+        this_pass = self.passes
         self.order.epoch, self.order.start = epoch, start
         for item in self.loader:
-            if self.workers and mine != self.turn:
-                raise RuntimeError("another pass over this loader has begun; with workers one is open at a time")
+            if self.workers and this_pass != self.passes:
+                raise RuntimeError("another pass over this loader has begun; with workers, finish one pass at a time")
             if isinstance(item, UserError):
-                raise UserError(
-                    *item.args
-                )  # `raise item` would tie this frame and its workers into a cycle, and collecting that takes 5 s
+                # `raise item` would make a reference cycle with this frame and its workers; its collection takes 5 s.
+                raise UserError(*item.args)
             yield item

@@ -1,4 +1,7 @@
-"""What is wrong with a data set: mended, left out, or the end of the run. Nothing is dropped without being counted and named."""
+"""Faults of a data set: they are repaired, skipped, or they stop the run.
+
+Every record that is repaired or skipped is counted and named.
+"""
 
 import logging
 import math
@@ -9,103 +12,126 @@ from typing import Literal
 
 from detdistill.errors import UserError
 
-Mend = Literal["zero", "outside", "unrotated"]
+Repair = Literal["zero", "outside", "unrotated"]
 
-MENDS: dict[Mend, str] = {
-    "zero": "of zero size dropped",
-    "outside": "reaching out of the image clipped to it",
-    "unrotated": "with an EXIF rotation left as stored, as the annotations were made on it",
+REPAIRS: dict[Repair, str] = {
+    "zero": "of zero size removed",
+    "outside": "clipped to the image",
+    "unrotated": "kept without its EXIF rotation, because the annotations have the size of the stored pixels",
 }
 NAMED = 5  # file names in a note before "and N more"
-ROUNDING = 0.5  # pixels outside the image that are the writer's rounding, no fault
+ROUNDING = 0.5  # pixels; a box that is outside by no more than this was rounded, and that is no fault
 
 logger = logging.getLogger("detdistill.data")
 
 
+@dataclass(frozen=True)
+class Place:
+    """The place of an object in a data set, for messages.
+
+    file: the annotation file.
+    record: the object in the file, such as `annotations[3] (1.png)` or `line 2`.
+    image: the name of the image.
+    """
+
+    file: str
+    record: str
+    image: str
+
+
 @dataclass
 class Faults:
-    """The faults of one data set. `stop` raises at the first record that can't be read, `skip` leaves such records out."""
+    """The faults of one data set.
+
+    on_bad_record: `stop` raises UserError at the first record that can't be read. `skip` leaves such records out.
+    repaired: the names of the repaired images, by the kind of repair.
+    skipped: (file, problem) of each record that was left out.
+    """
 
     on_bad_record: Literal["stop", "skip"] = "stop"
-    mended: dict[Mend, list[str]] = field(default_factory=dict)
+    repaired: dict[Repair, list[str]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def skips(self) -> bool:
+        """True if records that can't be read are skipped."""
         return self.on_bad_record == "skip"
 
-    def bad(self, file: str, problem: str, remedy: str) -> None:
-        """A record that can't be read. Raises UserError with `stop`; the caller leaves the record out otherwise."""
+    def reject(self, file: str, problem: str, remedy: str) -> None:
+        """Handle a record that can't be read. With `stop`, raises UserError. With `skip`, the caller leaves it out.
+
+        problem: the record, the field and what is wrong. The message is: file, problem, remedy.
+        """
         if not self.skips:
             raise UserError(f"{file}: {problem}; {remedy}, or leave such records out with --on-bad-record skip")
-        logger.info("%s: skipped, %s", file, problem)
+        logger.info("%s: skipped: %s", file, problem)
         self.skipped.append((file, problem))
 
-    def mend(self, file: str, kind: Mend, detail: str) -> None:
-        """A record that was put right."""
-        logger.info("%s: mended, %s %s", file, detail, MENDS[kind])
-        self.mended.setdefault(kind, []).append(file)
+    def repair(self, image: str, kind: Repair, what: str) -> None:
+        """Count and log a record that was repaired."""
+        logger.info("%s: %s %s", image, what, REPAIRS[kind])
+        self.repaired.setdefault(kind, []).append(image)
 
-    def fit(
-        self, corners: Sequence[object], size: tuple[int, int], file: str, where: str, inclusive: bool = False
+    def clip_box(
+        self, corners: Sequence[object], size: tuple[int, int], place: Place, name: str, inclusive: bool = False
     ) -> list[float] | None:
-        """A box as written, xyxy in pixels, to the box inside an image of `size` (height, width); None where there is none to keep.
+        """The part of a box that is inside its image, or None if there is no box to keep.
 
-        inclusive: Pascal VOC's pixel indices, counted from 1 and both inside the box; 1 is taken off the first corner.
+        corners: xyxy in pixels, as in the file. size: (height, width) of the image.
+        name: of the box field, for messages.
+        inclusive: the corners are Pascal VOC's pixel indices. They begin at 1 and are both inside the box, so 1 is
+        subtracted from the first corner.
         """
         numbers = [number(value) for value in corners]
+        field_name = f"{place.record}: {name}"
         if len(numbers) != 4 or any(value is None for value in numbers):
-            self.bad(file, f"{where} is {list(corners)}", "a box is four finite numbers")
+            self.reject(place.file, f"{field_name} is {list(corners)}", "write four finite numbers")
             return None
         left, top, right, bottom = (value for value in numbers if value is not None)
+        written = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
         if right < left or bottom < top:
-            self.bad(
-                file,
-                f"{where} ends before it begins ({left:g}, {top:g}, {right:g}, {bottom:g})",
-                "correct its corners or its width and height",
-            )
+            problem = f"{field_name} ends before it begins {written}"
+            self.reject(place.file, problem, "correct its corners or its width and height")
             return None
         if right == left or bottom == top:
-            self.mend(file, "zero", where)
+            self.repair(place.image, "zero", field_name)
             return None
         if inclusive:
             left, top = left - 1, top - 1
         height, width = size
         inside = [max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))]
         if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            spot = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
-            self.bad(
-                file, f"{where} {spot} lies wholly outside the {width}x{height} image", "correct the box or its unit"
-            )
+            box = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
+            problem = f"{field_name} {box} is completely outside the {width}x{height} image"
+            self.reject(place.file, problem, "correct the box or its unit")
             return None
         if max(-left, -top, right - width, bottom - height) > ROUNDING:
-            self.mend(file, "outside", where)
+            self.repair(place.image, "outside", field_name)
         return inside
 
-    def warn(self) -> None:
-        """The notes as warnings in the log, for a caller that has no other place for them."""
+    def log_notes(self) -> None:
+        """Write the notes to the log as warnings, for a caller that can't print them."""
         for note in self.notes():
             logger.warning("%s", note)
 
     def notes(self) -> list[str]:
-        """One line for what was mended and one for what was left out, where there is any."""
+        """One line about the repaired records and one line about the skipped records, if there are any."""
         lines = []
-        if self.mended:
-            parts = [
-                f"{len(files)} {_noun(kind, len(files))} {MENDS[kind]} ({_names(files)})"
-                for kind, files in sorted(self.mended.items())
-            ]
-            lines.append("mended: " + "; ".join(parts))
+        if self.repaired:
+            parts = []
+            for kind, images in sorted(self.repaired.items()):
+                parts.append(f"{len(images)} {_noun(kind, len(images))} {REPAIRS[kind]} ({_names(images)})")
+            lines.append("repaired: " + "; ".join(parts))
         if self.skipped:
-            first = self.skipped[0]
             count = len(self.skipped)
             names = _names([file for file, _ in self.skipped])
-            lines.append(f"skipped: {count} record{'s' * (count > 1)} ({names}); the first: {first[0]}: {first[1]}")
+            file, problem = self.skipped[0]
+            lines.append(f"skipped: {count} record{'s' * (count > 1)} ({names}); the first: {file}: {problem}")
         return lines
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None. Text and booleans are no numbers."""
+    """The value as a finite number, or None. Text and booleans are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -116,21 +142,22 @@ def number(value: object) -> float | None:
 
 
 def parsed(text: str | None) -> float | str | None:
-    """The number that a text spells, or the text itself where it spells none."""
+    """The number that a text contains, or the text itself if it is not a number."""
     try:
         return float(text or "")
     except ValueError:
         return text
 
 
-def _noun(kind: Mend, count: int) -> str:
+def _noun(kind: Repair, count: int) -> str:
     if kind == "unrotated":
         return "image" if count == 1 else "images"
     return "box" if count == 1 else "boxes"
 
 
 def _names(files: Sequence[str]) -> str:
+    """The first NAMED different file names with their counts, and the number of the others."""
     counts = Counter(file.replace("\\", "/").rsplit("/", 1)[-1] for file in files)
-    shown = [name if times == 1 else f"{name} x{times}" for name, times in list(counts.items())[:NAMED]]
-    more = len(counts) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    first = [name if times == 1 else f"{name} x{times}" for name, times in list(counts.items())[:NAMED]]
+    more = len(counts) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")

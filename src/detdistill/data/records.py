@@ -1,4 +1,4 @@
-"""What a data set is once it is read: splits of records, whatever layout it came in."""
+"""A data set after reading: splits of records. It does not depend on the layout of the files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,27 +18,38 @@ from detdistill.recipe import DataConfig
 ALIASES = {"val": "valid", "valid": "val"}
 
 
-class Picture(Protocol):
-    """Where an image comes from: a file, or code that draws it. Goes to worker processes, so it can be pickled."""
+class ImageSource(Protocol):
+    """The origin of an image: a file, or code that draws it. It must be picklable, because worker processes get it."""
 
-    def open(self) -> Image.Image: ...
+    def open(self) -> Image.Image:
+        """The decoded image, RGB and upright."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
     """One image and its objects, in pixels of the upright original image.
 
-    corners (G, 4) float64 xyxy, kinds (G,) int64 classes in the shared order, crowds (G,) bool, areas (G,) float64 as annotated.
-    numpy, since a tensor an image costs five times the memory; `boxes`, `labels` and `crowd` give tensors.
+    id: the image id of the data set.
+    name: the file name, for messages.
+    height, width: of the upright image.
+    source: where the pixels come from.
+    corners: (G, 4) float64 xyxy.
+    class_indices: (G,) int64, in the shared class order.
+    crowds: (G,) bool, True for a group of objects or a difficult object.
+    areas: (G,) float64, as annotated.
+
+    The arrays are numpy arrays, because one tensor per image takes five times the memory. The properties `boxes`,
+    `labels` and `crowd` are tensors.
     """
 
     id: int
     name: str
     height: int
     width: int
-    picture: Picture
+    source: ImageSource
     corners: np.ndarray
-    kinds: np.ndarray
+    class_indices: np.ndarray
     crowds: np.ndarray
     areas: np.ndarray
 
@@ -49,58 +60,78 @@ class Record:
 
     @property
     def labels(self) -> Tensor:
-        """(G,) int64."""
-        return torch.from_numpy(self.kinds.copy())
+        """(G,) int64, in the shared class order."""
+        return torch.from_numpy(self.class_indices.copy())
 
     @property
     def crowd(self) -> Tensor:
-        """(G,) bool: a group or a difficult object; no training target, and no false positive in the evaluation."""
+        """(G,) bool. A crowd is no training target, and in the evaluation a detection on it is no false positive."""
         return torch.from_numpy(self.crowds.copy())
 
     @property
     def path(self) -> Path | None:
         """The image file, or None for a drawn image."""
-        return self.picture.path if isinstance(self.picture, ImageFile) else None
+        return self.source.path if isinstance(self.source, ImageFile) else None
 
     def image(self) -> Image.Image:
-        """The RGB picture, EXIF rotation applied. Raises UserError naming the file where it can't be decoded."""
-        picture = self.picture.open()
+        """The decoded image, RGB and upright.
+
+        Raises UserError with the file name if it can't be decoded or if its size has changed.
+        """
+        picture = self.source.open()
         if picture.size != (self.width, self.height):
             raise UserError(
-                f"{self.path or self.name}: the image has changed since the data set was opened; start again"
+                f"{self.path or self.name}: the size of the image has changed since the data set was opened; "
+                "start the run again"
             )
         return picture
 
 
 @dataclass
 class Objects:
-    """The objects of one image while it is read."""
+    """The objects of one image, collected while its annotations are read. The fields are those of `Record`."""
 
     corners: list[list[float]]
-    kinds: list[int]
+    class_indices: list[int]
     crowds: list[bool]
     areas: list[float]
 
     @classmethod
-    def none(cls) -> "Objects":
+    def empty(cls) -> "Objects":
         return cls([], [], [], [])
 
-    def add(self, box: list[float], kind: int, crowd: bool = False, area: float | None = None) -> None:
+    def add(self, box: list[float], class_index: int, is_crowd: bool = False, area: float | None = None) -> None:
+        """Add one object. area: None means the area of the box."""
         self.corners.append(box)
-        self.kinds.append(kind)
-        self.crowds.append(crowd)
+        self.class_indices.append(class_index)
+        self.crowds.append(is_crowd)
         self.areas.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
 
-    def record(self, id: int, name: str, size: tuple[int, int], picture: Picture) -> Record:
-        """size: (height, width)."""
-        corners = np.asarray(self.corners, dtype=np.float64).reshape(-1, 4)
-        kinds, crowds = np.asarray(self.kinds, dtype=np.int64), np.asarray(self.crowds, dtype=bool)
-        return Record(id, name, *size, picture, corners, kinds, crowds, np.asarray(self.areas, dtype=np.float64))
+    def to_record(self, id: int, name: str, size: tuple[int, int], source: ImageSource) -> Record:
+        """The record of an image with these objects. size: (height, width)."""
+        height, width = size
+        return Record(
+            id,
+            name,
+            height,
+            width,
+            source,
+            corners=np.asarray(self.corners, dtype=np.float64).reshape(-1, 4),
+            class_indices=np.asarray(self.class_indices, dtype=np.int64),
+            crowds=np.asarray(self.crowds, dtype=bool),
+            areas=np.asarray(self.areas, dtype=np.float64),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images to train on or to measure on. classes and their category_ids are those of the whole data set."""
+    """The images of one split.
+
+    name: of the split.
+    records: the images.
+    classes: the class names of the whole data set, in the shared order.
+    category_ids: the data set's id of each class.
+    """
 
     name: str
     records: tuple[Record, ...]
@@ -111,33 +142,51 @@ class Split:
         return len(self.records)
 
     def take(self, count: int) -> "Split":
-        """At most `count` images, spread evenly over the split."""
+        """A split of at most `count` images, spread evenly over this split."""
         total = len(self.records)
         chosen = range(total) if count >= total else [index * total // count for index in range(count)]
         return replace(self, records=tuple(self.records[index] for index in chosen))
 
     def ground_truth(self) -> dict[str, Any]:
-        """A COCO ground-truth dict: boxes xywh in original pixels, original category ids, iscrowd and area kept."""
+        """The split as a COCO ground-truth dict.
+
+        Boxes are xywh in pixels of the original image. Category ids, iscrowd and area are those of the data set.
+        """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for record in self.records:
             images.append({"id": record.id, "file_name": record.name, "height": record.height, "width": record.width})
-            columns = (record.corners.tolist(), record.kinds.tolist(), record.crowds.tolist(), record.areas.tolist())
-            for (left, top, right, bottom), kind, crowd, area in zip(*columns, strict=True):
-                annotation: dict[str, Any] = {
-                    "id": len(annotations) + 1,
-                    "image_id": record.id,
-                    "category_id": self.category_ids[kind],
-                }
-                annotation |= {"bbox": [left, top, right - left, bottom - top], "area": area, "iscrowd": int(crowd)}
-                annotations.append(annotation)
+            rows = zip(
+                record.corners.tolist(),
+                record.class_indices.tolist(),
+                record.crowds.tolist(),
+                record.areas.tolist(),
+                strict=True,
+            )
+            for (left, top, right, bottom), class_index, is_crowd, area in rows:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": record.id,
+                        "category_id": self.category_ids[class_index],
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": area,
+                        "iscrowd": int(is_crowd),
+                    }
+                )
         categories = [{"id": id, "name": name} for id, name in zip(self.category_ids, self.classes, strict=True)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a reader found: classes in the shared order, the data set's own ids for them, records by split, lines for the user."""
+    """What a reader returns.
+
+    classes: class names in the shared order.
+    category_ids: the data set's id of each class.
+    splits: the records of each split, by name.
+    notes: lines for the user.
+    """
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -147,7 +196,15 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set. classes are in the shared order, category_ids the data set's own; notes are lines for the user; faults in full."""
+    """A data set.
+
+    layout: coco, voc, yolo or shapes.
+    classes: class names in the shared order.
+    category_ids: the data set's id of each class.
+    splits: by name.
+    notes: lines for the user.
+    faults: all records that were repaired or skipped.
+    """
 
     layout: str
     classes: tuple[str, ...]
@@ -157,33 +214,43 @@ class Data:
     faults: Faults
 
     def split(self, name: str) -> Split:
-        """The split of that name (`val` and `valid` stand for each other). Raises UserError naming those that exist."""
-        for known in (name, ALIASES.get(name, name)):
-            if known in self.splits:
-                return self.splits[known]
+        """The split of this name; `val` also finds `valid` and the reverse.
+
+        Raises UserError with the names of the splits if there is no such split.
+        """
+        for candidate in (name, ALIASES.get(name, name)):
+            if candidate in self.splits:
+                return self.splits[candidate]
         raise UserError(
-            f"the data have no split {name!r}{nearest(name, self.splits)} (there are {', '.join(self.splits)})"
+            f"the data set has no split {name!r}{nearest(name, self.splits)}; choose one of {', '.join(self.splits)}"
         )
 
     def training_split(self, config: DataConfig) -> Split:
-        """data.train_split, or `train`."""
+        """The split data.train_split, or `train`. Raises UserError if it does not exist or has no objects."""
         return _with_objects(self.split(config.train_split or "train"))
 
     def evaluation_split(self, config: DataConfig) -> Split:
-        """data.eval_split, or `test` where there is one, or `val`. Never the training images unless they are named."""
+        """The split data.eval_split; otherwise `test` if it exists, or `val`.
+
+        The training split is only used if data.eval_split names it. Raises UserError if there is no such split or if it
+        has no objects.
+        """
         if config.eval_split is not None:
             return _with_objects(self.split(config.eval_split))
         for name in ("test", "val", "valid"):
             if name in self.splits:
                 return _with_objects(self.splits[name])
         raise UserError(
-            f"the data have neither a test nor a val split; name one with --data.eval-split (there are {', '.join(self.splits)})"
+            "the data set has neither a test nor a val split; "
+            f"choose one of {', '.join(self.splits)} with --data.eval-split"
         )
 
 
 def _with_objects(split: Split) -> Split:
+    """The split. Raises UserError if it has no object."""
     if not any((~record.crowds).any() for record in split.records):
         raise UserError(
-            f"split {split.name!r}: {len(split)} images without one object; give its annotations or name another split"
+            f"split {split.name!r}: its {len(split)} images have no object; "
+            "correct the annotations or choose another split"
         )
     return split

@@ -1,6 +1,7 @@
-"""From a picture to what a detector is shown: resize, and in training scale, crop, flip and colour. Built on torchvision's v2 functions.
+"""Image transforms: resizing, and in training random scale, crop, flip and color.
 
-Every draw comes from the generator that is handed in; the global random state is neither read nor moved.
+They use torchvision's v2 functions. All random numbers come from the generator that is passed in. The global random
+state is neither read nor changed.
 """
 
 import hashlib
@@ -14,102 +15,124 @@ from torchvision.transforms.v2 import functional as F
 
 from detdistill.recipe import DataConfig
 
-LEAST = 1.0  # pixels; a box narrower or lower than this is dropped
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, 0.3, 0.3, 0.05  # factors in 1 +- this, hue in turns of the wheel
+MIN_SIDE = 1.0  # pixels; a box with a smaller width or height is dropped
+BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.3  # the factor is in 1 - this .. 1 + this
+HUE = 0.05  # the shift is in -this .. this, in turns of the color wheel
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """An image as it is shown: pixels (3, H, W) uint8, boxes (G, 4) in its pixels, labels (G,)."""
+class Sample:
+    """An image with its objects.
+
+    image: (3, H, W) uint8.
+    boxes: (G, 4) xyxy in pixels of the image.
+    labels: (G,).
+    """
 
     image: tv_tensors.Image
     boxes: tv_tensors.BoundingBoxes
     labels: Tensor
 
 
-def seeded(*parts: object) -> torch.Generator:
-    """A generator whose state depends on the parts alone, on every platform."""
+def seeded_generator(*parts: object) -> torch.Generator:
+    """A generator whose state depends only on the parts, on every platform."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def canvas(config: DataConfig) -> tuple[int, int]:
-    """(height, width) that images are fitted into."""
+def canvas_size(config: DataConfig) -> tuple[int, int]:
+    """The (height, width) that images are scaled to fit into."""
     size = config.image_size
     return (size, size) if isinstance(size, int) else size
 
 
-def fitted(size: tuple[int, int], into: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-    """(height, width) of an image of `size` once it fits `into`, its ratio of sides kept, times `scale`."""
-    ratio = min(into[0] / size[0], into[1] / size[1]) * scale
+def fitted_size(size: tuple[int, int], canvas: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """The (height, width) of an image of `size` that is scaled to fit into the canvas, times `scale`.
+
+    The aspect ratio is kept.
+    """
+    ratio = min(canvas[0] / size[0], canvas[1] / size[1]) * scale
     return max(round(size[0] * ratio), 1), max(round(size[1] * ratio), 1)
 
 
-def pixels(picture: Image.Image) -> tv_tensors.Image:
-    """(3, H, W) uint8."""
+def image_tensor(picture: Image.Image) -> tv_tensors.Image:
+    """The pixels of an RGB image, (3, H, W) uint8."""
     return tv_tensors.Image(F.pil_to_tensor(picture))
 
 
-def view(image: tv_tensors.Image, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> View:
-    """An image with boxes (G, 4) in a frame of `size` (height, width), which may be that of the original file, brought to the image's."""
+def make_sample(image: tv_tensors.Image, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Sample:
+    """A sample from an image and boxes (G, 4) in a frame of `size`.
+
+    size: (height, width), for example those of the original file. The boxes are resized to the image.
+    """
     framed = tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)
-    return View(image, resize_boxes(framed, (image.shape[-2], image.shape[-1])), labels)
+    return Sample(image, resize_boxes(framed, (image.shape[-2], image.shape[-1])), labels)
 
 
 def resize_image(image: tv_tensors.Image, size: tuple[int, int]) -> tv_tensors.Image:
+    """The image resized to (height, width), with antialiasing."""
     if tuple(image.shape[-2:]) == size:
         return image
     return F.resize(image, list(size), antialias=True)
 
 
 def resize_boxes(boxes: tv_tensors.BoundingBoxes, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    """The boxes for an image that is resized to (height, width)."""
     return boxes if tuple(boxes.canvas_size) == size else F.resize(boxes, list(size))
 
 
-def kept(shown: View) -> View:
-    """Boxes clipped to the image (rounding leaves it by a hair), and none of them smaller than a pixel on a side."""
-    boxes = F.clamp_bounding_boxes(shown.boxes)
-    wide = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST).all(-1)
-    return View(shown.image, tv_tensors.wrap(boxes[wide], like=boxes), shown.labels[wide])
+def drop_small_boxes(sample: Sample) -> Sample:
+    """The sample with boxes clipped to the image, without boxes that have a side below one pixel.
+
+    Rounding can move a box slightly out of the image.
+    """
+    boxes = F.clamp_bounding_boxes(sample.boxes)
+    is_large = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(-1)
+    return Sample(sample.image, tv_tensors.wrap(boxes[is_large], like=boxes), sample.labels[is_large])
 
 
-def augment(shown: View, config: DataConfig, generator: torch.Generator) -> View:
-    """Random scale and crop, horizontal flip, and colour, as the recipe asks. The draws depend on the generator alone."""
+def augment(sample: Sample, config: DataConfig, generator: torch.Generator) -> Sample:
+    """Random scale and crop, horizontal flip and color, as configured. The result depends only on the generator."""
     if tuple(config.scale) != (1.0, 1.0):
-        shown = scaled(shown, config, generator)
+        sample = scale_and_crop(sample, config, generator)
     if _uniform(generator) < config.flip:
-        shown = View(F.horizontal_flip(shown.image), F.horizontal_flip(shown.boxes), shown.labels)
+        sample = Sample(F.horizontal_flip(sample.image), F.horizontal_flip(sample.boxes), sample.labels)
     if config.photometric:
-        shown = View(recolored(shown.image, generator), shown.boxes, shown.labels)
-    return shown
+        sample = Sample(change_colors(sample.image, generator), sample.boxes, sample.labels)
+    return sample
 
 
-def scaled(shown: View, config: DataConfig, generator: torch.Generator) -> View:
-    """The image at a random scale of its fitted size. What outgrows the canvas is cropped at random, and a box goes with its centre."""
-    into = canvas(config)
+def scale_and_crop(sample: Sample, config: DataConfig, generator: torch.Generator) -> Sample:
+    """The image at a random scale of its fitted size.
+
+    An image that is larger than the canvas is cropped at a random place. A box is kept if its center is in the crop.
+    """
+    canvas = canvas_size(config)
     low, high = config.scale
-    size = fitted((shown.image.shape[-2], shown.image.shape[-1]), into, low + (high - low) * _uniform(generator))
-    image, boxes, labels = resize_image(shown.image, size), resize_boxes(shown.boxes, size), shown.labels
-    height, width = min(size[0], into[0]), min(size[1], into[1])
-    top, left = (round((have - take) * _uniform(generator)) for have, take in zip(size, (height, width), strict=True))
+    scale = low + (high - low) * _uniform(generator)
+    size = fitted_size((sample.image.shape[-2], sample.image.shape[-1]), canvas, scale)
+    image, boxes, labels = resize_image(sample.image, size), resize_boxes(sample.boxes, size), sample.labels
+    height, width = min(size[0], canvas[0]), min(size[1], canvas[1])
+    top = round((size[0] - height) * _uniform(generator))
+    left = round((size[1] - width) * _uniform(generator))
     if (height, width) == size:
-        return View(image, boxes, labels)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    start, end = centre.new_tensor([left, top]), centre.new_tensor([left + width, top + height])
-    stays = ((centre >= start) & (centre < end)).all(-1)
-    boxes = F.crop(tv_tensors.wrap(boxes[stays], like=boxes), top, left, height, width)
-    return View(F.crop(image, top, left, height, width), boxes, labels[stays])
+        return Sample(image, boxes, labels)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    start, end = centers.new_tensor([left, top]), centers.new_tensor([left + width, top + height])
+    is_inside = ((centers >= start) & (centers < end)).all(-1)
+    boxes = F.crop(tv_tensors.wrap(boxes[is_inside], like=boxes), top, left, height, width)
+    return Sample(F.crop(image, top, left, height, width), boxes, labels[is_inside])
 
 
-def recolored(image: tv_tensors.Image, generator: torch.Generator) -> tv_tensors.Image:
-    """Brightness, contrast, saturation and hue by random amounts, in random order."""
-    brightness, contrast, saturation, hue = (2 * _uniform(generator) - 1 for _ in range(4))
-    for turn in torch.randperm(4, generator=generator).tolist():
-        if turn == 0:
+def change_colors(image: tv_tensors.Image, generator: torch.Generator) -> tv_tensors.Image:
+    """The image with brightness, contrast, saturation and hue changed by random amounts, in random order."""
+    brightness, contrast, saturation, hue = [2 * _uniform(generator) - 1 for _ in range(4)]
+    for operation in torch.randperm(4, generator=generator).tolist():
+        if operation == 0:
             image = F.adjust_brightness(image, 1 + BRIGHTNESS * brightness)
-        elif turn == 1:
+        elif operation == 1:
             image = F.adjust_contrast(image, 1 + CONTRAST * contrast)
-        elif turn == 2:
+        elif operation == 2:
             image = F.adjust_saturation(image, 1 + SATURATION * saturation)
         else:
             image = F.adjust_hue(image, HUE * hue)
@@ -117,4 +140,5 @@ def recolored(image: tv_tensors.Image, generator: torch.Generator) -> tv_tensors
 
 
 def _uniform(generator: torch.Generator) -> float:
+    """A random number in 0..1."""
     return float(torch.rand((), generator=generator))

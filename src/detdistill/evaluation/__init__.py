@@ -1,4 +1,4 @@
-"""What a detector is worth and what it costs."""
+"""Quality and cost of a detector: COCO metrics, confidence intervals, drawings, speed."""
 
 from detdistill.evaluation.bootstrap import average_precision, gain_interval, match, resample
 from detdistill.evaluation.coco import coco_metrics, to_original, to_results

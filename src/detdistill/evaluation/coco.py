@@ -1,4 +1,4 @@
-"""COCO's measures of detections, by hotcoco; equal to pycocotools."""
+"""COCO metrics of detections. They are computed by hotcoco and equal those of pycocotools."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,31 +16,39 @@ NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def to_original(detections: Sequence[Detections], batch: Batch) -> list[Detections]:
-    """The detections of each image with boxes in pixels of the image file instead of the padded batch; on the CPU."""
-    moved = []
-    for found, size, original in zip(detections, batch.sizes.cpu(), batch.originals.cpu(), strict=True):
-        height, width = (
-            original.double() / size.double()
-        ).tolist()  # each axis has its own ratio: resized sizes are whole pixels
-        boxes = found.boxes.cpu().double() * torch.tensor([width, height, width, height], dtype=torch.float64)
-        moved.append(replace(found, boxes=boxes, scores=found.scores.cpu(), labels=found.labels.cpu()))
-    return moved
+    """Convert the boxes of each image from pixels of the padded batch to pixels of the image file; on the CPU."""
+    converted = []
+    for image_detections, size, original in zip(detections, batch.sizes.cpu(), batch.originals.cpu(), strict=True):
+        # Each axis has its own ratio, because resized images have whole pixels.
+        height_ratio, width_ratio = (original.double() / size.double()).tolist()
+        ratios = torch.tensor([width_ratio, height_ratio, width_ratio, height_ratio], dtype=torch.float64)
+        boxes = image_detections.boxes.cpu().double() * ratios
+        scores, labels = image_detections.scores.cpu(), image_detections.labels.cpu()
+        converted.append(replace(image_detections, boxes=boxes, scores=scores, labels=labels))
+    return converted
 
 
 def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO results of a batch: image_id, category_id (the data set's own), bbox (x, y, width, height) in pixels of the image file, score.
+    """The detections of a batch as COCO results.
 
-    category_ids: of each class, in the shared order. Raises FloatingPointError for a score or box that isn't finite, naming the file.
+    A result has image_id, category_id (that of the data set), bbox (x, y, width, height in pixels of the image file)
+    and score. category_ids: the id of each class, in the shared class order.
+    Raises FloatingPointError with the file name if a score or a box isn't finite, and ValueError for a label without a
+    class.
     """
     results = []
-    for found, image, name in zip(to_original(detections, batch), batch.ids.tolist(), batch.names, strict=True):
-        if not (found.scores.isfinite().all() and found.boxes.isfinite().all()):
+    originals = to_original(detections, batch)
+    for image_detections, image, name in zip(originals, batch.ids.tolist(), batch.names, strict=True):
+        scores, labels = image_detections.scores, image_detections.labels
+        if not (scores.isfinite().all() and image_detections.boxes.isfinite().all()):
             raise FloatingPointError(
-                f"{name}: the detector gives a score or a box that isn't finite; its weights have diverged"
+                f"{name}: a score or a box of the detector isn't finite; its weights have diverged, "
+                "so train again with a lower learning rate"
             )
-        corners, extents = found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]
-        boxes = torch.cat([corners, extents], dim=1).tolist()
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
+        corners = image_detections.boxes[:, :2]
+        sides = image_detections.boxes[:, 2:] - corners
+        boxes = torch.cat([corners, sides], dim=1).tolist()
+        for box, score, label in zip(boxes, scores.tolist(), labels.tolist(), strict=True):
             if not 0 <= label < len(category_ids):
                 raise ValueError(f"{name}: label {label} is not one of the {len(category_ids)} classes")
             results.append({"image_id": image, "category_id": category_ids[label], "bbox": box, "score": score})
@@ -50,11 +58,14 @@ def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Seq
 def coco_metrics(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """COCO's twelve numbers, 0..100, and "per_class": AP by class name. None where no ground truth of that size or class exists (COCO: -1).
+    """COCO's twelve metrics in 0..100, and "per_class": the AP by class name.
 
-    ground_truth: COCO dict of images, categories and annotations (with area). results: as `to_results` gives them; may be empty.
-    names: category id to name; the classes measured are these. Raises UserError for ground truth that can't be read,
-    FloatingPointError for a score or box that isn't finite, ValueError for other results that don't belong to the ground truth.
+    A metric is None if there is no ground truth of that size or class (COCO writes -1).
+    ground_truth: a COCO dict of images, categories and annotations (with area).
+    results: as returned by `to_results`; may be empty.
+    names: class name by category id. Only these classes are measured.
+    Raises UserError if the ground truth can't be read, FloatingPointError if a score or a box isn't finite, and
+    ValueError if a result has an image or a category that the ground truth doesn't have.
     """
     run = coco_run(ground_truth, results, names)
     run.accumulate()
@@ -69,21 +80,23 @@ def coco_metrics(
 def coco_run(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
 ) -> hotcoco.COCOeval:
-    """Results matched with the ground truth, image by image and class by class. Arguments and errors: see `coco_metrics`."""
-    truth = _checked_truth(ground_truth, names)
-    images = {image["id"] for image in truth["images"]}
+    """hotcoco's evaluation after matching, per image and class. Arguments and errors: see `coco_metrics`."""
+    checked_truth = _checked_truth(ground_truth, names)
+    images = {image["id"] for image in checked_truth["images"]}
     for number, result in enumerate(results):
         _check_result(result, number, images, names)
-    reference = hotcoco.COCO(truth)
+    reference = hotcoco.COCO(checked_truth)
     run = hotcoco.COCOeval(reference, reference.load_res([dict(result) for result in results]), "bbox")
     run.evaluate()
     return run
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    """precision (T, 101, K, 4, 3), recall (T, K, 4, 3): IoU from 0.50 by 0.05; all, small, medium, large; best 1, 10, 100.
+    """COCO's twelve metrics by name.
 
-    The means are taken here because hotcoco's own summary prints to the terminal.
+    precision: (T, 101, K, 4, 3). recall: (T, K, 4, 3). T: IoU thresholds from 0.50 in steps of 0.05; then 101 recalls,
+    K classes, four areas (all, small, medium, large), and the best 1, 10 and 100 detections per image.
+    The means are computed here, because hotcoco's own summary prints to the terminal.
     """
     values = [
         _percent(precision[:, :, :, 0, 2]),
@@ -97,71 +110,86 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | Non
 
 
 def _percent(values: np.ndarray) -> float | None:
-    """Mean of the entries for which ground truth exists (COCO marks the others with -1), 0..100."""
-    known = values[values > -1]
-    return 100 * float(np.mean(known)) if known.size else None
+    """Mean of the entries with ground truth, in 0..100, or None if no entry has any. COCO marks the others with -1."""
+    with_truth = values[values > -1]
+    return 100 * float(np.mean(with_truth)) if with_truth.size else None
 
 
 def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """Only what the box measure reads, of the classes in `names`. Annotations are numbered anew, since files with an id twice exist."""
-    absent = [field for field in ("images", "categories", "annotations") if field not in ground_truth]
-    if absent:
-        raise UserError(
-            f"ground truth: field {absent[0]!r} is missing; a COCO file has images, categories and annotations"
-        )
-    images = _ids(ground_truth["images"], "images")
-    known = _ids(ground_truth["categories"], "categories")
-    missing = [category for category in names if category not in known]
-    if missing:
-        raise UserError(
-            f"ground truth, categories: no category with id {missing[0]} ({names[missing[0]]}); known are {sorted(known)}"
-        )
-    if len(set(names.values())) < len(names):
-        raise UserError(
-            f"ground truth, categories: two categories have one name in {sorted(names.values())}; give each a name of its own"
-        )
+    """A copy of the ground truth with the fields that box metrics need, for the classes in `names`.
+
+    The annotations get new ids, because files exist in which an id occurs twice.
+    """
+    for field in ("images", "categories", "annotations"):
+        if field not in ground_truth:
+            raise UserError(
+                f"ground truth: field {field!r} is missing; a COCO file has images, categories and annotations"
+            )
+    image_ids = _checked_ids(ground_truth["images"], "images")
+    _check_names(_checked_ids(ground_truth["categories"], "categories"), names)
     annotations: list[dict[str, Any]] = []
     for annotation in ground_truth["annotations"]:
-        place = f"ground truth, annotation {annotation.get('id')}"
-        lacking = [name for name in ("image_id", "category_id", "bbox", "area") if name not in annotation]
-        if lacking:
-            raise UserError(f"{place}: field {lacking[0]!r} is missing; COCO's measure needs it")
-        if annotation["image_id"] not in images:
-            raise UserError(
-                f"{place}: image_id {annotation['image_id']!r} is not among the images; remove the annotation or add the image"
-            )
+        _check_annotation(annotation, image_ids)
         if annotation["category_id"] in names:
             kept = {name: annotation[name] for name in ("image_id", "category_id", "bbox", "area")}
             annotations.append({"id": len(annotations) + 1, **kept, "iscrowd": int(bool(annotation.get("iscrowd")))})
-    return {
-        "images": [
-            {name: image[name] for name in ("id", "height", "width") if name in image}
-            for image in ground_truth["images"]
-        ],
-        "categories": [{"id": category, "name": names[category]} for category in names],
-        "annotations": annotations,
-    }
+    images = []
+    for image in ground_truth["images"]:
+        images.append({name: image[name] for name in ("id", "height", "width") if name in image})
+    categories = [{"id": category, "name": names[category]} for category in names]
+    return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _ids(records: Sequence[Mapping[str, Any]], field: str) -> set[int]:
+def _checked_ids(records: Sequence[Mapping[str, Any]], field: str) -> set[int]:
+    """The ids of images or categories. Raises UserError if an id is not a whole number or occurs twice."""
     ids = set()
     for record in records:
         number = record.get("id")
         if type(number) is not int or number < 0:
-            raise UserError(f"ground truth, {field}: id {number!r} is not a whole number from 0; number the {field}")
-        if number in ids:
             raise UserError(
-                f"ground truth, {field}: id {number} occurs twice; give each of the {field} a number of its own"
+                f"ground truth, {field}: id {number!r} is not a whole number from 0; number the {field} from 0"
             )
+        if number in ids:
+            raise UserError(f"ground truth, {field}: id {number} occurs twice; give each entry its own id")
         ids.add(number)
     return ids
 
 
+def _check_names(category_ids: set[int], names: Mapping[int, str]) -> None:
+    """Raise UserError if a measured class is not a category, or if two classes have the same name."""
+    missing = [category for category in names if category not in category_ids]
+    if missing:
+        raise UserError(
+            f"ground truth, categories: id {missing[0]} ({names[missing[0]]}) is missing; "
+            f"the file has the ids {sorted(category_ids)}; use annotations with the same categories"
+        )
+    if len(set(names.values())) < len(names):
+        raise UserError(
+            f"ground truth, categories: two categories have the same name in {sorted(names.values())}; "
+            "give each category its own name"
+        )
+
+
+def _check_annotation(annotation: Mapping[str, Any], image_ids: set[int]) -> None:
+    """Raise UserError if a field is missing or the image is unknown."""
+    place = f"ground truth, annotation {annotation.get('id')}"
+    for field in ("image_id", "category_id", "bbox", "area"):
+        if field not in annotation:
+            raise UserError(f"{place}: field {field!r} is missing; COCO metrics need it, so add it")
+    if annotation["image_id"] not in image_ids:
+        raise UserError(
+            f"{place}: image_id {annotation['image_id']!r} is not the id of an image; "
+            "remove the annotation or add the image"
+        )
+
+
 def _check_result(result: Mapping[str, Any], number: int, images: set[int], names: Mapping[int, str]) -> None:
+    """Raise FloatingPointError if the result isn't finite, ValueError if its image or category is unknown."""
     if not all(math.isfinite(value) for value in (result["score"], *result["bbox"])):
         raise FloatingPointError(
-            f"result {number} (image {result['image_id']}): score {result['score']} or bbox {result['bbox']} isn't finite"
+            f"result {number} (image {result['image_id']}): score {result['score']} or bbox {result['bbox']} "
+            "isn't finite"
         )
     for field, known in (("image_id", images), ("category_id", names)):
         if type(result[field]) is not int or result[field] not in known:
-            raise ValueError(f"result {number}: {field} {result[field]!r} is not a number of the ground truth")
+            raise ValueError(f"result {number}: {field} {result[field]!r} is not in the ground truth")

@@ -1,4 +1,4 @@
-"""Detections drawn onto pictures."""
+"""Drawing of detections on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -7,44 +7,48 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Color = tuple[int, int, int]
-LONGER_SIDE = 640  # pixels; smaller pictures are enlarged about to it, since a label needs some 13 pixels of height
+LONGER_SIDE = 640  # pixels; smaller images are enlarged to about this side, because a label needs about 13 pixels
 
 
 def draw(
     image: Image.Image, boxes: Tensor, labels: Tensor, scores: Tensor, classes: Sequence[str], threshold: float
 ) -> Image.Image:
-    """A copy of `image` with the boxes (D, 4), xyxy in its pixels, whose score (D,) is at least `threshold`, in the color of their label.
+    """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
-    labels (D,). Small pictures are enlarged by a whole factor. The best box is drawn last and lies on top.
+    boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,).
+    A small image is enlarged by a whole factor. The best box is drawn last, so it is on top.
     """
     factor = max(1, round(LONGER_SIDE / max(image.size)))
     picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    stroke = max(2, max(picture.size) // 320)
+    line_width = max(2, max(picture.size) // 320)
     font = ImageFont.load_default(size=max(13, max(picture.size) // 50))
     kept = (scores >= threshold).nonzero().flatten().tolist()
     for index in sorted(kept, key=lambda index: float(scores[index])):
         box = [value * factor for value in boxes[index].tolist()]
         label = int(labels[index])
-        pen.rectangle(box, outline=color(label), width=stroke)
-        _tag(pen, box, f"{classes[label]} {float(scores[index]):.2f}", color(label), font)
+        pen.rectangle(box, outline=color(label), width=line_width)
+        _draw_text(pen, box, f"{classes[label]} {float(scores[index]):.2f}", color(label), font)
     return picture
 
 
 def color(label: int) -> Color:
-    """A strong color for each label; hues are a golden ratio apart, so neighbors differ however many classes there are."""
+    """A saturated color for each label.
+
+    The hues are a golden ratio apart. So the colors of consecutive labels differ for any number of classes.
+    """
     red, green, blue = colorsys.hsv_to_rgb(label * 0.61803 % 1, 0.9, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _tag(
+def _draw_text(
     pen: ImageDraw.ImageDraw,
     box: list[float],
     text: str,
     fill: Color,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """`text` on a plate that stands on the box, moved into the picture where it would stick out."""
+    """Draw the text on a filled rectangle above the box. The rectangle is moved so that it stays inside the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], pen.im.size[0] - width))

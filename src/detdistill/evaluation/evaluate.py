@@ -1,4 +1,4 @@
-"""A detector over a data set, into COCO's numbers."""
+"""Evaluation of a detector on a data set."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from torch import distributed, nn
 from detdistill.evaluation.coco import coco_metrics, to_results
 from detdistill.types import Batch, Detector, Targets
 
+ResultsByImage = dict[int, list[dict[str, Any]]]
+
 
 def evaluate(
     detector: Detector,
@@ -20,35 +22,42 @@ def evaluate(
     names: Mapping[int, str],
     device: torch.device | str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metrics as `coco_metrics` gives them, and the COCO results behind them in the order of the ground truth's images.
+    """The metrics of `coco_metrics`, and the COCO results in the order of the images of the ground truth.
 
-    The detector is on `device` already; the mode of each of its modules is put back afterwards. With several processes each shows its share
-    of the images, all return the same, and an image that came twice counts once. Raises ValueError where the images shown are not
-    those of the ground truth: the number would be of another set than it says.
+    detector: must be on `device` already. Afterwards each of its modules has its former mode again.
+    loader: with several processes, each process passes its share of the images. All processes return the same result,
+        and an image that occurs twice counts once.
+    category_ids: the category id of each class. names: the class names by category id.
+    Raises ValueError if the images of the loader are not those of the ground truth. The metrics would be those of
+    another set of images.
     """
-    found: dict[int, list[dict[str, Any]]] = {}
-    # no_grad and not inference_mode: what a detector caches here (anchors, positions) must serve its next training step.
+    results: ResultsByImage = {}
+    # no_grad and not inference_mode: tensors that a detector caches here (anchors, positions) are used in training.
     with evaluating(detector), torch.no_grad():
         for batch, _ in loader:
             moved = batch.to(device)
             detections = detector.detect(moved)
-            results = iter(to_results(detections, moved, category_ids))
-            for image, own in zip(batch.ids.tolist(), detections, strict=True):
-                found[image] = list(islice(results, len(own.scores)))
-    found = _gather(found)
-    wanted = [image["id"] for image in ground_truth["images"]]
-    if found.keys() != set(wanted):
-        odd = sorted(found.keys() ^ set(wanted))
+            batch_results = iter(to_results(detections, moved, category_ids))
+            for image, image_detections in zip(batch.ids.tolist(), detections, strict=True):
+                results[image] = list(islice(batch_results, len(image_detections.scores)))
+    results = _gather(results)
+    image_ids = [image["id"] for image in ground_truth["images"]]
+    if results.keys() != set(image_ids):
+        unmatched = sorted(results.keys() ^ set(image_ids))
         raise ValueError(
-            f"{len(found)} images were shown, the ground truth has {len(wanted)}; image {odd[0]} is in one of them only"
+            f"the loader gave {len(results)} images, but the ground truth has {len(image_ids)}; "
+            f"image {unmatched[0]} is in only one of them"
         )
-    everything = [result for image in wanted for result in found[image]]
-    return coco_metrics(ground_truth, everything, names), everything
+    ordered = [result for image in image_ids for result in results[image]]
+    return coco_metrics(ground_truth, ordered, names), ordered
 
 
 @contextmanager
 def evaluating(detector: Detector) -> Iterator[None]:
-    """Evaluation mode, and after it each module's own mode again: a norm that was frozen in a training model stays frozen."""
+    """Set the detector to evaluation mode, and restore the former mode of each module afterwards.
+
+    A norm that was frozen inside a training model therefore stays frozen.
+    """
     modes = {module: module.training for module in cast(nn.Module, detector).modules()}
     detector.train(False)
     try:
@@ -58,14 +67,14 @@ def evaluating(detector: Detector) -> Iterator[None]:
             module.training = mode
 
 
-def _gather(found: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
-    """The results of all processes, by image; of an image that several have seen, those of the first."""
+def _gather(results: ResultsByImage) -> ResultsByImage:
+    """The results of all processes by image. If several processes have an image, the first process counts."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return found
+        return results
     parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, found)
-    whole: dict[int, list[dict[str, Any]]] = {}
+    distributed.all_gather_object(parts, results)
+    gathered: ResultsByImage = {}
     for part in parts:
-        for image, results in part.items():
-            whole.setdefault(image, results)
-    return whole
+        for image, image_results in part.items():
+            gathered.setdefault(image, image_results)
+    return gathered

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, operations, time."""
+"""The cost of a detector: parameters, operations, latency."""
 
 import statistics
 import time
@@ -18,23 +18,26 @@ from detdistill.types import Batch, Detector
 def cost(
     detector: Detector, image_size: tuple[int, int], device: torch.device | str, *, runs: int = 30, seconds: float = 5.0
 ) -> dict[str, Any]:
-    """{"params": int, "flops": int, "latency_ms": float} of `detect` on one image of (height, width), already on `device`.
+    """The cost of `detect` for one image: {"params": int, "flops": int, "latency_ms": float}.
 
-    params: all of them, frozen ones too. flops: of convolutions, matrix products and attention, a multiplication and an addition being two;
-    element-wise operations, suppression and deformable sampling are not counted. latency_ms: median of `runs` runs
-    after warm-up, of fewer (but at least 5) where they take longer than `seconds`.
+    detector: must be on `device` already. image_size: (height, width).
+    params: number of all parameters, including frozen ones.
+    flops: of convolutions, matrix products and attention. A multiplication and an addition are two operations.
+        Element-wise operations, suppression and deformable sampling are not counted.
+    latency_ms: median of `runs` runs after a warm-up. If they take longer than `seconds`, fewer runs are done, but at
+        least 5.
     """
-    batch = _noise(image_size).to(device)
+    batch = _noise_batch(image_size).to(device)
     with evaluating(detector), torch.no_grad():
-        with _whole_attention(), FlopCounterMode(display=False) as counter:
+        with _unfused_attention(), FlopCounterMode(display=False) as counter:
             detector.detect(batch)
         latency = _latency(detector, batch, runs, seconds)
     params = sum(parameter.numel() for parameter in cast(nn.Module, detector).parameters())
     return {"params": params, "flops": int(counter.get_total_flops()), "latency_ms": latency}
 
 
-def _noise(image_size: tuple[int, int]) -> Batch:
-    """One image of noise, the same each time, padded as the data set's images are."""
+def _noise_batch(image_size: tuple[int, int]) -> Batch:
+    """One image of noise, always the same, padded like the images of a data set."""
     height, width = image_size
     images = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
@@ -44,8 +47,11 @@ def _noise(image_size: tuple[int, int]) -> Batch:
 
 
 @contextmanager
-def _whole_attention() -> Iterator[None]:
-    """torch's transformer layers and attention as separate operations: their fused paths count as 0 operations (the latter before torch 2.15)."""
+def _unfused_attention() -> Iterator[None]:
+    """Run torch's transformer layers and attention as separate operations.
+
+    The fused versions count as 0 operations (fused attention only before torch 2.15).
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -56,21 +62,24 @@ def _whole_attention() -> Iterator[None]:
 
 
 def _latency(detector: Detector, batch: Batch, runs: int, seconds: float) -> float:
-    """Milliseconds. The first runs are left out: they choose kernels and fill caches."""
+    """Median time of `detect` in milliseconds.
+
+    Three runs come first and are not timed, because they choose kernels and fill caches.
+    """
     for _ in range(3):
         detector.detect(batch)
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < runs and (len(times) < 5 or time.perf_counter() - start < seconds):
-        _wait(batch.images.device)
+        _synchronize(batch.images.device)
         begin = time.perf_counter()
         detector.detect(batch)
-        _wait(batch.images.device)
+        _synchronize(batch.images.device)
         times.append(1000 * (time.perf_counter() - begin))
     return statistics.median(times)
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done what was asked of it; the CPU always has."""
+def _synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work. The CPU works synchronously."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

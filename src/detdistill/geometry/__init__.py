@@ -1,4 +1,4 @@
-"""Pure functions of boxes, anchors and matches. Boxes are xyxy in pixels of the padded batch."""
+"""Pure functions on boxes, anchors and assignments. Boxes are xyxy in pixels of the padded batch."""
 
 from detdistill.geometry.anchors import cell_points, square_anchors, synthetic_anchors
 from detdistill.geometry.boxes import (

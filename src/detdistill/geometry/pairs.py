@@ -1,4 +1,4 @@
-"""One-to-one pairs of least total cost, of many problems at once."""
+"""One-to-one pairs with the lowest total cost, for many problems at once."""
 
 import os
 from collections.abc import Sequence
@@ -9,33 +9,36 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-LARGE = 1e30  # in place of a cost that isn't finite: such a pair is taken only where nothing else is left
-THREADED = (
-    10_000  # cells of a problem from which a thread of its own pays; scipy's solver lets go of the interpreter's lock
-)
+LARGE = 1e30  # replaces a cost that isn't finite; such a pair is taken only if nothing else is left
+THREADED = 10_000  # problems with at least so many costs use threads; scipy's solver releases the interpreter lock
 
 
 def pair_queries(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (min(Q_student, Q_teacher),) of the pairs whose total cost is least, rows ascending; cost (Q_student, Q_teacher)."""
+    """Rows and columns of the pairs with the lowest total cost, in ascending order of the rows.
+
+    cost: (Q_student, Q_teacher). Returns two tensors of min(Q_student, Q_teacher) indices.
+    """
     (columns,) = pair_all(cost[None])
     rows = (columns >= 0).nonzero()[:, 0]
     return rows, columns[rows]
 
 
 def pair_all(costs: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """(P, Q, G) costs of P problems to (P, Q): the column paired with each row, -1 for none. One transfer, whatever the device.
+    """The column paired with each row, for P problems: costs (P, Q, G) to (P, Q), -1 for a row without a pair.
 
-    counts: of each problem, how many of its first columns are there; none: all. Where Q > G, G rows are paired, else all are.
+    counts: for each problem, the number of its columns that are real; the columns behind them are padding. None means
+    all. If Q > G, G rows are paired; otherwise all rows are paired.
+    The costs are moved to the CPU in one transfer. The result is on the device of the costs.
     """
     table = np.nan_to_num(costs.detach().float().cpu().numpy(), nan=LARGE, posinf=LARGE, neginf=-LARGE)
     sizes = [table.shape[2]] * len(table) if counts is None else list(counts)
     problems = [cost[:, :size] for cost, size in zip(table, sizes, strict=True)]
-    if table[0].size >= THREADED if len(table) else False:
+    if len(table) and table[0].size >= THREADED:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            solved = list(pool.map(linear_sum_assignment, problems))
+            solutions = list(pool.map(linear_sum_assignment, problems))
     else:
-        solved = [linear_sum_assignment(problem) for problem in problems]
-    paired = np.full(table.shape[:2], -1, dtype=np.int64)
-    for row, (rows, columns) in zip(paired, solved, strict=True):
-        row[rows] = columns
+        solutions = [linear_sum_assignment(problem) for problem in problems]
+    paired = np.full(table.shape[:2], -1, dtype=np.int64)  # (P, Q)
+    for partners, (rows, columns) in zip(paired, solutions, strict=True):
+        partners[rows] = columns
     return torch.from_numpy(paired).to(costs.device)

@@ -1,4 +1,7 @@
-"""Pure functions: tensors in, tensor out, student first, teacher second, the reduction stated. One flat import."""
+"""Loss functions on tensors, in one flat import.
+
+Every function is pure. The student comes before the teacher, and the docstring states the reduction.
+"""
 
 from detdistill.losses.attention import (
     attention_distance,

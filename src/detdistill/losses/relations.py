@@ -1,4 +1,7 @@
-"""Distances between what features say of each other: where a map is strong, how far instances are apart. The student's come first."""
+"""Distances between relations inside the features: the attention map of a level, the distances between instances.
+
+The student comes first.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,70 +9,82 @@ from torch import Tensor
 
 from detdistill.losses.reduce import at_least_single
 
-EPSILON = 1e-12  # floor of norms and of mean distances
+EPSILON = 1e-12  # lower limit of norms and of mean distances
 PKT_EPSILON = 1e-7  # added to norms and probabilities, as published
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over images and cells of the squared difference of attention maps: (B, C, H, W) and (B, D, H', W') to ().
+    """Mean squared difference of the attention maps over images and cells: (B, C, H, W) and (B, D, H', W') to ().
 
-    A map is the mean over channels of the squared features, of unit length over its cells. Widths may differ; the larger map is
-    average-pooled to the smaller. Falls as 1 / (H W) with the size of the map. arXiv:1612.03928, as in its code.
+    The attention map is the mean over channels of the squared features, divided by its L2 norm over cells. The channels
+    may differ. The larger map is average-pooled to the size of the smaller one. The value falls as 1 / (H W) with the
+    size of the map. arXiv:1612.03928, as in its code.
     """
-    return F.mse_loss(*_attentions(student, teacher))
+    return F.mse_loss(*_attention_maps(student, teacher))
 
 
 def attention_norm(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over images of the Euclidean distance of attention maps, in [0, sqrt 2]: the form of the paper. See `attention_transfer`."""
-    guess, taught = _attentions(student, teacher)
-    return torch.linalg.vector_norm(guess - taught, dim=1).mean()
+    """Mean over images of the Euclidean distance of the attention maps, in [0, sqrt 2]. See `attention_transfer`.
+
+    This is the form in the paper, arXiv:1612.03928.
+    """
+    student_attention, teacher_attention = _attention_maps(student, teacher)
+    return torch.linalg.vector_norm(student_attention - teacher_attention, dim=1).mean()
 
 
-def _attentions(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps, (B, H W), of the smaller size."""
-    size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
-    maps = [F.adaptive_avg_pool2d(at_least_single(features), size) for features in (student, teacher.detach())]
-    guess, taught = (F.normalize(features.square().mean(1).flatten(1), eps=EPSILON) for features in maps)
-    return guess, taught
+def _attention_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention maps of student and teacher, both (B, H W) at the smaller height and the smaller width."""
+    height = min(student.shape[-2], teacher.shape[-2])
+    width = min(student.shape[-1], teacher.shape[-1])
+    return _attention_map(student, (height, width)), _attention_map(teacher.detach(), (height, width))
+
+
+def _attention_map(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H W): the attention map of (B, C, H', W') after average pooling to `size`."""
+    pooled = F.adaptive_avg_pool2d(at_least_single(features), size)  # (B, C, H, W)
+    return F.normalize(pooled.square().mean(1).flatten(1), eps=EPSILON)  # (B, HW)
 
 
 def relation_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over ordered pairs of n instances of the smooth L1 between their distances, each side's in units of its mean distance.
+    """Smooth L1 between the pairwise distances of n instances, summed over ordered pairs: (n, D) and (n, E) to ().
 
-    (n, D) and (n, E) to (); 0 for fewer than two. Not changed by scale, shift or rotation of either side. GID, arXiv:2103.02340.
+    The distances of each side are divided by their mean, so the scale, shift and rotation of a side have no influence.
+    Fewer than two instances give 0. GID, arXiv:2103.02340.
     """
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher.detach()), reduction="sum")
 
 
 def _relative_distances(embeddings: Tensor) -> Tensor:
-    """(n, n): Euclidean distances by their mean over pairs of two."""
+    """(n, n): Euclidean distances, divided by their mean over pairs of different instances."""
     embeddings = at_least_single(embeddings)
-    apart = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = apart.sum() / max(len(apart) * (len(apart) - 1), 1)
-    return apart / mean.clamp(min=EPSILON)
+    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = distances.sum() / max(len(distances) * (len(distances) - 1), 1)
+    return distances / mean.clamp(min=EPSILON)
 
 
 def pkt(student: Tensor, teacher: Tensor, diagonal: bool = True) -> Tensor:
-    """Mean over the n x n pairs of P_t log(P_t / P_s): (n, D) and (n, E) to (); widths may differ, 0 for fewer than two instances.
+    """Mean over the n x n pairs of instances of P_t log(P_t / P_s): (n, D) and (n, E) to (). PKT, arXiv:1803.10837.
 
-    P of a side: (1 + cosine) / 2 of two instances, each row divided by its sum. Rows sum to 1, so that this is the mean KL of a row
-    divided by n: it falls as 1 / n. diagonal: an instance's likeness to itself counts, as in the published code; the paper leaves it out.
-    PKT, arXiv:1803.10837.
+    P: (1 + cosine) / 2 of two instances; each row is divided by its sum. The widths D and E may differ.
+    diagonal: include the similarity of an instance with itself, as in the published code. The paper leaves it out.
+    Rows sum to 1, so the value is the mean KL of a row divided by n: it falls as 1 / n. Fewer than two instances
+    give 0.
     """
     if len(student) < 2:
         return student.sum() * 0
-    guess, taught = (_conditional(side, diagonal) for side in (student, teacher.detach()))
-    return (taught * ((taught + PKT_EPSILON) / (guess + PKT_EPSILON)).log()).mean()
+    student_probabilities = _conditional_probabilities(student, diagonal)
+    teacher_probabilities = _conditional_probabilities(teacher.detach(), diagonal)
+    log_ratio = ((teacher_probabilities + PKT_EPSILON) / (student_probabilities + PKT_EPSILON)).log()
+    return (teacher_probabilities * log_ratio).mean()
 
 
-def _conditional(embeddings: Tensor, diagonal: bool) -> Tensor:
-    """(n, n): probability of the column's instance given the row's."""
+def _conditional_probabilities(embeddings: Tensor, diagonal: bool) -> Tensor:
+    """(n, n): the probability of the instance of the column, given the instance of the row."""
     embeddings = at_least_single(embeddings)
     directions = embeddings / (torch.linalg.vector_norm(embeddings, dim=1, keepdim=True) + PKT_EPSILON)
-    with torch.autocast(
-        embeddings.device.type, enabled=False
-    ):  # half precision can't tell one likeness near 1 from another
-        likeness = ((directions @ directions.t() + 1) / 2).clamp(min=0)  # rounding goes below 0 for opposite vectors
+    with torch.autocast(embeddings.device.type, enabled=False):  # half precision can't resolve similarities close to 1
+        similarity = (directions @ directions.t() + 1) / 2
+        similarity = similarity.clamp(min=0)  # rounding gives values below 0 for opposite vectors
     if not diagonal:
-        likeness = likeness * (1 - torch.eye(len(likeness), dtype=likeness.dtype, device=likeness.device))
-    return likeness / likeness.sum(1, keepdim=True).clamp(min=PKT_EPSILON)
+        similarity = similarity * (1 - torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device))
+    return similarity / similarity.sum(1, keepdim=True).clamp(min=PKT_EPSILON)

@@ -1,7 +1,8 @@
-"""The language of the house: what flows between data, detectors, methods and the engine.
+"""The types that data sets, detectors, methods and the engine exchange.
 
-Every box is xyxy in pixels of the padded batch. Axes: B images, C channels, H W cells, N predictions, K classes, Q queries,
-A anchors a cell, R bins, D embedding, G ground truths, L stages. Sizes are (height, width).
+Every box is xyxy in pixels of the padded batch, unless a docstring says otherwise. Sizes are (height, width).
+Axes: B images, C channels, H W cells, N predictions, K classes, Q queries, L stages, A anchors per cell, R bins,
+D embedding, G ground truths, P proposals.
 """
 
 from detdistill.types.data import Batch, Detections, Targets, TrainState
@@ -10,6 +11,7 @@ from detdistill.types.info import DetectorInfo, EdgeInfo, GridInfo, Need, Propos
 from detdistill.types.outputs import (
     Activation,
     Assignment,
+    Classify,
     DetectorOutput,
     Layout,
     Predictions,

@@ -1,4 +1,4 @@
-"""What comes from a data set, and what goes back to it."""
+"""Inputs from a data set, the state of a run, and final detections."""
 
 from dataclasses import dataclass, replace
 
@@ -8,12 +8,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Augmented images as they are; every detector normalises them for itself.
+    """Augmented images, not normalized. Every detector normalizes them itself.
 
-    images (B, 3, H, W): RGB, uint8 in 0..255 or float in 0..1, zero-padded at the right and the bottom.
-    sizes (B, 2): valid (height, width) of each image in the padded tensor.
-    originals (B, 2): (height, width) of the image file; boxes go back to it by the ratio of the two sizes.
-    ids (B,): the data set's image ids, which stay on the CPU. names: file names, for messages.
+    images: (B, 3, H, W) RGB, uint8 in 0..255 or float in 0..1, padded with zeros at the right and the bottom.
+    sizes: (B, 2), the valid (height, width) of each image in the padded tensor.
+    originals: (B, 2), the (height, width) of each image file. The ratio of `originals` to `sizes`, per axis, converts
+        boxes to pixels of the image file.
+    ids: (B,), the image ids of the data set. They stay on the CPU.
+    names: the file names, for messages.
     """
 
     images: Tensor
@@ -31,13 +33,16 @@ class Batch:
             or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names))
         ):
             raise ValueError(
-                f"a batch of {tuple(self.images.shape)} needs (B, 3, H, W) images and B sizes, originals, ids and names"
+                "a batch needs images (B, 3, H, W), sizes (B, 2), originals (B, 2), B ids and B names, "
+                f"got images {tuple(self.images.shape)}, sizes {tuple(self.sizes.shape)}, "
+                f"originals {tuple(self.originals.shape)}, {len(self.ids)} ids and {len(self.names)} names"
             )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "Batch":
+        """The batch with images, sizes and originals on the device; the ids stay on the CPU."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -48,7 +53,11 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Ground truth of a batch: boxes (G, 4) and labels (G,), in the shared class order from 0, per image. G may be 0."""
+    """Ground truth of a batch, one entry per image.
+
+    boxes: (G, 4) per image. G may be 0.
+    labels: (G,) per image, integer class indices from 0 in the shared class order.
+    """
 
     boxes: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
@@ -57,13 +66,15 @@ class Targets:
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             if boxes.shape != (len(labels), 4) or labels.is_floating_point():
                 raise ValueError(
-                    f"targets need boxes (G, 4) and whole labels (G,), got {tuple(boxes.shape)} and {labels.dtype} {tuple(labels.shape)}"
+                    "targets need boxes (G, 4) and integer labels (G,), "
+                    f"got boxes {tuple(boxes.shape)} and {labels.dtype} labels {tuple(labels.shape)}"
                 )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> "Targets":
+        """The targets on the device."""
         return Targets(
             tuple(boxes.to(device, non_blocking=True) for boxes in self.boxes),
             tuple(labels.to(device, non_blocking=True) for labels in self.labels),
@@ -72,10 +83,13 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """Where in a run a call stands.
+    """Where a call stands in a run.
 
-    step: from 0. steps: of the whole run, None where it has no end. ids (B,): the data set's image ids, or None. generator: for what a
-    method draws; None: torch's own, which `engine.fit` seeds anew each step.
+    step: the current step, from 0.
+    steps: the number of steps of the whole run, or None if the run has no end.
+    ids: (B,), the image ids of the data set, or None.
+    generator: for the random numbers of a method. None means torch's global generator, which `engine.fit` seeds again
+        at each step.
     """
 
     step: int = 0
@@ -85,13 +99,18 @@ class TrainState:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0..1; 0 where it has no end."""
+        """The completed share of the run, in 0..1. It is 0 if the run has no end."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Final detections of one image, best first: boxes (D, 4), scores (D,), labels (D,) in the shared class order."""
+    """Final detections of one image, best first.
+
+    boxes: (D, 4).
+    scores: (D,), in 0..1.
+    labels: (D,), integer class indices in the shared class order.
+    """
 
     boxes: Tensor
     scores: Tensor

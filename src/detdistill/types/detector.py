@@ -1,4 +1,4 @@
-"""What every detector offers, our own or an adapted one."""
+"""The protocol that every detector fulfills, whether it is native or adapted from another library."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, Self
@@ -12,25 +12,35 @@ from detdistill.types.outputs import DetectorOutput
 
 
 class Detector(Protocol):
-    """An `nn.Module` with these members. No flag changes a return type: train and eval mode affect norms and dropout only."""
+    """An `nn.Module` with these members.
+
+    Training mode and evaluation mode change norms and dropout only. They never change a return type.
+    `detdistill.testing.check_detector` verifies a detector against this protocol.
+    """
 
     info: DetectorInfo
     training: bool
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """Run the detector on a batch. With targets, the output also holds task losses and the assignment; without targets, the
-        detector stops once `need` is met."""
+        """Run the detector on a batch and return the parts that `need` names.
+
+        With targets, the output also holds the task losses, and each stage holds its assignment. Without targets, the
+        detector stops as soon as the parts in `need` are computed.
+        """
         ...
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """Final detections of each image, best first, in pixels of the padded batch, clipped to the image's valid size."""
+        """Final detections of each image, best first.
+
+        Boxes are in pixels of the padded batch, clipped to the valid size of their image.
+        """
         ...
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The parameters below the neck, which may have a learning rate of their own."""
+        """The parameters below the neck. The optimizer may use another learning rate for them."""
         ...
 
-    # What the engine uses of nn.Module.
+    # The methods of nn.Module that the engine uses.
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...

@@ -1,4 +1,4 @@
-"""What is known of a detector before it sees an image, and what a method asks it for."""
+"""What is known of a detector before it sees an image, and what a method reads of its output."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,9 +10,11 @@ from detdistill.types.outputs import Activation, QueryPart
 class GridInfo:
     """The cells in which a dense head, or the RPN of a two-stage detector, predicts.
 
-    anchors_per_cell: predictions per cell. cell_anchors: (width, height) in pixels of each anchor of a cell, per level;
-    empty where predictions start from points. assigner: the rule that assigns targets to cells; two detectors with the
-    same strides, anchors and assigner assign alike. quality: a centerness or IoU branch exists.
+    anchors_per_cell: number of predictions per cell.
+    assigner: name of the rule that assigns targets to cells. Two detectors with the same strides, anchors and assigner
+        give the same assignment.
+    cell_anchors: (width, height) in pixels of each anchor of a cell, per level. Empty if predictions start from points.
+    quality: True if the head has a centerness or IoU branch.
     """
 
     anchors_per_cell: int
@@ -23,7 +25,11 @@ class GridInfo:
 
 @dataclass(frozen=True)
 class TowerInfo:
-    """The two towers of a dense head: number of convolutions and their width."""
+    """The classification tower and the regression tower of a dense head.
+
+    depth: number of convolutions of each tower.
+    channels: width of these convolutions.
+    """
 
     depth: int
     channels: int
@@ -31,9 +37,10 @@ class TowerInfo:
 
 @dataclass(frozen=True)
 class EdgeInfo:
-    """Distance distributions of box sides. bins: R.
+    """The distance distributions of box sides.
 
-    code: what else decides the distance that a bin stands for; empty where bin r stands for r strides. D-FINE has (up, reg_scale).
+    bins: R, the number of bins per side.
+    code: other numbers that decide the distance of a bin; D-FINE has (up, reg_scale). Empty if bin r means r strides.
     """
 
     bins: int
@@ -44,8 +51,9 @@ class EdgeInfo:
 class ProposalInfo:
     """The RoI head of a two-stage detector.
 
-    strides: of the levels that regions are pooled from. code: the weights of its box code. embedding_channels: width of what its
-    box head hands to the predictor, or None.
+    strides: of the levels that regions are pooled from.
+    code: the weights of its box code.
+    embedding_channels: width of the features that its box head passes to the predictor, or None.
     """
 
     strides: tuple[int, ...]
@@ -57,8 +65,9 @@ class ProposalInfo:
 class QueryInfo:
     """The queries of a set predictor.
 
-    width: of queries and embeddings. parts: the parts of a query set that its decoder reads. learned: its own queries are parameters;
-    False where it chooses them from each image.
+    width: D, the width of queries and embeddings.
+    parts: the parts of a `QuerySet` that its decoder reads.
+    learned: True if its own queries are parameters; False if it selects them from each image.
     """
 
     width: int
@@ -68,11 +77,20 @@ class QueryInfo:
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What is known of a detector before any image is seen.
+    """What is known of a detector before it sees an image.
 
-    kind: the head's name in DETECTORS, for messages and presets. channels: width of each pyramid by name. The other fields
-    describe parts, None where the detector does not have the part: the dense grid, and the parts it can continue from
-    (`towers.resume`, `queries.redecode`, `proposals.classify`).
+    kind: name of the head in DETECTORS, for messages and presets.
+    classes: class names, in the order of the logits.
+    strides: of the pyramid levels, fine to coarse.
+    channels: width of each pyramid, by the name of the pyramid. "neck" is always present.
+    activation: the function that converts logits to scores.
+
+    The other fields describe parts of the detector. They are None if the detector does not have the part.
+    grid: the dense grid of its first stage.
+    towers: the towers, which can continue from a state (`towers.resume`).
+    edges: the distance distributions of box sides.
+    queries: the queries, which can be decoded again (`queries.redecode`).
+    proposals: the RoI head, which can classify other boxes (`proposals.classify`).
     """
 
     kind: str
@@ -88,22 +106,26 @@ class DetectorInfo:
 
     @property
     def cell_anchors(self) -> tuple[tuple[tuple[float, float], ...], ...]:
-        """Those of the grid; empty where there is no grid or predictions start from points."""
+        """`grid.cell_anchors`. Empty if there is no grid or if predictions start from points."""
         return () if self.grid is None else self.grid.cell_anchors
 
     @property
     def has_quality(self) -> bool:
-        """True where the dense head has a centerness or IoU branch."""
+        """True if the dense head has a centerness or IoU branch."""
         return self.grid is not None and self.grid.quality
 
 
 @dataclass(frozen=True)
 class Need:
-    """What is read of an output. Without targets, a detector stops as soon as the need is met.
+    """The parts of an output that are read. Without targets, a detector stops as soon as these parts are computed.
 
-    pyramids: names of pyramids. towers: depths of the tower states to keep. predictions, queries: the stages, the query set.
-    proposals: the detector's own proposals and the stage they come from. classify: only `proposals.classify`, on boxes of another
-    detector, for which no region has to be proposed.
+    pyramids: names of pyramids.
+    towers: depths of the tower states to keep.
+    predictions: the stages.
+    queries: the query set and its functions.
+    proposals: the detector's own proposals and the stage that they come from.
+    classify: only the function `proposals.classify`, for boxes of another detector. The detector's own proposals are
+        not computed.
     """
 
     pyramids: frozenset[str] = frozenset()
@@ -114,9 +136,10 @@ class Need:
     classify: bool = False
 
     def __or__(self, other: "Need") -> "Need":
+        """The union of two needs."""
         return Need(**{item.name: getattr(self, item.name) | getattr(other, item.name) for item in fields(self)})
 
     @property
     def head(self) -> bool:
-        """True where anything behind the neck is read."""
+        """True if any part behind the neck is read."""
         return bool(self.towers) or self.predictions or self.queries or self.proposals or self.classify

@@ -1,8 +1,8 @@
-"""What a detector says of a batch, and the continuations that come with it."""
+"""The output of a detector for a batch, and the functions that continue from it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,49 +16,56 @@ Value = TypeVar("Value")
 
 
 def required(value: Value | None) -> Value:
-    """An optional part that this reader knows to be there; for the type checker, and for the one who was wrong."""
+    """Assert that an optional part of an output is there, and return it. Raises ValueError if it is None."""
     if value is None:
-        raise ValueError("an output lacks a part that was read; see detdistill.types.Need")
+        raise ValueError("a part of a detector output is None; add it to the Need that was passed to observe")
     return value
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the N predictions of a dense head sit: level, then row, then column, then anchor."""
+    """Positions of the N predictions of a dense head. Their order: level, then row, then column, then anchor.
 
-    shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each level, fine to coarse
+    shapes: (rows, columns) of each level, fine to coarse.
+    strides: of each level.
+    anchors: A, the number of anchors per cell.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
-    anchors: int = 1  # per cell
+    anchors: int = 1
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of predictions of each level; they add up to N."""
+        """Number of predictions of each level. Their sum is N."""
         return tuple(rows * columns * self.anchors for rows, columns in self.shapes)
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, ...) to one (B, rows, columns, A, ...) per level."""
-        parts = values.split(self.counts, dim=1)
-        return tuple(
-            part.unflatten(1, (rows, columns, self.anchors))
-            for part, (rows, columns) in zip(parts, self.shapes, strict=True)
-        )
+        """Split (B, N, ...) into one (B, rows, columns, A, ...) per level."""
+        levels = []
+        for part, (rows, columns) in zip(values.split(self.counts, dim=1), self.shapes, strict=True):
+            levels.append(part.unflatten(1, (rows, columns, self.anchors)))  # (B, n, ...) -> (B, rows, columns, A, ...)
+        return tuple(levels)
 
     def valid(self, sizes: Tensor) -> Tensor:
-        """(B, N) bool: the cell begins inside its image, whose valid sizes (B, 2) are given."""
+        """(B, N) bool: True if the cell begins inside its image. sizes: (B, 2), the valid size of each image."""
         masks = []
         for (rows, columns), stride in zip(self.shapes, self.strides, strict=True):
             row = torch.arange(rows, device=sizes.device) * stride < sizes[:, :1]  # (B, rows)
             column = torch.arange(columns, device=sizes.device) * stride < sizes[:, 1:]  # (B, columns)
-            cells = row[:, :, None, None] & column[:, None, :, None]
-            masks.append(cells.expand(-1, -1, -1, self.anchors).flatten(1))
+            cells = row[:, :, None, None] & column[:, None, :, None]  # (B, rows, columns, 1)
+            masks.append(cells.expand(-1, -1, -1, self.anchors).flatten(1))  # (B, n)
         return torch.cat(masks, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """Feature maps (B, C, H, W), fine to coarse, with declared strides and the images' valid sizes (B, 2).
+    """Feature maps of several levels.
 
-    anchors: (H, W, A, 4) of each level, in pixels of the padded batch, or None where the detector has none.
+    levels: (B, C, H, W) each, fine to coarse.
+    strides: the declared stride of each level, fine to coarse, all different.
+    sizes: (B, 2), the valid (height, width) of each image, in pixels.
+    anchors: (H, W, A, 4) per level, or None if the detector has no anchors.
     """
 
     levels: tuple[Tensor, ...]
@@ -68,19 +75,34 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         if self.anchors is not None and len(self.anchors) != len(self.levels):
-            raise ValueError(f"{len(self.levels)} levels have anchors on {len(self.anchors)}")
+            raise ValueError(
+                f"a pyramid needs anchors for each level, got {len(self.levels)} levels and {len(self.anchors)} anchors"
+            )
         if len(self.levels) != len(self.strides) or list(self.strides) != sorted(set(self.strides)):
-            raise ValueError(f"{len(self.levels)} levels need as many strides, fine to coarse, got {self.strides}")
+            raise ValueError(
+                "a pyramid needs one stride per level in ascending order, "
+                f"got {len(self.levels)} levels and strides {self.strides}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Which ground truth each prediction answers for.
+    """Which ground truth each of the N predictions of a stage is trained on.
 
-    matched (B, N): index into the image's targets, -1 for none, -2 where the overlap is ambiguous. valid (B, N): False where the
-    prediction takes no part (padding, ambiguous overlap). quality (B, N): the quality target (centre-ness, IoU) of positives, 0 elsewhere, or None.
-    num_positives (): sum over images of max(positives, 1), averaged over processes. deltas (B, N, 4): the host's box code of the matched
-    ground truth, 0 where there is none, or None where the host regresses no code (RPN and RoI heads have it).
+    All tensors are on the device of the predictions and carry no gradient.
+
+    matched: (B, N) integers. 0 or more: the index of the ground truth in the image's targets, and the prediction is a
+        positive. -1: no ground truth (background). -2: ignored, because the overlap is ambiguous. This happens in
+        detectors with two thresholds, such as RetinaNet and the RPN.
+    valid: (B, N) bool. False if the prediction takes no part in any loss: it is in the padding, or its match is -2.
+    num_positives: () float, the divisor of losses over positives. For each image take max(number of positives, 1), sum
+        over the images of the batch, and average over all processes. So it is at least 1. To compute it:
+            positives = (matched >= 0).sum(1).clamp(min=1).sum().float()
+            num_positives = detdistill.distributed.mean_over_processes(positives)
+    quality: (B, N), the target of the quality branch (centerness or IoU) for positives and 0 elsewhere. None if the
+        detector has no such branch.
+    deltas: (B, N, 4), the detector's box code of the matched ground truth, and 0 for predictions without one. None if
+        the detector does not regress such a code. RPN and RoI heads have it.
     """
 
     matched: Tensor
@@ -91,17 +113,25 @@ class Assignment:
 
     @property
     def positive(self) -> Tensor:
-        """(B, N) bool."""
+        """(B, N) bool: True for predictions with a ground truth."""
         return self.matched >= 0
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a head says, one row a prediction, before any suppression.
+    """The predictions of one stage, before any suppression.
 
-    logits (B, N, K) in the shared class order. boxes (B, N, 4). valid (B, N) bool. background (B, N): logit of `no object`
-    where the activation is softmax. quality (B, N): centre-ness or IoU logit. edges (B, N, 4, R): logits of the side-distance
-    distributions, left, top, right, bottom. deltas (B, N, 4) or (B, N, K, 4): the host's box code. embeddings (B, N, D).
+    logits: (B, N, K), in the order of the detector's classes, without the background.
+    activation: the function that converts logits to scores.
+    boxes: (B, N, 4).
+    valid: (B, N) bool, False for predictions in the padding and for rows that only fill up the batch.
+    layout: the positions of the predictions of a dense head, or None.
+    background: (B, N), the logit of `no object`. Present if and only if the activation is softmax.
+    quality: (B, N), the logit of centerness or IoU, or None.
+    edges: (B, N, 4, R), the logits of the distance distributions of left, top, right, bottom, or None.
+    deltas: (B, N, 4) or per class (B, N, K, 4), the detector's box code, or None.
+    embeddings: (B, N, D), the feature vector of each prediction, or None.
+    assignment: the assignment to the targets, or None if there were no targets.
     """
 
     logits: Tensor
@@ -119,15 +149,20 @@ class Predictions:
     def __post_init__(self) -> None:
         rows = self.logits.shape[:2]
         if self.boxes.shape != (*rows, 4) or self.valid.shape != rows:
-            got = f"{tuple(self.boxes.shape)} and {tuple(self.valid.shape)}"
-            raise ValueError(f"logits {tuple(self.logits.shape)} need boxes (B, N, 4) and valid (B, N), got {got}")
+            raise ValueError(
+                "predictions need logits (B, N, K), boxes (B, N, 4) and valid (B, N), got logits "
+                f"{tuple(self.logits.shape)}, boxes {tuple(self.boxes.shape)} and valid {tuple(self.valid.shape)}"
+            )
         if self.layout is not None and sum(self.layout.counts) != rows[1]:
-            raise ValueError(f"the layout has {sum(self.layout.counts)} cells for {rows[1]} predictions")
+            raise ValueError(f"the layout has {sum(self.layout.counts)} predictions, but the logits have {rows[1]}")
         if (self.activation == "softmax") != (self.background is not None):
-            raise ValueError("the background logit goes with softmax, and only with it")
+            raise ValueError(
+                f"activation is {self.activation!r} {'without' if self.background is None else 'with'} a background "
+                "logit; softmax needs it and sigmoid must not have it"
+            )
 
     def scores(self) -> Tensor:
-        """(B, N, K) class probabilities; with softmax the mass of the background is left out."""
+        """(B, N, K) class probabilities. With softmax, the probability of the background is left out."""
         if self.background is None:
             return self.logits.sigmoid()
         return torch.cat([self.logits, self.background[..., None]], dim=-1).softmax(-1)[..., :-1]
@@ -135,9 +170,12 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class TowerState:
-    """The two towers of a dense head after `depth` convolutions (and norms), before the activation; depth 0 is the neck's output.
+    """The features of the two towers of a dense head after `depth` convolutions.
 
-    classification, regression: (B, C, H, W) of each level, fine to coarse.
+    depth: number of convolutions (with their norms) that are done; the activation behind the last one is not done.
+        Depth 0 is the neck's output.
+    classification: (B, C, H, W) per level, fine to coarse.
+    regression: (B, C, H, W) per level, fine to coarse.
     """
 
     depth: int
@@ -147,7 +185,11 @@ class TowerState:
 
 @dataclass(frozen=True, eq=False)
 class Towers:
-    """states: by depth, those that were asked for. resume(state): activation, the remaining convolutions and the predictors."""
+    """The towers of a dense head.
+
+    states: the states at the depths in `Need.towers`, by depth.
+    resume: resume(state) applies the activation, the remaining convolutions and the predictors.
+    """
 
     states: Mapping[int, TowerState]
     resume: Callable[[TowerState], Predictions]
@@ -155,8 +197,14 @@ class Towers:
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
-    """Decoder queries: content (B, Q, D), position (B, Q, D), reference (B, Q, 2 or 4): points or boxes, cx cy (w h) in 0..1 of the padded
-    batch. A part that is None is the decoder's to fill, as it does for queries of its own; which it reads says `DetectorInfo.query_parts`."""
+    """Input queries of a decoder. `DetectorInfo.queries.parts` lists the parts that a decoder reads.
+
+    A part that is None is filled in by the decoder, in the same way as for its own queries.
+
+    content: (B, Q, D).
+    position: (B, Q, D).
+    reference: (B, Q, 2) points cx cy, or (B, Q, 4) boxes cx cy w h, in 0..1 of the padded batch.
+    """
 
     content: Tensor | None = None
     position: Tensor | None = None
@@ -165,11 +213,14 @@ class QuerySet:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """own: the queries this output came from. redecode(queries): the decoder again on the same memory, one Predictions a stage.
+    """The queries of a set predictor, and functions that use them.
 
-    sample(n, generator): n queries drawn at random in the detector's own parametrisation. match(stages, targets): the detector's own
-    least-cost assignment of each stage to any targets. criterion(stages, targets): its own task terms, weighted, of stages under the
-    assignment that each carries, whoever made it.
+    own: the detector's own queries, which produced this output.
+    redecode: redecode(queries) runs the decoder again on the same memory. Returns one Predictions per stage.
+    sample: sample(n, generator) returns n random queries in the detector's own parametrization.
+    match: match(stages, targets) returns the detector's own lowest-cost assignment of each stage to the targets.
+    criterion: criterion(stages, targets) returns the detector's own weighted task losses. Each stage must carry an
+        assignment; any detector may have made it.
     """
 
     own: QuerySet
@@ -179,20 +230,45 @@ class Queries:
     criterion: Callable[[Sequence[Predictions], Targets], dict[str, Tensor]]
 
 
+class Classify(Protocol):
+    """The second stage of a two-stage detector as a function of boxes."""
+
+    def __call__(self, boxes: Tensor, pyramid: Pyramid | None = None) -> Predictions:
+        """Classify and refine boxes (B, P, 4).
+
+        pyramid: the pyramid to pool features from. None means the detector's own pyramid. The pyramid of another
+        detector is possible too.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """boxes (B, P, 4) and valid (B, P) of the region proposals; P is 0 where nothing but `Need.classify` was asked for. classify(boxes,
-    pyramid=None): the second stage on given boxes (B, P, 4), on this detector's pyramid or another's."""
+    """The region proposals of a two-stage detector, and its second stage.
+
+    boxes: (B, P, 4). P is 0 if only `Need.classify` was requested.
+    valid: (B, P) bool, False for rows that only fill up the batch.
+    classify: classify(boxes, pyramid=None) applies the second stage to other boxes. See `Classify`.
+    """
 
     boxes: Tensor
     valid: Tensor
-    classify: Callable[..., Predictions]
+    classify: Classify
 
 
 @dataclass(frozen=True, eq=False)
 class DetectorOutput:
-    """One look at a batch. pyramids: "neck" always. stages: decoder layers; a dense head has one; two-stage RPN then RoI.
-    losses: task terms, where targets were given. assign(targets): the detector's own assignment of any targets to its dense grid."""
+    """The output of a detector for one batch. Parts that `Need` does not name may be empty or None.
+
+    pyramids: pyramids by name. "neck" is always present.
+    stages: one Predictions per decoder layer. A dense head has one stage; a two-stage detector has RPN, then RoI.
+    losses: the task losses by name, () each. Empty if there were no targets.
+    towers: the towers of a dense head.
+    queries: the queries of a set predictor.
+    proposals: the proposals of a two-stage detector.
+    assign: assign(targets) returns the detector's own assignment of any targets to its dense grid. None if it has no
+        dense grid.
+    """
 
     pyramids: Mapping[str, Pyramid]
     stages: tuple[Predictions, ...] = ()
