@@ -1,4 +1,4 @@
-"""Tiny detectors and batches for the tests of this folder and of the methods."""
+"""Tiny detectors, batches and targets for tests."""
 
 import torch
 
@@ -26,7 +26,7 @@ def tiny(
     backbone: str = "mobilenetv2_035",
     **options: object,
 ) -> Detector:
-    """A detector of random weights on a small backbone."""
+    """A small detector with random weights. options: fields of ModelConfig."""
     torch.manual_seed(seed)
     values = {
         "name": f"{head}:{backbone}",
@@ -41,7 +41,13 @@ def tiny(
 
 
 def shake(detector: Detector, scale: float = 3.0) -> Detector:
-    """Larger weights in the dense head and scores around a half: freshly built heads predict one and the same, 0.01, everywhere."""
+    """The same detector with changed weights in its head, so that its predictions differ from each other.
+
+    A fresh dense head predicts a score of 0.01 everywhere: its weights are scaled and its scores moved to about 0.5.
+    Fresh
+    queries predict equal boxes: noise is added to their predictors.
+    """
+    query_predictors = ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in detector.named_parameters():  # type: ignore[attr-defined]
@@ -49,18 +55,16 @@ def shake(detector: Detector, scale: float = 3.0) -> Detector:
                 parameter.mul_(scale)
             if name.endswith(("classifier.bias", "cls_logits.bias")):
                 parameter.zero_()
-            if any(
-                part in name
-                for part in ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")
-            ):
-                parameter.add_(
-                    torch.randn(parameter.shape, generator=generator) * 0.2
-                )  # heads of queries begin as one and the same box
+            if any(part in name for part in query_predictors):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return detector
 
 
 def scene(height: int = 64, width: int = 96, objects: bool = True, seed: int = 0) -> tuple[Batch, Targets]:
-    """Two images, the second smaller than the padded batch and without objects."""
+    """Two images and their targets. height, width: of the padded batch. objects: False removes all objects.
+
+    The first image has three objects. The second image has none, and is smaller than the padded batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.tensor([[64, 96], [50, 70]])
     images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
@@ -75,16 +79,18 @@ def scene(height: int = 64, width: int = 96, objects: bool = True, seed: int = 0
 
 
 def make_batch(height: int = 64, width: int = 96, second: tuple[int, int] = (48, 64)) -> Batch:
-    """Two images, 64 x 96 and one of another size, zero-padded to (height, width)."""
-    (rows, columns), images = second, torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    drawn = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    images[0, :, :64, :96], images[1, :, :rows, :columns] = drawn[0], drawn[1, :, :rows, :columns]
+    """Two random images, one of 64 x 96 and one of the size `second`, padded with zeros to (height, width)."""
+    rows, columns = second
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images[0, :, :64, :96] = pixels[0]
+    images[1, :, :rows, :columns] = pixels[1, :, :rows, :columns]
     sizes = torch.tensor([[64, 96], second])
     return Batch(images, sizes, sizes, torch.arange(2), ("a", "b"))
 
 
 def make_targets(empty: bool = False) -> Targets:
-    """Two objects in the first image of `make_batch` and one in the second, of three classes; or none."""
+    """Targets for `make_batch`: two objects in the first image and one in the second, of three classes. Or none."""
     if empty:
         return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
     boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])

@@ -1,6 +1,4 @@
-"""Distances as distributions under every dense head: the box is the expectation, the rest of the head is as it was."""
-
-import copy
+"""Edge distributions in every dense detector: the box is at the expected distances, and nothing else changes."""
 
 import pytest
 import torch
@@ -16,33 +14,38 @@ OPTIONAL = ("retinanet", "fcos", "atss")
 BINS = 9
 
 
-def look(head: str, **options: object) -> tuple[torch.nn.Module, DetectorOutput]:
+def detector_and_output(head: str, **options: object) -> tuple[torch.nn.Module, DetectorOutput]:
+    """A detector with edge distributions, and its output on the scene."""
     detector = shake(tiny(head, edges=True, edge_bins=BINS, **options)).eval()
     with torch.no_grad():
         return detector, detector.observe(scene()[0], need=Need(predictions=True))
 
 
+def box_predictor(detector: torch.nn.Module) -> torch.nn.Conv2d:
+    """The convolution that predicts the edge distributions."""
+    names = ("bbox_reg", "head.regressor")
+    return next(module for name, module in detector.named_modules() if name.endswith(names))
+
+
 @pytest.mark.parametrize("head", DENSE)
 def test_boxes_lie_at_the_expected_distances_in_strides(head: str):
-    detector, output = look(head)
+    detector, output = detector_and_output(head)
     stage = output.stages[0]
     rows = stage.logits.shape[:2]
     assert detector.info.edges.bins == BINS
     assert stage.edges.shape == (*rows, 4, BINS)
-    shares = stage.edges.double().softmax(-1)
-    assert shares.amax() > 2 / BINS  # not the uniform beginning
-    distances = (shares * torch.arange(BINS)).sum(-1)
-    sizes = list(stage.layout.counts)
-    strides = torch.tensor(stage.layout.strides).repeat_interleave(torch.tensor(sizes))
+    probabilities = stage.edges.double().softmax(-1)
+    assert probabilities.amax() > 2 / BINS  # the distributions are not uniform
+    distances = (probabilities * torch.arange(BINS)).sum(-1)
+    strides = torch.tensor(stage.layout.strides).repeat_interleave(torch.tensor(stage.layout.counts))
     points = centers(torch.cat([level.reshape(-1, 4) for level in output.pyramids["neck"].anchors]))
-    torch.testing.assert_close(
-        stage.boxes.double(), to_boxes(points.double(), distances * strides[:, None]), rtol=1e-5, atol=1e-3
-    )
+    expected = to_boxes(points.double(), distances * strides[:, None])
+    torch.testing.assert_close(stage.boxes.double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("head", ["retinanet", "fcos"])
-def test_the_hosts_code_decodes_to_the_same_boxes(head: str):
-    detector, output = look(head)
+def test_deltas_of_the_host_decode_to_the_same_boxes(head: str):
+    detector, output = detector_and_output(head)
     stage = output.stages[0]
     anchors = torch.cat([level.reshape(-1, 4) for level in output.pyramids["neck"].anchors])
     for deltas, boxes in zip(stage.deltas, stage.boxes, strict=True):
@@ -51,17 +54,16 @@ def test_the_hosts_code_decodes_to_the_same_boxes(head: str):
 
 
 @pytest.mark.parametrize("head", OPTIONAL)
-def test_it_is_a_detector_whose_losses_fall(head: str):
+def test_it_passes_check_detector_and_its_losses_fall(head: str):
     detector = tiny(head, edges=True, edge_bins=BINS)
     check_detector(detector)
     batch, targets = scene()
+    names_without_edges = tiny(head).observe(batch, targets).losses.keys()
     optimizer = torch.optim.Adam(detector.parameters(), lr=2e-3)
     history = []
     for _ in range(12):
         losses = detector.observe(batch, targets).losses
-        assert (
-            losses.keys() == tiny(head).observe(batch, targets).losses.keys() or history
-        )  # the head's own, without distribution focal
+        assert losses.keys() == names_without_edges  # there is no distribution focal loss
         total = sum(losses.values())
         optimizer.zero_grad()
         total.backward()
@@ -69,19 +71,16 @@ def test_it_is_a_detector_whose_losses_fall(head: str):
         history.append(float(total.detach()))
     assert torch.tensor(history).isfinite().all()
     assert history[-1] < 0.9 * history[0]
-    trained = next(module for name, module in detector.named_modules() if name.endswith(("bbox_reg", "head.regressor")))
-    assert trained.out_channels % BINS == 0
-    assert trained.weight.grad.abs().amax() > 0
+    predictor = box_predictor(detector)
+    assert predictor.out_channels % BINS == 0
+    assert predictor.weight.grad.abs().amax() > 0
 
 
 @pytest.mark.parametrize("head", OPTIONAL)
-def test_a_box_of_no_size_stays_finite(head: str):
+def test_losses_are_finite_for_boxes_without_area(head: str):
     detector = tiny(head, edges=True, edge_bins=BINS)
-    last = next(module for name, module in detector.named_modules() if name.endswith(("bbox_reg", "head.regressor")))
-    with torch.no_grad():
-        last.bias.view(-1, BINS)[:, 0] = (
-            1e4  # all of the mass on distance 0: in single precision nothing is left for the others
-        )
+    with torch.no_grad():  # in single precision, the probability of any distance but 0 is then 0
+        box_predictor(detector).bias.view(-1, BINS)[:, 0] = 1e4
     output = detector.observe(*scene())
     sum(output.losses.values()).backward()
     assert all(term.isfinite() for term in output.losses.values())
@@ -89,13 +88,14 @@ def test_a_box_of_no_size_stays_finite(head: str):
 
 
 @pytest.mark.parametrize("head", OPTIONAL)
-def test_crosskd_carries_distributions_through_the_towers(head: str):
+def test_crosskd_compares_edge_distributions(head: str):
     student, teacher = (shake(tiny(head, seed, edges=True, edge_bins=BINS)) for seed in (0, 1))
     (method,) = build_methods({"crosskd": {"box": "edges"}}, student.info, teacher.info)
     batch, targets = scene()
     with torch.no_grad():
-        lesson = teacher.eval().observe(batch, need=method.need)
-    term = method(student.observe(batch, targets, method.student_need), lesson, targets)["box"]
+        teacher_output = teacher.eval().observe(batch, need=method.need)
+    student_output = student.observe(batch, targets, method.student_need)
+    term = method(student_output, teacher_output, targets)["box"]
     term.backward()
     assert term > 0
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in student.backbone_parameters())
@@ -103,18 +103,15 @@ def test_crosskd_carries_distributions_through_the_towers(head: str):
         build_methods({"crosskd": {"box": "edges"}}, student.info, tiny(head).info)
 
 
-def test_gfl_always_has_them():
-    plain, asked = tiny("gfl"), tiny("gfl", edges=True)
-    assert plain.info == asked.info
-    states = (copy.copy(detector.state_dict()) for detector in (plain, asked))
-    one, two = states
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+def test_gfl_always_has_edge_distributions():
+    by_default, by_option = tiny("gfl"), tiny("gfl", edges=True)
+    assert by_default.info == by_option.info
+    state = by_option.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in by_default.state_dict().items())
 
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "deformable_detr"])
-@pytest.mark.parametrize(
-    ("options", "told"), [({"edges": True}, "model.edges"), ({"norm": "group"}, "model.norm group")]
-)
-def test_heads_without_towers_refuse(head: str, options: dict[str, object], told: str):
-    with pytest.raises(UserError, match=f"{told}: {head} has no towers"):
+@pytest.mark.parametrize(("options", "field"), [({"edges": True}, "model.edges"), ({"norm": "group"}, "model.norm")])
+def test_detectors_without_towers_refuse_the_options(head: str, options: dict[str, object], field: str):
+    with pytest.raises(UserError, match=f"{field}: {head} has no such option"):
         tiny(head, **options)

@@ -1,1 +1,1 @@
-"""Detectors: adapters over torchvision and transformers, and our own dense heads."""
+"""Detectors: adapters of torchvision and transformers, and our own dense detectors and AdaMixer."""

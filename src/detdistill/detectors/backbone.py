@@ -1,29 +1,27 @@
-"""Any timm backbone, and the feature pyramid on top of it at the strides asked for."""
+"""Backbones of timm, and the feature pyramid network (FPN) on top of a backbone at the strides of the recipe."""
 
 import itertools
 import math
-import socket
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
-from safetensors.torch import load_file
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from detdistill.detectors.state_dicts import published_weights, read_state
 from detdistill.errors import UserError, nearest
 from detdistill.types import required
 
-# What timm's families take to let go of their size, the first that is known to a model. Swin then cuts full windows and shifts them in every
-# stage, whatever the map's size, as its detectors were published; else a stage as small as one window at the nominal size never shifts.
-ANY_SIZE: tuple[dict[str, Any], ...] = (
+# Options that let a timm transformer accept images of any size. A family has one of them, so they are tried in order.
+# With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of the map, as the
+# published detectors on Swin do. Without it, a stage whose map is one window at the nominal image size shifts none.
+ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False, "always_partition": True},
     {"strict_img_size": False},
     {"dynamic_img_size": True},
@@ -31,7 +29,10 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
 
 
 class ExtraLevels(ExtraFPNBlock):
-    """Coarser levels: a stride-2 3x3 convolution on the coarsest map, then on each new one after a ReLU (as in RetinaNet's P6, P7)."""
+    """Adds coarser levels by 3x3 convolutions of stride 2, as P6 and P7 of RetinaNet.
+
+    The first convolution reads the coarsest map. Each further one reads the map before it, after a ReLU.
+    """
 
     def __init__(self, channels: int, count: int):
         super().__init__()
@@ -50,7 +51,7 @@ class ExtraLevels(ExtraFPNBlock):
 
 
 class PooledLevels(ExtraFPNBlock):
-    """Coarser levels by subsampling the coarsest map (as the stride-64 level of Faster R-CNN)."""
+    """Adds coarser levels by taking every second cell of the coarsest map, as the stride-64 level of Faster R-CNN."""
 
     def __init__(self, count: int):
         super().__init__()
@@ -63,235 +64,194 @@ class PooledLevels(ExtraFPNBlock):
 
 
 class ChannelsFirst(nn.Module):
-    """A timm feature extractor whose maps are (B, H, W, C), such as Swin's, with its maps as (B, C, H, W)."""
+    """Wraps a timm feature extractor whose maps are (B, H, W, C), such as Swin, and returns maps (B, C, H, W)."""
 
-    def __init__(self, body: nn.Module):
+    def __init__(self, backbone: nn.Module):
         super().__init__()
-        self.body = body
-        self.feature_info = _feature_info(body)
+        self.body = backbone
+        self.feature_info = _feature_info(backbone)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [level.permute(0, 3, 1, 2).contiguous() for level in self.body(images)]
 
 
 class Neck(nn.Module):
-    """timm backbone and FPN. forward: images (B, 3, H, W) to ordered maps (B, out_channels, H/stride, W/stride), fine to coarse."""
+    """A timm backbone with an FPN.
+
+    forward: images (B, 3, H, W) to an ordered dict of maps (B, out_channels, H/stride, W/stride), fine to coarse.
+    body: the backbone. The attribute keeps torchvision's name, because weights are saved under it.
+    reductions: the strides that come from the backbone. Coarser levels come from `extra`.
+    """
 
     def __init__(
         self,
-        body: nn.Module,
+        backbone: nn.Module,
         reductions: tuple[int, ...],
         widths: tuple[int, ...],
         channels: int,
         extra: ExtraFPNBlock | None,
     ):
         super().__init__()
-        self.body = body
+        self.body = backbone
         self.fpn = FeaturePyramidNetwork(list(widths), channels, extra)
         self.reductions = reductions
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        return self.fpn(
-            OrderedDict((str(stride), level) for stride, level in zip(self.reductions, self.body(images), strict=True))
-        )
+        levels = zip(self.reductions, self.body(images), strict=True)
+        return self.fpn(OrderedDict((str(stride), level) for stride, level in levels))
 
 
-def build_body(name: str, strides: tuple[int, ...], weights: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
-    """A timm backbone giving those of `strides` it has: the module, the strides it gives and their widths.
+def build_backbone(
+    name: str, strides: tuple[int, ...], weights: str
+) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
+    """Build a timm backbone that returns its maps at those of `strides` that it has.
 
-    weights: `default` (pretrained, fetched), `none`, or a file. Raises UserError for an unknown name, one that takes images of a single
-    size only, or weights that can't be had.
+    weights: `default` (timm's pretrained weights, downloaded), `none`, a file, or a run folder; see `load_backbone`.
+    Returns the module, the strides of its maps and their widths, fine to coarse.
+    Raises UserError if timm has no such model, if the model has none of the strides or accepts images of one size
+    only, or if the weights can't be loaded.
     """
     if not timm.is_model(name):
         raise UserError(f"backbone {name!r}: timm has no such model{nearest(name, timm.list_models())}")
     try:
-        reductions = _feature_info(_extractor(name)).reduction()
+        reductions = _feature_info(_feature_extractor(name)).reduction()
     except (RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"backbone {name!r}: timm gives no feature maps of it ({str(error).splitlines()[0]}); take another"
-        ) from None
-    last = {
-        reduction: index for index, reduction in enumerate(reductions)
-    }  # of several maps at one stride, the deepest
-    given = tuple(stride for stride in strides if stride in last)
-    if not given:
-        raise UserError(f"backbone {name!r}: has strides {reductions}, none of model.strides {strides}")
-    indices = tuple(last[stride] for stride in given)
-    body = _extractor(name, out_indices=indices)
-    load_backbone(body, name, weights)
-    body = ChannelsFirst(body) if getattr(body, "output_fmt", "NCHW") == "NHWC" else body
-    if _fixed(name):
-        _try_sizes(body, name, given)
-    return body, given, tuple(_feature_info(body).channels())
+        reason = str(error).splitlines()[0]
+        message = f"backbone {name!r}: timm can't extract feature maps from it ({reason}); choose another backbone"
+        raise UserError(message) from None
+    deepest = {stride: index for index, stride in enumerate(reductions)}  # the last map of each stride
+    found_strides = tuple(stride for stride in strides if stride in deepest)
+    if not found_strides:
+        problem = f"its maps have strides {reductions}, none of model.strides {strides}"
+        raise UserError(f"backbone {name!r}: {problem}; choose --model.strides among them")
+    backbone = _feature_extractor(name, out_indices=tuple(deepest[stride] for stride in found_strides))
+    load_backbone(backbone, name, weights)
+    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        backbone = ChannelsFirst(backbone)
+    if _has_fixed_size(name):
+        _check_any_size(backbone, name, found_strides)
+    return backbone, found_strides, tuple(_feature_info(backbone).channels())
 
 
-def _fixed(name: str) -> bool:
-    """Whether timm says that this model was made for images of one size, as most transformers are."""
+def _has_fixed_size(name: str) -> bool:
+    """True if timm declares that the model accepts images of one size, as most transformers do."""
     config = timm.get_pretrained_cfg(name)
     return config is not None and config.fixed_input_size
 
 
-def _extractor(name: str, **options: Any) -> nn.Module:
-    """The timm feature extractor with random weights; one made for images of a single size is asked to take any."""
-    for more in ANY_SIZE if _fixed(name) else ():
+def _feature_extractor(name: str, **options: Any) -> nn.Module:
+    """The timm feature extractor with random weights, built for images of any size if timm has an option for that."""
+    for size_options in ANY_SIZE_OPTIONS if _has_fixed_size(name) else ():
         try:
-            return timm.create_model(name, features_only=True, pretrained=False, **options, **more)
-        except TypeError:  # this family has no such option
+            return timm.create_model(name, features_only=True, pretrained=False, **options, **size_options)
+        except TypeError:  # this family does not know the option
             continue
     return timm.create_model(name, features_only=True, pretrained=False, **options)
 
 
 @torch.no_grad()
-def _try_sizes(body: nn.Module, name: str, strides: tuple[int, ...]) -> None:
-    """Raises UserError unless images of any size go through: better now than at the first step."""
-    height, width = 96, 160  # 3 x 5 cells of stride 32, which no usual window divides
-    body.eval()
+def _check_any_size(backbone: nn.Module, name: str, strides: tuple[int, ...]) -> None:
+    """Raises UserError unless the backbone accepts images of any size. Else the run would fail at its first step."""
+    height, width = 96, 160  # 3 x 5 cells of stride 32, which no usual window size divides
+    backbone.eval()
     try:
-        shapes = [tuple(level.shape[-2:]) for level in body(torch.zeros(1, 3, height, width))]
+        shapes = [tuple(level.shape[-2:]) for level in backbone(torch.zeros(1, 3, height, width))]
     except (AssertionError, RuntimeError):
         shapes = []
-    body.train()
+    backbone.train()
     if shapes != [(height // stride, width // stride) for stride in strides]:
+        example = "swin_tiny_patch4_window7_224"
         raise UserError(
-            f"backbone {name!r}: takes images of one size only; take another, such as swin_tiny_patch4_window7_224"
+            f"backbone {name!r}: accepts images of one size only; choose another backbone, such as {example}"
         )
 
 
-def _feature_info(body: nn.Module) -> FeatureInfo:
-    info = body.feature_info
+def _feature_info(backbone: nn.Module) -> FeatureInfo:
+    info = backbone.feature_info
     assert isinstance(info, FeatureInfo)
     return info
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as published, or the most that divide the width."""
+    """Group norm with 32 groups as published, or gcd(32, channels) groups if 32 does not divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
-def load_backbone(body: nn.Module, name: str, weights: str) -> None:
-    """Weights into a timm feature extractor, in place. weights: `default`, `none`, a .safetensors or .pt file of the plain timm model, or a run
-    folder, whose detector's backbone is taken."""
+def load_backbone(backbone: nn.Module, name: str, weights: str) -> None:
+    """Load weights into a timm feature extractor, in place.
+
+    weights: `default` (timm's pretrained weights), `none` (change nothing), a .safetensors or .pt file of the plain
+    timm model, or a run folder, from which the backbone of the trained detector is taken.
+    Raises UserError if a tensor of the backbone is missing or has another shape.
+    """
     if weights == "none":
         return
-    own = body.state_dict()
+    expected = backbone.state_dict()
     if weights == "default":
         state: Mapping[str, Tensor] = _pretrained(name)
     elif Path(weights).is_dir():
-        state = _of_run(read_state(Path(weights) / "model.safetensors", "--backbone-weights"), own)
+        state = _backbone_of_run(read_state(Path(weights) / "model.safetensors", "--backbone-weights"), expected)
     else:
         state = read_state(Path(weights), "--backbone-weights")
-    # timm's extractors of models with stage lists join the first dot: `layers.0.norm` is their `layers_0.norm`. Others hold the whole `model`.
-    spelled = {
-        key: next((name for name in (key, key.replace(".", "_", 1), f"model.{key}") if name in own), key)
-        for key in state
-    }
-    renamed = {spelled[key]: value for key, value in state.items()}
-    matched = {key: value for key, value in renamed.items() if key in own and own[key].shape == value.shape}
-    missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
+    renamed = {_extractor_name(key, expected): value for key, value in state.items()}
+    matched = {key: value for key, value in renamed.items() if key in expected and expected[key].shape == value.shape}
+    missing = [key for key in expected if key not in matched and not key.endswith("num_batches_tracked")]
     if missing:
-        lacking = f"{len(missing)} of {len(own)} tensors of {name} are missing or have another shape, the first is {missing[0]!r}"
-        raise UserError(f"--backbone-weights {weights}: {lacking}; give weights of this very backbone")
-    body.load_state_dict(matched, strict=False)
+        counts = f"{len(missing)} of {len(expected)} tensors of {name} are missing or have another shape"
+        remedy = f"give weights of the backbone {name}"
+        raise UserError(f"--backbone-weights {weights}: {counts}, the first is {missing[0]!r}; {remedy}")
+    backbone.load_state_dict(matched, strict=False)
 
 
-def _of_run(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A detector's tensors to those of its backbone, under the names of `own`: the prefix that most of them share is left out."""
-    first = next(iter(own))
+def _extractor_name(key: str, expected: Mapping[str, Tensor]) -> str:
+    """The name in timm's feature extractor of the tensor `key` of the plain model.
+
+    An extractor of a model with a list of stages renames `layers.0.norm` to `layers_0.norm`. Others hold the whole
+    model as their attribute `model`. Returns `key` if the extractor has no such tensor.
+    """
+    for name in (key, key.replace(".", "_", 1), f"model.{key}"):
+        if name in expected:
+            return name
+    return key
+
+
+def _backbone_of_run(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The backbone's tensors in a detector's state dict, under the names of `expected`.
+
+    The backbone's prefix differs between detectors. It is the prefix under which most names of `expected` exist.
+    """
+    first = next(iter(expected))
     prefixes = [name.removesuffix(first) for name in state if name.endswith(first)]
-    best = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in own), default="")
-    return {name: state[best + name] for name in own if best + name in state}
+    best = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in expected), default="")
+    return {name: state[best + name] for name in expected if best + name in state}
 
 
 def _pretrained(name: str) -> Mapping[str, Tensor]:
-    return published(name, "--backbone-weights default", "give a FILE, or none to start from random weights")
-
-
-def published(name: str, source: str, remedy: str) -> Mapping[str, Tensor]:
-    """The state dict that timm publishes for a model. source, remedy: what the refusal begins and ends with. Raises UserError where it can't be had."""
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise UserError(f"{source}: timm has no pretrained weights of {name!r}; {remedy}")
-    if not _cached(config.hf_hub_id) and not reachable(
-        "huggingface.co"
-    ):  # the hub client would retry for most of a minute
-        raise UserError(
-            f"{source}: the weights of {name!r} are not on this machine and huggingface.co can't be reached; {remedy}"
-        )
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except (
-        Exception
-    ) as error:  # timm, huggingface_hub and the socket layer raise a dozen kinds; all mean the same to the user
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source}: can't fetch the weights of {name!r} ({reason}); {remedy}") from None
-
-
-def _cached(repository: str | None) -> bool:
-    files = ("model.safetensors", "pytorch_model.bin")
-    return repository is not None and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
-
-
-def reachable(host: str) -> bool:
-    """Whether a connection to `host` can be opened, or a proxy may do it."""
-    if getproxies():  # a proxy resolves names for us; only a real request can tell
-        return True
-    try:
-        socket.create_connection((host, 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def read_state(path: Path, flag: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in a .pt/.pth file that holds tensors only. Raises UserError naming `flag` and the file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{flag} {path}: can't read the file ({error.strerror or error})") from None
-    except Exception as error:  # pickle, zip and safetensors each have their own
-        reason = str(error).strip().splitlines()[0][:120]
-        raise UserError(
-            f"{flag} {path}: not a file of plain tensors ({reason}); save a state dict, best as .safetensors"
-        ) from None
-    for key in ("state_dict", "model"):  # the usual wrappings
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{flag} {path}: holds no state dict (names to tensors)")
-    return state
-
-
-def unmatched_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Names that don't fit, by what is wrong with them, of a state dict that is to go into a module whose own is `own`.
-
-    Counters of batch norm, which frozen norms don't have, may be missing or left over.
-    """
-    counter = "num_batches_tracked"
-    return {
-        "of another shape": tuple(name for name in own if name in state and own[name].shape != state[name].shape),
-        "missing": tuple(name for name in own if name not in state and not name.endswith(counter)),
-        "unexpected": tuple(name for name in state if name not in own and not name.endswith(counter)),
-    }
+    remedy = "give a FILE, or none to start from random weights"
+    return published_weights(name, "--backbone-weights default", remedy)
 
 
 def check_strides(strides: tuple[int, ...]) -> None:
-    """Raises UserError unless each stride is twice the one before: what a pyramid can give."""
+    """Raises UserError unless each stride is twice the one before, as in any feature pyramid."""
     if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
         raise UserError(f"model.strides {strides}: each stride must be twice the one before, such as 8,16,32")
 
 
 def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str, pooled: bool = False) -> Neck:
-    """Backbone and FPN with levels at exactly `strides` (each twice the one before). Levels coarser than the backbone's are convolved,
-    or subsampled where `pooled`. Raises UserError where the backbone can't serve."""
+    """Build a timm backbone with an FPN that has one level per stride of `strides`, fine to coarse.
+
+    Levels coarser than the backbone's maps come from `ExtraLevels`, or from `PooledLevels` if `pooled`.
+    weights: see `load_backbone`.
+    Raises UserError if the backbone does not fit the strides or the weights do not fit the backbone.
+    """
     check_strides(strides)
-    body, given, widths = build_body(name, strides, weights)
-    if given != strides[: len(given)]:
-        raise UserError(
-            f"model.strides {strides}: backbone {name!r} has no map of stride {strides[0]}; it gives {given}"
-        )
-    extra = len(strides) - len(given)
-    block = (PooledLevels(extra) if pooled else ExtraLevels(channels, extra)) if extra else None
-    return Neck(body, given, widths, channels, block)
+    backbone, found_strides, widths = build_backbone(name, strides, weights)
+    if found_strides != strides[: len(found_strides)]:
+        problem = f"backbone {name!r} has no map of stride {strides[0]}, only of strides {found_strides}"
+        raise UserError(f"model.strides {strides}: {problem}; begin with stride {found_strides[0]}")
+    count = len(strides) - len(found_strides)
+    extra: ExtraFPNBlock | None = None
+    if count:
+        extra = PooledLevels(count) if pooled else ExtraLevels(channels, count)
+    return Neck(backbone, found_strides, widths, channels, extra)

@@ -1,12 +1,11 @@
-"""From HEAD:BACKBONE to a detector."""
+"""Build the detector that HEAD:BACKBONE names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import NoneType
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from detdistill.detectors.registry import DETECTORS, DetectorRecord
 from detdistill.errors import UserError, nearest
@@ -14,23 +13,26 @@ from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
 
 VARIANTS = ("norm", "edges", "box_refine", "two_stage", "encoder_layers", "decoder_layers")
-"""Fields of ModelConfig that change the architecture of the families that read them. Other families refuse them."""
+"""Fields of ModelConfig that change the architecture. A family that does not read such a field rejects any value of it
+but the default."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """HEAD:BACKBONE as (head, backbone). Raises UserError with the nearest head if there is no such head."""
+    """Split HEAD:BACKBONE into (head, backbone). Raises UserError, with a similar name, if the head is unknown."""
     head, colon, backbone = name.partition(":")
     heads = ", ".join(DETECTORS)
     if not colon or not backbone:
-        raise UserError(f"model {name!r} is neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18 (heads: {heads})")
+        problem = "is neither a run folder nor HEAD:BACKBONE, such as gfl:resnet18"
+        raise UserError(f"model {name!r} {problem} (heads: {heads})")
     if head not in DETECTORS:
         hint = nearest(head, DETECTORS)
-        raise UserError(f"model {name!r}: unknown head {head!r}{hint} (heads: {heads}; your own head needs --import FILE)")
+        remedy = f"heads: {heads}; for a head of your own add --import FILE"
+        raise UserError(f"model {name!r}: unknown head {head!r}{hint} ({remedy})")
     return head, backbone
 
 
 def with_default_strides(config: ModelConfig) -> ModelConfig:
-    """The config with the strides that its head was published with, unless it names some."""
+    """The config with the strides that its head was published with, unless the config sets strides itself."""
     record = DETECTORS.get(config.name.partition(":")[0])
     if record is None or record.strides is None or "strides" in config.model_fields_set:
         return config
@@ -38,43 +40,54 @@ def with_default_strides(config: ModelConfig) -> ModelConfig:
 
 
 def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
-    """A detector with fresh heads for `classes`, in this order. Raises UserError if head, backbone or options do not fit."""
+    """Build a detector with a fresh head for `classes`, in this order.
+
+    Raises UserError if the head or the backbone is unknown, or if an option does not fit them.
+    """
     head, backbone = split_name(config.name)
     record = DETECTORS[head]
     for field in VARIANTS:
         if field not in record.options and getattr(config, field) != ModelConfig.model_fields[field].default:
-            readers = ", ".join(name for name, other in DETECTORS.items() if field in other.options)
+            readers = ", ".join(name for name, reader in DETECTORS.items() if field in reader.options)
             raise UserError(f"model.{field}: {head} has no such option; leave it out, or choose one of {readers}")
     options = family_options(head, record, config.options)
     return record.build(with_default_strides(config), backbone, tuple(classes), **options)
 
 
 def rebuild(config: ModelConfig, classes: Sequence[str]) -> Detector:
-    """The architecture of a trained detector, whose weights are loaded afterwards: no backbone weights are fetched.
+    """Build the architecture of a trained detector. No backbone weights are downloaded: the caller loads all weights.
 
-    A set predictor whose backbone started from loaded weights keeps the norms of the backbone frozen, as in its training.
+    If a detector with queries was trained from loaded backbone weights, the norms of its backbone stay frozen, as they
+    were in its training.
     """
     from detdistill.detectors.queries.detector import QueryDetector
-    from detdistill.detectors.transformers.host import keeps_norms, thaw
+    from detdistill.detectors.transformers.host import has_loaded_backbone, unfreeze_backbone
 
     detector = build(config.model_copy(update={"backbone_weights": "none"}), classes)
-    if isinstance(detector, QueryDetector) and keeps_norms(config):
-        detector.frozen_norms = thaw(cast(nn.Module, detector.family.body()), frozen_norms=True)
+    if isinstance(detector, QueryDetector) and has_loaded_backbone(config):
+        detector.frozen_norms = unfreeze_backbone(detector.family.backbone(), frozen_norms=True)
     return detector
 
 
 def family_options(head: str, record: DetectorRecord, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one family alone, with checked types. Raises UserError with the field and the known options."""
+    """The options that only this family has, converted to their types.
+
+    head: name of the family, for messages. options: the values of --model.options.NAME.
+    Raises UserError that names the field and the known options if an option is unknown or has a wrong value.
+    """
     kind = record.options_class()
     known = [] if kind is None else [item.name for item in fields(kind)]
     for option in options:
         if option not in known:
-            has = f"its options are {', '.join(known)}" if known else "it has none"
-            raise UserError(f"model.options.{option}: {head} has no such option{nearest(option, known)}; {has}")
+            remedy = f"its options are {', '.join(known)}" if known else "it has no options of its own"
+            raise UserError(f"model.options.{option}: {head} has no such option{nearest(option, known)}; {remedy}")
     if kind is None or not options:
         return {}
     hints = get_type_hints(kind)
-    values = {name: None if value == "none" and NoneType in get_args(hints[name]) else value for name, value in options.items()}
+    values = dict(options)
+    for name, value in options.items():
+        if value == "none" and NoneType in get_args(hints[name]):
+            values[name] = None
     try:
         checked = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

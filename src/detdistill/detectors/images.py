@@ -1,4 +1,4 @@
-"""From a batch of pixels to what a backbone eats. Every detector normalises the same augmented images for itself."""
+"""From the pixels of a batch to the input of a backbone. Each detector normalizes images with its own mean and std."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def valid_mask(sizes: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) bool, True inside each image's valid (height, width) of `sizes` (B, 2)."""
+    """(B, height, width) bool, True for the pixels inside each image. sizes (B, 2): valid (height, width) per image."""
     row = torch.arange(height, device=sizes.device) < sizes[:, :1]  # (B, H)
     column = torch.arange(width, device=sizes.device) < sizes[:, 1:]  # (B, W)
-    return row[:, :, None] & column[:, None, :]
+    return row[:, :, None] & column[:, None, :]  # (B, H, W)
 
 
 def normalize(batch: Batch, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """(B, 3, H, W) float: scaled to 0..1, standardised per channel, and the padding zero again (hosts pad after they normalise)."""
+    """The batch's images (B, 3, H, W), float: scaled to 0..1, then standardized per channel.
+
+    The padding is 0 afterwards, because the host libraries pad after they normalize.
+    """
     images = batch.images
     images = images.float() / 255 if images.dtype == torch.uint8 else images
-    center, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    center = images.new_tensor(mean).view(1, 3, 1, 1)
+    scale = images.new_tensor(std).view(1, 3, 1, 1)
     return (images - center) / scale * valid_mask(batch.sizes, *images.shape[-2:])[:, None]
 
 
 def host_sizes(sizes: Tensor) -> list[tuple[int, int]]:
-    """Valid sizes as the list of (height, width) that host libraries ask for."""
+    """Valid sizes (B, 2) as a list of (height, width), the form that the host libraries expect."""
     return [(int(height), int(width)) for height, width in sizes.tolist()]

@@ -1,12 +1,13 @@
-"""What a fresh student takes over from its teacher before the first step: neck, head. Told by the names of their state dicts.
+"""Copies neck and head of the teacher into a fresh student (--inherit), by the names in their state dicts.
 
-A layer (the tensors of one module) is taken whole or not at all, and only where names and shapes agree. Never taken:
+A layer is the set of tensors of one module. It is copied whole, and only if all names and shapes agree. Not copied are:
 
-* the body under the neck, which has weights of its own;
-* of the neck, a level that the other side lacks: levels are told apart by stride, not by their number;
-* of the head, what belongs to another kind of head, and, where the strides differ, what there is one of for each level;
-* class predictors, and a RoI head's box regressors, which are per class, where the class names or their order differ;
-* what makes or reads side distributions whose bins mean other distances.
+* the backbone, which has weights of its own;
+* neck levels that only one of the two detectors has. Levels are matched by stride, not by their number;
+* the layers of another kind of head, and, if the strides differ, the layers that exist once per level;
+* class predictors if the class names or their order differ, and with them the box regressors of RoI heads, which are
+  per class;
+* layers that predict or read side-distance distributions whose bins stand for other distances.
 """
 
 import re
@@ -26,9 +27,11 @@ State = Mapping[str, Tensor]
 BELOW_THE_HEAD = ("neck.", "model.backbone.", "model.model.backbone.", "model.model.input_proj.")
 FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
 PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
-PUBLISHED_EXTRA = re.compile(
-    r"extra_blocks\.p\d"
-)  # torchvision names its two extra levels p6 and p7, we count ours from 0
+# torchvision names its two extra levels p6 and p7. Ours are counted from 0.
+HOST_EXTRA_LEVEL = re.compile(r"extra_blocks\.p\d")
+FIRST_HOST_EXTRA_LEVEL = 6
+
+# Modules of a head that depend on the classes, on the levels, or on the distances of edge bins.
 PER_CLASS = {
     "cls_logits",
     "classifier",
@@ -41,89 +44,111 @@ PER_CLASS = {
     "mask_fcn_logits",
 }
 PER_LEVEL = {"scales", "level_embed", "sampling_offsets", "attention_weights", "decoder_input_proj"}
-PER_CODE = {"up", "reg_scale", "bbox_embed", "lqe_layers"}  # of a D-FINE
+PER_EDGE_BIN = {"up", "reg_scale", "bbox_embed", "lqe_layers"}  # D-FINE
 
 
 def inherit(student: Detector, teacher: Detector, parts: Collection[Part]) -> tuple[str, ...]:
-    """Copy the teacher's neck and head into the student, in place; one line a part of what was taken. Raises UserError where nothing fits."""
-    own, told = student.state_dict(), []
+    """Copy the teacher's neck and head into the student, in place. Returns one line per part for the log.
+
+    Raises UserError if no layer of a part fits.
+    """
+    student_state = student.state_dict()
+    messages = []
     for part in parts:
-        taken = inherited(own, teacher.state_dict(), part, student.info, teacher.info)
-        if not taken:
-            raise UserError(f"--inherit {part}: {_reason(part, student.info, teacher.info)}")
+        tensors = inherited_tensors(student_state, teacher.state_dict(), part, student.info, teacher.info)
+        if not tensors:
+            raise UserError(f"--inherit {part}: {_why_nothing_fits(part, student.info, teacher.info)}")
         with torch.no_grad():
-            cast(nn.Module, student).load_state_dict(taken, strict=False)
-        other = part == "head" and student.info.classes != teacher.info.classes
-        left_out = "; class predictors are its own, as the classes differ" if other else ""
-        told.append(
-            f"inherited {len(taken)} of {len(_tensors(own, part, student.info))} {part} tensors from the teacher{left_out}"
-        )
-    return tuple(told)
+            cast(nn.Module, student).load_state_dict(tensors, strict=False)
+        count = len(_part_tensors(student_state, part, student.info))
+        message = f"inherited {len(tensors)} of {count} {part} tensors from the teacher"
+        if part == "head" and student.info.classes != teacher.info.classes:
+            message += "; class predictors start fresh, because the classes differ"
+        messages.append(message)
+    return tuple(messages)
 
 
-def inherited(
-    student: State, teacher: State, part: Part, mine: DetectorInfo, theirs: DetectorInfo
+def inherited_tensors(
+    student_state: State, teacher_state: State, part: Part, student_info: DetectorInfo, teacher_info: DetectorInfo
 ) -> dict[str, Tensor]:
-    """The teacher's tensors that fit, under the student's names. student, teacher: state dicts; mine, theirs: what they are."""
-    if part == "head" and mine.kind != theirs.kind and not _share_layers(mine.kind, theirs.kind):
+    """The teacher's tensors that fit the student, under the student's names. Empty if none fits."""
+    kinds = (student_info.kind, teacher_info.kind)
+    if part == "head" and kinds[0] != kinds[1] and not _share_layers(*kinds):
         return {}
-    wanted, given = _tensors(student, part, mine), _tensors(teacher, part, theirs)
+    student_names = _part_tensors(student_state, part, student_info)
+    teacher_names = _part_tensors(teacher_state, part, teacher_info)
     if part == "head":
-        left = (PER_CLASS if mine.classes != theirs.classes else set()) | (
-            PER_LEVEL if mine.strides != theirs.strides else set()
-        )
-        left |= PER_CODE if mine.edges != theirs.edges else set()
-        given = {
-            place: name
-            for place, name in given.items()
-            if place.startswith("model.rpn.") or not left & set(place.split("."))
+        skipped = _skipped_modules(student_info, teacher_info)
+        teacher_names = {
+            key: name
+            for key, name in teacher_names.items()
+            # The predictors of an RPN have names of class predictors, but do not depend on the classes.
+            if key.startswith("model.rpn.") or not skipped & set(key.split("."))
         }
-    layers, offers = (_layers(places, state) for places, state in ((wanted, student), (given, teacher)))
-    return {
-        wanted[place]: teacher[given[place]]
-        for layer in layers
-        if layers[layer] == offers.get(layer)
-        for place in layers[layer]
-    }
+    student_layers = _layer_shapes(student_names, student_state)
+    teacher_layers = _layer_shapes(teacher_names, teacher_state)
+    tensors: dict[str, Tensor] = {}
+    for layer, shapes in student_layers.items():
+        if shapes == teacher_layers.get(layer):
+            tensors |= {student_names[key]: teacher_state[teacher_names[key]] for key in shapes}
+    return tensors
 
 
-def _tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
-    """Place to name of a part's tensors. A neck's places tell the stride in place of the level's number."""
-    names = [
-        name for name in state if not name.endswith("num_batches_tracked")
-    ]  # a counter, which frozen norms haven't got
-    whole = DETECTORS[info.kind].neck if info.kind in DETECTORS else ()
+def _skipped_modules(student_info: DetectorInfo, teacher_info: DetectorInfo) -> set[str]:
+    """Names of the modules of a head that can't be copied, because the two detectors differ in what they depend on."""
+    skipped: set[str] = set()
+    if student_info.classes != teacher_info.classes:
+        skipped |= PER_CLASS
+    if student_info.strides != teacher_info.strides:
+        skipped |= PER_LEVEL
+    if student_info.edges != teacher_info.edges:
+        skipped |= PER_EDGE_BIN
+    return skipped
+
+
+def _part_tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str]:
+    """The tensors of a part: key to name in the state dict. Tensors of two detectors that correspond have equal keys.
+
+    The key of a neck tensor contains the stride of its level instead of the level's number.
+    """
+    names = [name for name in state if not name.endswith("num_batches_tracked")]  # frozen norms have no such counter
+    whole_neck = DETECTORS[info.kind].neck if info.kind in DETECTORS else ()
     if part == "head":
-        return {name: name for name in names if not name.startswith(BELOW_THE_HEAD + whole)}
-    if whole:
-        return {f"{info.strides}.{name}": name for name in names if name.startswith(whole)}
-    found = [(name, match) for name in names if (match := FPN.fullmatch(name) or PROJECTION.fullmatch(name))]
-    laterals = {match[2] for _, match in found if match[1] == "inner"}
-    places = {}
-    for name, match in found:
+        return {name: name for name in names if not name.startswith(BELOW_THE_HEAD + whole_neck)}
+    if whole_neck:
+        return {f"{info.strides}.{name}": name for name in names if name.startswith(whole_neck)}
+    matches = [(name, match) for name in names if (match := FPN.fullmatch(name) or PROJECTION.fullmatch(name))]
+    num_laterals = len({match[2] for _, match in matches if match[1] == "inner"})
+    keys = {}
+    for name, match in matches:
         level = int(match[2])
-        if match[1] == "extra":
-            level += len(laterals) - (6 if PUBLISHED_EXTRA.search(name) else 0)
-        places[f"{match[1]}.{info.strides[level]}.{match[3]}"] = name
-    return places
+        if match[1] == "extra":  # the extra levels come after those with a lateral convolution
+            level += num_laterals - (FIRST_HOST_EXTRA_LEVEL if HOST_EXTRA_LEVEL.search(name) else 0)
+        keys[f"{match[1]}.{info.strides[level]}.{match[3]}"] = name
+    return keys
 
 
-def _layers(places: Mapping[str, str], state: State) -> dict[str, dict[str, torch.Size]]:
-    """Layer to the shapes of its tensors, by place."""
+def _layer_shapes(names: Mapping[str, str], state: State) -> dict[str, dict[str, torch.Size]]:
+    """For each layer, the shapes of its tensors by key. names: key to name in the state dict."""
     layers: dict[str, dict[str, torch.Size]] = {}
-    for place, name in places.items():
-        layers.setdefault(place.rpartition(".")[0], {})[place] = state[name].shape
+    for key, name in names.items():
+        layers.setdefault(key.rpartition(".")[0], {})[key] = state[name].shape
     return layers
 
 
-def _reason(part: Part, mine: DetectorInfo, theirs: DetectorInfo) -> str:
-    if part == "head" and mine.kind != theirs.kind:
-        return f"a {mine.kind} head shares nothing with the teacher's {theirs.kind} head; inherit the neck alone, or take a student of its kind"
-    wide = f"the student is {mine.channels['neck']} wide on strides {mine.strides}, the teacher {theirs.channels['neck']} on {theirs.strides}"
-    return f"no layer of the teacher's {part} has the names and shapes of the student's ({wide}); give the student its --model.channels"
+def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: DetectorInfo) -> str:
+    """The reason for an error message, with the remedy."""
+    if part == "head" and student_info.kind != teacher_info.kind:
+        heads = f"a {student_info.kind} head shares no layers with the teacher's {teacher_info.kind} head"
+        return f"{heads}; use --inherit neck, or a {teacher_info.kind} student"
+    student_size = f"{student_info.channels['neck']} channels on strides {student_info.strides}"
+    teacher_size = f"{teacher_info.channels['neck']} channels on strides {teacher_info.strides}"
+    sizes = f"the student has {student_size}, the teacher {teacher_size}"
+    problem = f"no layer of the teacher's {part} has the names and shapes of the student's"
+    return f"{problem} ({sizes}); set the student's --model.channels and --model.strides to the teacher's"
 
 
 def _share_layers(student_kind: str, teacher_kind: str) -> bool:
-    """True if heads of two different kinds share layers, as their records say."""
+    """True if the heads of two different kinds have common layers, according to their records."""
     groups = [DETECTORS[kind].head_layers for kind in (student_kind, teacher_kind) if kind in DETECTORS]
     return len(groups) == 2 and groups[0] == groups[1] != ""

@@ -1,4 +1,8 @@
-"""The one look of every dense detector: neck, towers, predictions, and where targets are given assignment and losses."""
+"""What every dense detector does alike: run neck and towers as far as needed, predict, assign targets, compute losses.
+
+A dense detector makes its pyramid, defines the three functions of `DenseParts`, and calls `observe_dense`. The other
+functions here are the pieces from which `assign` and `losses` are usually written.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +18,11 @@ from detdistill.types import Assignment, DetectorOutput, Layout, Need, Predictio
 
 @dataclass(frozen=True)
 class DenseParts:
-    """What differs from one dense detector to the next, bound to one batch.
+    """The three functions in which dense detectors differ, for one batch. Usually closures over anchors and layout.
 
-    predict: last tower features to predictions. assign: targets to assignment. losses: predictions with their assignment, and targets, to task terms.
+    predict: last features of both towers, per level, to predictions with a layout; see `towers.Predict`.
+    assign: targets to the assignment of each prediction to a ground truth.
+    losses: predictions, their assignment and the targets to the task's loss terms, by name. Each is a weighted scalar.
     """
 
     predict: Predict
@@ -27,14 +33,17 @@ class DenseParts:
 def observe_dense(
     pyramid: Pyramid, towers: TowerPair, parts: DenseParts, targets: Targets | None, need: Need
 ) -> DetectorOutput:
-    """See `types.Detector.observe`."""
+    """`Detector.observe` of a dense detector, from its pyramid on.
+
+    With targets, both towers run to the end, and the output holds the losses and the stage with its assignment. Without
+    targets, the towers run only as far as `need` requires.
+    """
     pyramids = {"neck": pyramid}
     if targets is None and not need.head:
         return DetectorOutput(pyramids)
     if targets is None and not need.predictions:
-        return DetectorOutput(
-            pyramids, towers=towers.states(pyramid.levels, parts.predict, need.towers), assign=parts.assign
-        )
+        states = towers.states(pyramid.levels, parts.predict, need.towers)
+        return DetectorOutput(pyramids, towers=states, assign=parts.assign)
     stage, states = towers.run(pyramid.levels, parts.predict, need.towers)
     losses: Mapping[str, Tensor] = {}
     if targets is not None:
@@ -45,47 +54,57 @@ def observe_dense(
 
 
 def dense_layout(pyramid: Pyramid, anchors_per_cell: int = 1) -> Layout:
-    """The layout of a head that predicts in every cell of every level."""
-    return Layout(
-        tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels), pyramid.strides, anchors_per_cell
-    )
+    """The layout of a head that predicts in every cell of every level of the pyramid."""
+    shapes = tuple((level.shape[-2], level.shape[-1]) for level in pyramid.levels)
+    return Layout(shapes, pyramid.strides, anchors_per_cell)
 
 
-def row_strides(layout: Layout, device: torch.device) -> Tensor:
-    """(N,) stride of each prediction's level."""
+def prediction_strides(layout: Layout, device: torch.device) -> Tensor:
+    """(N,) float: the stride of the level of each prediction, in pixels."""
     pairs = zip(layout.counts, layout.strides, strict=True)
     return torch.cat([torch.full((count,), float(stride), device=device) for count, stride in pairs])
 
 
-def edge_boxes(edges: Tensor, points: Tensor, strides: Tensor, least: float = 0.0) -> Tensor:
-    """Boxes (B, N, 4) whose sides lie at the expected distances of edges (B, N, 4, R), at least `least`, in strides (N,) from points (N, 2)."""
-    return to_boxes(points, expected_distance(edges).clamp(min=least) * strides[:, None])
+def edges_to_boxes(edges: Tensor, points: Tensor, strides: Tensor, min_distance: float = 0.0) -> Tensor:
+    """Boxes (B, N, 4) whose sides lie at the expected distances from their points.
+
+    edges (B, N, 4, R): logits of the side-distance distributions, in strides. points (N, 2): x and y in pixels.
+    strides (N,): in pixels. min_distance: the smallest distance of a side from its point, in strides.
+    """
+    return to_boxes(points, expected_distance(edges).clamp(min=min_distance) * strides[:, None])
 
 
-def assemble(matched: Sequence[Tensor], valid: Tensor) -> Assignment:
-    """Matches (N,) of each image, and valid (B, N), to an assignment; ambiguous and padded predictions are not valid."""
-    rows = torch.stack(list(matched))
-    positives = (rows >= 0).sum(1).clamp(min=1).sum().float()
-    return Assignment(rows, valid & (rows > -2), mean_over_processes(positives))
+def build_assignment(matched: Sequence[Tensor], valid: Tensor) -> Assignment:
+    """Build the assignment of a batch from the matches of each image.
+
+    matched: (N,) per image: index of the matched target, -1 for background, -2 for an ambiguous overlap.
+    valid (B, N): False for predictions in the padding. Ambiguous predictions become invalid too.
+    num_positives is the sum over images of max(positives, 1), averaged over the processes.
+    """
+    matches = torch.stack(list(matched))  # (B, N)
+    positives = (matches >= 0).sum(1).clamp(min=1).sum().float()
+    return Assignment(matches, valid & (matches > -2), mean_over_processes(positives))
 
 
 def matched_boxes(assignment: Assignment, targets: Targets) -> Tensor:
-    """(P, 4) ground-truth boxes of the positives, in the order of `assignment.positive`."""
+    """(P, 4): the ground-truth box of each positive prediction, in the order of `values[assignment.positive]`."""
     pairs = zip(targets.boxes, assignment.matched, strict=True)
-    return torch.cat([boxes[rows[rows >= 0]] for boxes, rows in pairs])
-
-
-def with_centerness(assignment: Assignment, anchors: Tensor, targets: Targets) -> Assignment:
-    """The assignment with the centre-ness of the anchors' (N, 4) centres as the positives' quality."""
-    positive = assignment.positive
-    quality = torch.zeros(positive.shape, device=positive.device)
-    quality[positive] = centerness(
-        centers(anchors).expand(len(positive), -1, -1)[positive], matched_boxes(assignment, targets)
-    )
-    return replace(assignment, quality=quality)
+    return torch.cat([boxes[indices[indices >= 0]] for boxes, indices in pairs])
 
 
 def matched_labels(assignment: Assignment, targets: Targets) -> Tensor:
-    """(P,) labels of the positives, in the order of `assignment.positive`."""
+    """(P,): the label of each positive prediction, in the order of `values[assignment.positive]`."""
     pairs = zip(targets.labels, assignment.matched, strict=True)
-    return torch.cat([labels[rows[rows >= 0]] for labels, rows in pairs])
+    return torch.cat([labels[indices[indices >= 0]] for labels, indices in pairs])
+
+
+def with_centerness(assignment: Assignment, anchors: Tensor, targets: Targets) -> Assignment:
+    """The assignment with centerness as the quality target of positives, and 0 elsewhere.
+
+    The centerness is the one of the anchor's center in the matched box. anchors: (N, 4).
+    """
+    positive = assignment.positive
+    quality = torch.zeros(positive.shape, device=positive.device)
+    points = centers(anchors).expand(len(positive), -1, -1)  # (B, N, 2)
+    quality[positive] = centerness(points[positive], matched_boxes(assignment, targets))
+    return replace(assignment, quality=quality)

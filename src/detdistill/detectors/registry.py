@@ -1,7 +1,8 @@
-"""The detectors by name, one record per family. To add a detector, write its adapter file, a record here, and a test file.
+"""The detectors by name, one record per family.
 
-This module imports neither torch nor a host library: lists and flags read the records, and a family's module is imported
-when one of its detectors is built.
+To add a detector, write a module with its adapter, a record in DETECTORS, and a test file.
+This module imports neither torch nor a host library, because the command line reads the records for lists and flags.
+The module of a family is imported when one of its detectors is built.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +23,16 @@ QUERY_OPTIONS = frozenset({"queries", "encoder_layers", "decoder_layers"})
 
 @dataclass(frozen=True)
 class HostRecord:
-    """How transformers names and prepares a family of its detectors.
+    """How transformers names a family of its detectors, and how it prepares their images.
 
-    model_type: `model_type` in a config.json. model: class of transformers. adapter: "module:class" of our adapter.
-    levels: config field that holds the number of neck levels; empty for one level.
-    class_head: attribute of the class heads; empty if their columns can't be selected from outside.
-    background: the class heads end with a `no object` column. processor: image processor of the published weights.
-    normalized: the processor subtracts ImageNet's mean and divides by its deviation.
+    model_type: the value of `model_type` in a config.json.
+    model: name of the class in transformers.
+    adapter: "module:class" of our adapter.
+    levels: the config field that holds the number of neck levels. Empty if the model has one level.
+    class_head: attribute that holds the class heads. Empty if a subset of their columns can't be selected.
+    background: True if the class heads end with a `no object` column.
+    processor: the image processor of the published weights.
+    normalized: True if the processor subtracts ImageNet's mean and divides by its standard deviation.
     """
 
     model_type: str
@@ -46,13 +50,15 @@ class DetectorRecord:
     """One family of detectors.
 
     builder: "module:function" of `function(config, backbone, classes, **options) -> Detector`, or the function itself.
-    summary: one line for lists. group: what kind of head it is.
-    strides: of the pyramid as published; None: the default of the recipe.
+    summary: one line for lists.
+    group: the kind of head.
+    strides: strides of the published pyramid. None stands for the default of the recipe.
     options: fields of `ModelConfig` that the family reads, besides those that every family reads.
-    family_options: "module:dataclass" or a dataclass of options of this family alone, set by --model.options.NAME.
-    neck: state-dict prefixes of a neck that --inherit takes in one piece; empty for an FPN, whose levels are matched by stride.
-    head_layers: families with the same word share layers of the head, for --inherit; empty: its own head only.
-    learned_queries: its queries are parameters. host: how transformers names it.
+    family_options: a dataclass of the options that only this family has (--model.options.NAME), or its "module:name".
+    neck: for --inherit, state-dict prefixes of a neck that is copied whole. Empty for an FPN: it is copied per stride.
+    head_layers: for --inherit, a word shared by the families whose heads have common layers. Empty if there are none.
+    learned_queries: True if the queries are parameters.
+    host: how transformers names the family, or None if it is not a family of transformers.
     """
 
     builder: str | Builder
@@ -67,18 +73,18 @@ class DetectorRecord:
     host: HostRecord | None = None
 
     def build(self, config: Any, backbone: str, classes: Sequence[str], **options: Any) -> "Detector":
-        """The detector with fresh heads. Raises UserError if head, backbone or options do not fit together."""
+        """Build the detector with a fresh head. Raises UserError if backbone and options do not fit this family."""
         builder = resolve(self.builder) if isinstance(self.builder, str) else self.builder
         return builder(config, backbone, classes, **options)
 
     def options_class(self) -> type[Any] | None:
-        """The dataclass of the options of this family alone, or None."""
+        """The dataclass of the options that only this family has, or None if it has none."""
         return resolve(self.family_options) if isinstance(self.family_options, str) else self.family_options
 
 
-def resolve(place: str) -> Any:
-    """The object named by "module:name", the module relative to `detdistill.detectors`."""
-    module, _, name = place.partition(":")
+def resolve(path: str) -> Any:
+    """Import the object that "module:name" names. The module is relative to `detdistill.detectors`."""
+    module, _, name = path.partition(":")
     return getattr(import_module(f"detdistill.detectors.{module}"), name)
 
 
@@ -98,13 +104,13 @@ DETECTORS: dict[str, DetectorRecord] = {
     ),
     "atss": DetectorRecord(
         builder="dense.atss:ATSS",
-        summary="ATSS, our own. One anchor per cell, centerness.",
+        summary="ATSS, our implementation. One anchor per cell, centerness.",
         options=DENSE_OPTIONS,
         head_layers="atss",
     ),
     "gfl": DetectorRecord(
         builder="dense.gfl:GFL",
-        summary="GFL, our own. One anchor per cell, side distances as distributions.",
+        summary="GFL, our implementation. One anchor per cell, side distances as distributions.",
         options=DENSE_OPTIONS,
         head_layers="atss",
     ),
@@ -117,7 +123,7 @@ DETECTORS: dict[str, DetectorRecord] = {
     ),
     "mask_rcnn": DetectorRecord(
         builder="torchvision.mask_rcnn:mask_rcnn",
-        summary="Mask R-CNN of torchvision, for its boxes.",
+        summary="Mask R-CNN of torchvision with an FPN. Boxes only: its mask branch is not run.",
         group="two-stage",
         options=TWO_STAGE_OPTIONS,
         head_layers="faster_rcnn",
@@ -133,7 +139,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         host=HostRecord(
             model_type="detr",
             model="DetrForObjectDetection",
-            adapter="transformers.detr:DETR",
+            adapter="transformers.detr:adapt",
             class_head="class_labels_classifier",
             background=True,
             processor="DetrImageProcessor",
@@ -151,7 +157,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         host=HostRecord(
             model_type="conditional_detr",
             model="ConditionalDetrForObjectDetection",
-            adapter="transformers.conditional_detr:ConditionalDETR",
+            adapter="transformers.conditional_detr:adapt",
             class_head="class_labels_classifier",
             processor="ConditionalDetrImageProcessor",
             normalized=True,
@@ -185,7 +191,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         host=HostRecord(
             model_type="dab-detr",
             model="DabDetrForObjectDetection",
-            adapter="transformers.dab_detr:DABDETR",
+            adapter="transformers.dab_detr:adapt",
             class_head="class_embed",
             processor="ConditionalDetrImageProcessor",
             normalized=True,
@@ -235,7 +241,7 @@ DETECTORS: dict[str, DetectorRecord] = {
     ),
     "adamixer": DetectorRecord(
         builder="adamixer.adamixer:adamixer",
-        summary="AdaMixer, our own: a query decoder without an encoder.",
+        summary="AdaMixer, our implementation. A query decoder without an encoder.",
         group="queries",
         strides=(4, 8, 16, 32),
         options=QUERY_OPTIONS - {"encoder_layers"},
@@ -244,14 +250,14 @@ DETECTORS: dict[str, DetectorRecord] = {
         learned_queries=True,
     ),
 }
-"""Every detector by name, in the order of lists and tables. `--import` adds the user's own."""
+"""Every detector by name, in the order of lists and tables. A file given by --import can add detectors."""
 
 
 def names(*groups: Group) -> tuple[str, ...]:
-    """The detectors of these groups, in the order of DETECTORS."""
+    """Names of the detectors in these groups, in the order of DETECTORS."""
     return tuple(name for name, record in DETECTORS.items() if record.group in groups)
 
 
 def host_records() -> dict[str, DetectorRecord]:
-    """The records of transformers' detectors by `model_type`."""
+    """The records of the detectors of transformers, by `model_type`."""
     return {record.host.model_type: record for record in DETECTORS.values() if record.host is not None}

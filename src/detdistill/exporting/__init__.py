@@ -1,4 +1,7 @@
-"""Trained detectors in the formats of others. Imports nothing, as the command line reads the formats here."""
+"""Export of trained detectors to the formats of other libraries.
+
+This module imports no export code, because the command line reads `Format` from it.
+"""
 
 from typing import Literal
 

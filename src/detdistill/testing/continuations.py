@@ -1,4 +1,7 @@
-"""Continuations: equal to the plain look, and open to gradients while the detector is frozen."""
+"""Checks of the continuations of a detector: towers.resume, queries.redecode and proposals.classify.
+
+A continuation must give the same predictions as `observe`, and let gradients through while the detector is frozen.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,96 +9,116 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detdistill.testing.expect import expect, look, same, same_stage
+from detdistill.testing.expect import expect, expect_close, expect_same_predictions, observe
 from detdistill.types import Batch, DetectorInfo, Predictions, Pyramid, QuerySet, Targets, TowerState, required
 
 
-def towers_resume(subject: Any, batch: Batch, targets: Targets) -> None:
-    info: DetectorInfo = subject.info
+def check_resume(detector: Any, batch: Batch, targets: Targets) -> None:
+    """Tower states exist at every depth, are kept before the activation, and resume to the predictions of `observe`."""
+    info: DetectorInfo = detector.info
     if info.towers is None:
         return
     depths = frozenset(range(info.towers.depth + 1))
-    output = look(subject, batch, towers=depths, predictions=True)
+    output = observe(detector, batch, towers=depths, predictions=True)
     towers = output.towers
-    expect(towers is not None and set(towers.states) == depths, f"towers keep other states than {sorted(depths)}")
+    expect(towers is not None, "observe returned no towers, although Need.towers asked for them", "Need")
     assert towers is not None
-    subject.requires_grad_(False)
+    problem = f"output.towers.states has the depths {sorted(towers.states)}, expected {sorted(depths)}"
+    expect(set(towers.states) == depths, problem, "Towers")
+    detector.requires_grad_(False)
     for depth, state in towers.states.items():
         levels = (*state.classification, *state.regression)
         width = info.towers.channels if depth else info.channels["neck"]
-        expect(all(level.shape[1] == width for level in levels), f"state {depth} is not {width} wide")
-        expect(
-            not depth or any(bool((level < 0).any()) for level in levels), f"state {depth} is kept after its activation"
-        )
+        field = "info.towers.channels" if depth else "info.channels['neck']"
+        widths = sorted({level.shape[1] for level in levels})
+        problem = f"the tower state of depth {depth} has {widths} channels, expected {width} ({field})"
+        expect(widths == [width], problem, "TowerInfo")
+        has_negative = any(bool((level < 0).any()) for level in levels)
+        problem = f"the tower state of depth {depth} has no negative value: keep it before the activation, not after it"
+        expect(not depth or has_negative, problem, "TowerState")
         leaves = [level.clone().requires_grad_() for level in levels]
-        resumed = towers.resume(TowerState(depth, tuple(leaves[: len(leaves) // 2]), tuple(leaves[len(leaves) // 2 :])))
-        same_stage(resumed, output.stages[-1], f"resume from depth {depth}")
-        _open(resumed, leaves[:: len(leaves) // 2], f"resume from depth {depth}")
+        half = len(leaves) // 2
+        resumed = towers.resume(TowerState(depth, tuple(leaves[:half]), tuple(leaves[half:])))
+        name = f"towers.resume from depth {depth}"
+        expect_same_predictions(resumed, output.stages[-1], name, "Towers")
+        _expect_gradient(resumed, leaves[::half], name, "Towers")
 
 
-def _open(stage: Predictions, leaves: Sequence[Tensor], what: str) -> None:
-    """Gradient flows from a continuation into what it was given."""
-    expect(stage.logits.requires_grad, f"{what}: no gradient flows through the frozen detector")
+def _expect_gradient(stage: Predictions, leaves: Sequence[Tensor], name: str, see: str) -> None:
+    """Raises CheckError unless the gradient of the predictions reaches every tensor of `leaves`."""
+    problem = f"{name}: no gradient flows through the frozen detector; run it without no_grad and detach nothing"
+    expect(stage.logits.requires_grad, problem, see)
     (stage.logits.square().sum() + stage.boxes.square().sum()).backward()
-    expect(
-        all(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves),
-        f"{what}: no gradient reaches what it was given",
-    )
+    reached = all(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves)
+    expect(reached, f"{name}: no gradient reaches its input", see)
 
 
-def queries_redecode(subject: Any, batch: Batch, targets: Targets) -> None:
-    """The own queries again, whole and by the parts in `info.queries.parts` alone; and as many random ones as asked for."""
-    info: DetectorInfo = subject.info
+def check_redecode(detector: Any, batch: Batch, targets: Targets) -> None:
+    """The detector's own queries decode again to its predictions; sampled queries are reproducible.
+
+    The own queries are decoded twice: whole, and reduced to the parts in `info.queries.parts`.
+    """
+    info: DetectorInfo = detector.info
     if info.queries is None:
         return
-    output = look(subject, batch, queries=True, predictions=True)
+    output = observe(detector, batch, queries=True, predictions=True)
     queries = output.queries
-    expect(queries is not None, "no queries, though they are needed")
+    expect(queries is not None, "observe returned no queries, although Need.queries asked for them", "Need")
     assert queries is not None
-    leaves = _parts(queries.own, info, "queries.own")
-    subject.requires_grad_(False)
+    leaves = _query_parts(queries.own, info, "queries.own")
+    detector.requires_grad_(False)
     for own in (queries.own, QuerySet(**leaves)):
-        again = queries.redecode(own)
-        for index, (one, plain) in enumerate(zip(again, output.stages, strict=True)):
-            same_stage(one, plain, f"redecode, stage {index}")
-    _open(again[-1], list(leaves.values()), "redecode")
-    drawn = [queries.sample(5, torch.Generator().manual_seed(1)) for _ in range(2)]
-    first, second = (_parts(one, info, "queries.sample") for one in drawn)
-    for name, values in first.items():
-        same(values, second[name], f"queries.sample with equal generators, {name}")
-    shape = tuple(queries.redecode(drawn[0])[-1].boxes.shape)
-    expect(shape == (len(batch), 5, 4), f"five sampled queries give boxes {shape}")
+        redecoded = queries.redecode(own)
+        for index, (actual, expected) in enumerate(zip(redecoded, output.stages, strict=True)):
+            name = f"queries.redecode(queries.own), stage {index}"
+            expect_same_predictions(actual, expected, name, "Queries")
+    _expect_gradient(redecoded[-1], list(leaves.values()), "queries.redecode", "Queries")
+    samples = [queries.sample(5, torch.Generator().manual_seed(1)) for _ in range(2)]
+    first = _query_parts(samples[0], info, "queries.sample")
+    second = _query_parts(samples[1], info, "queries.sample")
+    for part, values in first.items():
+        expect_close(values, second[part], f"queries.sample with equal generators: {part}", "Queries")
+    shape, expected_shape = tuple(queries.redecode(samples[0])[-1].boxes.shape), (len(batch), 5, 4)
+    problem = f"queries.redecode(queries.sample(5)) gives boxes {shape}, expected {expected_shape}"
+    expect(shape == expected_shape, problem, "Queries")
 
 
-def _parts(queries: QuerySet, info: DetectorInfo, what: str) -> dict[str, Tensor]:
-    """Leaves of the parts that the decoder reads."""
-    parts = {name: getattr(queries, name) for name in sorted(required(info.queries).parts)}
-    lacking = [name for name, values in parts.items() if values is None]
-    expect(
-        bool(parts) and not lacking,
-        f"{what} has no {', '.join(lacking) or 'part'}, but info.queries.parts is {sorted(parts)}",
-    )
-    return {name: values.detach().clone().requires_grad_() for name, values in parts.items()}
+def _query_parts(queries: QuerySet, info: DetectorInfo, name: str) -> dict[str, Tensor]:
+    """Copies, as leaves, of the query parts that the decoder reads. name: of the queries, for messages."""
+    parts = {part: getattr(queries, part) for part in sorted(required(info.queries).parts)}
+    expect(bool(parts), "info.queries.parts is empty, expected the parts that the decoder reads", "QueryInfo")
+    missing = [part for part, values in parts.items() if values is None]
+    problem = f"{name} has no {', '.join(missing)}, but info.queries.parts is {sorted(parts)}"
+    expect(not missing, problem, "QueryInfo")
+    return {part: values.detach().clone().requires_grad_() for part, values in parts.items()}
 
 
-def proposals_classify(subject: Any, batch: Batch, targets: Targets) -> None:
-    if subject.info.proposals is None:
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
+
+
+def check_classify(detector: Any, batch: Batch, targets: Targets) -> None:
+    """The second stage on the detector's proposals gives its predictions, on its own pyramid and on a copy of it."""
+    if detector.info.proposals is None:
         return
-    output = look(subject, batch, proposals=True, predictions=True)
+    output = observe(detector, batch, proposals=True, predictions=True)
     proposals, neck = output.proposals, output.pyramids["neck"]
-    expect(proposals is not None, "no proposals, though they are needed")
+    expect(proposals is not None, "observe returned no proposals, although Need.proposals asked for them", "Need")
     assert proposals is not None
-    plain, subject = output.stages[-1], subject.requires_grad_(False)
+    stage = output.stages[-1]
+    detector.requires_grad_(False)
     levels = tuple(level.clone().requires_grad_() for level in neck.levels)
-    for what, pyramid in (("classify", None), ("classify on a pyramid", Pyramid(levels, neck.strides, neck.sizes))):
-        again = proposals.classify(proposals.boxes, pyramid=pyramid)
-        rows = again.valid & proposals.valid
-        expect(bool(rows.any()), f"{what}: no row is valid")
-        for name in ("logits", "boxes", "background"):
-            same(getattr(again, name)[rows], getattr(plain, name)[rows], f"{what}, {name}")
-    _open(again, levels[:1], "classify on a pyramid")
-    alone = look(subject, batch, classify=True).proposals
-    expect(alone is not None, "no proposals.classify, though it is needed")
-    assert alone is not None
-    again = alone.classify(proposals.boxes)
-    same(again.logits[rows], plain.logits[rows], "classify alone, logits")
+    copied_pyramid = Pyramid(levels, neck.strides, neck.sizes)
+    for name, pyramid in (("proposals.classify", None), ("proposals.classify with a pyramid", copied_pyramid)):
+        classified = proposals.classify(proposals.boxes, pyramid=pyramid)
+        rows = classified.valid & proposals.valid
+        expect(bool(rows.any()), f"{name}: no prediction is valid, although the proposals are", "Proposals")
+        for field in ("logits", "boxes", "background"):
+            actual, expected = _rows(getattr(classified, field), rows), _rows(getattr(stage, field), rows)
+            expect_close(actual, expected, f"{name}: {field}", "Proposals")
+    _expect_gradient(classified, levels[:1], "proposals.classify with a pyramid", "Proposals")
+    classify_only = observe(detector, batch, classify=True).proposals
+    expect(classify_only is not None, "observe returned no proposals, although Need.classify asked for them", "Need")
+    assert classify_only is not None
+    actual = classify_only.classify(proposals.boxes).logits[rows]
+    expect_close(actual, stage.logits[rows], "proposals.classify after Need(classify=True): logits", "Proposals")

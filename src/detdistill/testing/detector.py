@@ -1,258 +1,184 @@
-"""What every method may rely on in a detector."""
+"""check_detector: does a detector keep every promise on which the methods rely?"""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from detdistill.geometry import cell_points, centers, square_anchors
-from detdistill.testing.continuations import proposals_classify, queries_redecode, towers_resume
-from detdistill.testing.expect import expect, look, same_stage
+from detdistill.testing.continuations import check_classify, check_redecode, check_resume
+from detdistill.testing.expect import CheckError, expect, expect_same_predictions, observe
+from detdistill.testing.outputs import check_assign, check_assignment, check_detect, check_predictions, check_pyramids
 from detdistill.testing.scene import Scene, scene
-from detdistill.types import Assignment, Batch, Detector, DetectorInfo, Targets, required
+from detdistill.types import Batch, Detector, DetectorInfo, Targets, required
 
-REACH = 1.5  # strides: hosts count cells from corner or middle, and their anchors drift on coarse levels
-SHARED = 0.1  # of the smaller of a positive anchor and its box
+Check = Callable[[Any, Batch, Targets], None]
 
 
 def check_detector(detector: Detector, example: Scene | None = None) -> None:
-    """Raises AssertionError where `detector`, a module on any device, breaks what `types.detector` and `types` promise.
+    """Raises AssertionError if `detector` breaks a promise of `detdistill.types.Detector` or of the types it returns.
 
-    Types, shapes, strides and frames of one look; that a need which is met ends it; finite losses with and without objects; detections in
-    the frame of the stages; every continuation equal to the plain look at every depth, and open to gradients while frozen; a batch and
-    weights that a look leaves alone. It works on a copy. example: a batch and its targets, padded; none: the built-in shapes.
+    The detector is an nn.Module on any device. The checks run on a copy of it, in this order:
+    info: the fields of `info`, and `backbone_parameters`.
+    pyramids: shapes, strides, sizes and anchors of the maps.
+    predictions: shapes, value ranges and layout of the stages.
+    need: `observe` runs no further than `need` requires.
+    detect: detections are sorted, inside the image, and agree with the last stage.
+    assign: positive anchors lie at the boxes to which they are assigned.
+    towers.resume, queries.redecode, proposals.classify: a continuation repeats the predictions, and lets gradients
+    through
+        while the detector is frozen.
+    side effects: evaluation changes no weights, mode or input, and gives the same result for bytes and floats.
+    losses: the task losses are finite with and without objects, and their gradient reaches the backbone.
+
+    example: a batch with padding and its targets. None: the built-in pictures of `scene`.
+    The message names the detector's kind and the check, says what is wrong and what was expected, and which type
+    describes it. Any other exception that the detector raises during a check is named in the same way, and chained.
     """
-    subject, device = cast(Any, copy.deepcopy(detector)), next(cast(nn.Module, detector).parameters()).device
-    batch, targets = example or scene(len(detector.info.classes))
-    batch, targets = batch.to(device), targets.to(device)
+    info = getattr(detector, "info", None)
+    problem = f"{type(detector).__name__}: info is a {type(info).__name__}, expected a DetectorInfo"
+    expect(isinstance(info, DetectorInfo), problem, "Detector")
+    assert isinstance(info, DetectorInfo)
+    batch, targets = example or scene(max(len(info.classes), 1))
+    with _named(info.kind, "info"):
+        expect(isinstance(detector, nn.Module), "the detector is no nn.Module", "Detector")
+        copied: Any = copy.deepcopy(detector)
+        parameter = next(copied.parameters(), None)
+        expect(parameter is not None, "the detector has no parameters", "Detector")
+        batch, targets = batch.to(required(parameter).device), targets.to(required(parameter).device)
     pixels = batch.images.clone()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for check in (
-            _info,
-            _pyramids,
-            _stages,
-            _needs,
-            _detections,
-            _assigned,
-            towers_resume,
-            queries_redecode,
-            proposals_classify,
-            _left_alone,
-            _losses,
-        ):
-            try:
-                subject.eval().requires_grad_(True).zero_grad()
-                check(subject, batch, targets)
-                expect(torch.equal(batch.images, pixels), "a look changes the batch's images")
-            except AssertionError as error:
-                raise AssertionError(f"{detector.info.kind}: {error}") from None
-
-
-def _info(subject: Any, batch: Batch, targets: Targets) -> None:
-    info: DetectorInfo = subject.info
-    expect(
-        bool(info.classes) and len(set(info.classes)) == len(info.classes),
-        f"info.classes {info.classes}: names are needed, each once",
-    )
-    expect("neck" in info.channels, f"info.channels {dict(info.channels)} has no `neck`")
-    own, body = {id(parameter) for parameter in subject.parameters()}, subject.backbone_parameters()
-    expect(
-        bool(body) and {id(parameter) for parameter in body} <= own,
-        "backbone_parameters() are not some of its parameters",
-    )
-
-
-def _pyramids(subject: Any, batch: Batch, targets: Targets) -> None:
-    info: DetectorInfo = subject.info
-    output = look(subject, batch, pyramids=frozenset(info.channels))
-    expect(
-        set(info.channels) <= set(output.pyramids),
-        f"pyramids {set(output.pyramids)}, but info.channels names {set(info.channels)}",
-    )
-    for name, width in info.channels.items():
-        pyramid = output.pyramids[name]
-        expect(
-            pyramid.strides == info.strides,
-            f"pyramid {name}: strides {pyramid.strides}, but info.strides is {info.strides}",
-        )
-        expect(torch.equal(pyramid.sizes, batch.sizes), f"pyramid {name}: its sizes are not those of the batch")
-        for level, stride in zip(pyramid.levels, pyramid.strides, strict=True):
-            cells = tuple(-(-side // stride) for side in batch.images.shape[-2:])
-            wanted, got = (len(batch), width, *cells), tuple(level.shape)
-            expect(got == wanted, f"pyramid {name}: the level of stride {stride} is {got}, and should be {wanted}")
-        for anchors, level, stride in zip(
-            pyramid.anchors or (), pyramid.levels, pyramid.strides, strict=pyramid.anchors is not None
-        ):
-            shape = (*level.shape[-2:], required(info.grid).anchors_per_cell, 4)
-            expect(anchors.shape == shape, f"pyramid {name}: anchors {tuple(anchors.shape)}, and should be {shape}")
-            off = (
-                (centers(anchors) - cell_points(shape[0], shape[1], stride, 0.5, anchors.device)[:, :, None])
-                .abs()
-                .amax()
-            )
-            expect(
-                float(off) <= REACH * stride,
-                f"pyramid {name}: anchors of stride {stride} lie {float(off):.0f} pixels off their cells",
-            )
-
-
-def _stages(subject: Any, batch: Batch, targets: Targets) -> None:
-    info: DetectorInfo = subject.info
-    output = look(subject, batch, predictions=True)
-    expect(bool(output.stages), "no stages, though predictions are needed")
-    last = output.stages[-1]
-    expect(
-        last.logits.shape[-1] == len(info.classes),
-        f"{last.logits.shape[-1]} class logits for {len(info.classes)} classes",
-    )
-    expect(
-        last.activation == info.activation, f"activation {last.activation}, but info.activation is {info.activation}"
-    )
-    expect((last.quality is not None) == info.has_quality, "the quality logit and info.grid.quality disagree")
-    bins = None if last.edges is None else last.edges.shape[-1]
-    expect(bins == (info.edges and info.edges.bins), f"{bins} edge bins, but info.edges is {info.edges}")
-    for index, stage in enumerate(output.stages):
-        finite = stage.logits.isfinite().all() & stage.boxes.isfinite().all()
-        expect(bool(finite), f"stage {index}: logits or boxes are not finite")
-        expect(bool((stage.boxes[..., 2:] >= stage.boxes[..., :2]).all()), f"stage {index}: boxes are not x1 y1 x2 y2")
-        if stage.layout is not None:
-            shapes = tuple(tuple(level.shape[-2:]) for level in output.pyramids["neck"].levels)
-            expect(stage.layout.shapes == shapes, f"stage {index}: layout {stage.layout.shapes} of levels {shapes}")
-            expect(
-                sum(stage.layout.counts) == stage.logits.shape[1],
-                f"stage {index}: the layout has another number of predictions",
-            )
-            outside = stage.valid & ~stage.layout.valid(batch.sizes)
-            expect(not bool(outside.any()), f"stage {index}: predictions in the padding are valid")
-
-
-def _needs(subject: Any, batch: Batch, targets: Targets) -> None:
-    """A met need ends the look: fewer modules run than for predictions."""
-    info: DetectorInfo = subject.info
-    needs: dict[str, dict[str, Any]] = {"the neck": {"pyramids": frozenset({"neck"})}}
-    needs |= {name: {name: True} for name in ("queries", "proposals") if getattr(info, name) is not None}
-    needs |= {"classify": {"classify": True}} if info.proposals is not None else {}
-    needs |= {
-        f"towers at {depth}": {"towers": frozenset({depth})}
-        for depth in range(0 if info.towers is None else info.towers.depth + 1)
-    }
-    with _counted(subject) as calls:
-        look(subject, batch, predictions=True)
-        every = calls[0]
-        for name, need in needs.items():
-            calls[0] = 0
-            output = look(subject, batch, **need)
-            expect(calls[0] < every, f"a look that needs {name} alone runs on to the predictions")
-            expect(not output.losses, "losses without targets")
+        for name, check in CHECKS.items():
+            with _named(info.kind, name):
+                copied.eval().requires_grad_(True).zero_grad()
+                check(copied, batch, targets)
+                problem = "observe or detect changed batch.images, which other detectors read too; change a copy"
+                expect(torch.equal(batch.images, pixels), problem, "Batch")
 
 
 @contextmanager
-def _counted(subject: nn.Module) -> Iterator[list[int]]:
+def _named(kind: str, check: str) -> Iterator[None]:
+    """Adds the detector's kind and the check to the message of any exception, and makes it an AssertionError."""
+    try:
+        yield
+    except CheckError as error:
+        raise AssertionError(f"{kind}, check {check!r}: {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise AssertionError(f"{kind}, check {check!r}: the detector raised {reason}") from error
+
+
+def _check_info(detector: Any, batch: Batch, targets: Targets) -> None:
+    """Classes are named once, the neck has a width, and the backbone's parameters are some of the detector's."""
+    info: DetectorInfo = detector.info
+    problem = f"info.classes is {info.classes}, expected at least one name, and no name twice"
+    expect(bool(info.classes) and len(set(info.classes)) == len(info.classes), problem, "DetectorInfo")
+    problem = f"info.channels is {dict(info.channels)}, expected an entry 'neck'"
+    expect("neck" in info.channels, problem, "DetectorInfo")
+    parameters = {id(parameter) for parameter in detector.parameters()}
+    backbone = {id(parameter) for parameter in detector.backbone_parameters()}
+    expect(bool(backbone), "backbone_parameters() is empty, expected the parameters below the neck", "Detector")
+    problem = "backbone_parameters() contains parameters that are not in parameters()"
+    expect(backbone <= parameters, problem, "Detector")
+
+
+def _check_need(detector: Any, batch: Batch, targets: Targets) -> None:
+    """Each need runs fewer modules than `Need(predictions=True)`."""
+    info: DetectorInfo = detector.info
+    needs: dict[str, dict[str, Any]] = {"pyramids={'neck'}": {"pyramids": frozenset({"neck"})}}
+    if info.queries is not None:
+        needs["queries=True"] = {"queries": True}
+    if info.proposals is not None:
+        needs |= {"proposals=True": {"proposals": True}, "classify=True": {"classify": True}}
+    if info.towers is not None:
+        needs |= {f"towers={{{depth}}}": {"towers": frozenset({depth})} for depth in range(info.towers.depth + 1)}
+    with _count_module_calls(detector) as calls:
+        observe(detector, batch, predictions=True)
+        calls_for_predictions = calls[0]
+        for name, need in needs.items():
+            calls[0] = 0
+            output = observe(detector, batch, **need)
+            counts = f"{calls[0]} modules, and Need(predictions=True) runs {calls_for_predictions}"
+            problem = (
+                f"observe with Need({name}) runs on to the predictions: it runs {counts}; stop once the need is met"
+            )
+            expect(calls[0] < calls_for_predictions, problem, "Need")
+            problem = f"observe without targets, with Need({name}), returned losses, expected none"
+            expect(not output.losses, problem, "DetectorOutput")
+
+
+@contextmanager
+def _count_module_calls(detector: nn.Module) -> Iterator[list[int]]:
+    """Counts in the only item of the list how many modules run."""
     calls = [0]
 
     def count(*_: Any) -> None:
         calls[0] += 1
 
-    handles = [module.register_forward_hook(count) for module in subject.modules()]
+    handles = [module.register_forward_hook(count) for module in detector.modules()]
     yield calls
     for handle in handles:
         handle.remove()
 
 
-def _detections(subject: Any, batch: Batch, targets: Targets) -> None:
-    stage = look(subject, batch, predictions=True).stages[-1]
-    found = subject.detect(batch)
-    expect(len(found) == len(batch), f"detect gives {len(found)} for {len(batch)} images")
-    for image, ((height, width), one) in enumerate(zip(batch.sizes.tolist(), found, strict=True)):
-        limit = one.boxes.new_tensor([width, height, width, height])
-        expect(
-            bool(((one.boxes >= 0) & (one.boxes <= limit)).all()), f"image {image}: detections beyond its valid size"
-        )
-        expect(bool((one.scores.diff() <= 0).all()), f"image {image}: detections are not the best first")
-        expect(
-            bool(((one.labels >= 0) & (one.labels < len(subject.info.classes))).all()),
-            f"image {image}: labels out of range",
-        )
-        if len(one.boxes):  # the very best is its row's own class, and so in the stage with its box
-            rows = stage.scores()[image].argmax(-1) == one.labels[0]
-            apart = (stage.boxes[image].clamp(min=0).minimum(limit) - one.boxes[0]).abs().amax(-1)[rows]
-            expect(
-                bool((apart < 0.1).any()),
-                f"image {image}: the best detection is no prediction of that class in the last stage",
-            )
+def _check_side_effects(detector: Any, batch: Batch, targets: Targets) -> None:
+    """Evaluation gives the same predictions for bytes and floats, and changes neither mode nor weights."""
+    state = copy.deepcopy(detector.state_dict())
+    from_bytes = observe(detector, batch, predictions=True).stages[-1]
+    float_batch = replace(batch, images=batch.images.float() / 255)
+    from_floats = observe(detector, float_batch, predictions=True).stages[-1]
+    name = "observe on images as floats in 0..1, against the same images as bytes"
+    expect_same_predictions(from_floats, from_bytes, name, "Batch")
+    detector.detect(batch)
+    expect(not detector.training, "observe or detect changed the mode from evaluation to training", "Detector")
+    after = detector.state_dict()
+    changed = sorted(after.keys() ^ state.keys())[:3]
+    expect(after.keys() == state.keys(), f"observe or detect changed the state dict's keys: {changed}", "Detector")
+    changed = [name for name, value in state.items() if not torch.equal(after[name], value)][:3]
+    expect(not changed, f"observe or detect changed weights in evaluation mode: {changed}", "Detector")
 
 
-def _check_assignment(assignment: Assignment, targets: Targets, what: str) -> None:
-    for image, (rows, boxes) in enumerate(zip(assignment.matched, targets.boxes, strict=True)):
-        expect(int(rows.max()) < len(boxes), f"{what}: image {image} is matched to a target it hasn't got")
-        expect(int(rows.min()) >= -2, f"{what}: image {image} has matches below -2")
-    expect(float(assignment.num_positives) >= 1, f"{what}: num_positives is below 1")
-
-
-def _assigned(subject: Any, batch: Batch, targets: Targets) -> None:
-    """Positive anchors (of points: two strides about them) meet their boxes: the frame of targets is that of strides and images."""
-    output = look(subject, batch, predictions=True)
-    if output.assign is None:
-        return
-    layout, assignment = output.stages[0].layout, output.assign(targets)
-    expect(layout is not None, "assign goes with a dense first stage, and it has no layout")
-    assert layout is not None
-    _check_assignment(assignment, targets, "assign")
-    levels = zip(layout.split(assignment.matched), layout.shapes, layout.strides, strict=True)
-    for index, (matched, (rows, columns), stride) in enumerate(levels):
-        squares = (
-            square_anchors(rows, columns, stride, 2.0, matched.device).expand(-1, -1, layout.anchors, -1) + stride / 2
-        )
-        anchors = output.pyramids["neck"].anchors
-        seen = squares if anchors is None else anchors[index]
-        for own, boxes in zip(matched, targets.boxes, strict=True):
-            pair = torch.stack([seen[own >= 0], boxes[own[own >= 0]]])  # (2, P, 4)
-            sides = (pair[..., 2:].amin(0) - pair[..., :2].amax(0)).clamp(min=0)
-            share = sides.prod(-1) / (pair[..., 2:] - pair[..., :2]).prod(-1).amin(0)
-            expect(bool((share > SHARED).all()), f"positives of stride {stride} lie far from their boxes")
-
-
-def _left_alone(subject: Any, batch: Batch, targets: Targets) -> None:
-    """Two looks agree, on bytes and on floats, and leave batch, mode and weights as they were."""
-    state = copy.deepcopy(subject.state_dict())
-    first = look(subject, batch, predictions=True).stages[-1]
-    shares = replace(batch, images=batch.images.float() / 255)
-    same_stage(look(subject, shares, predictions=True).stages[-1], first, "images in 0..1 against bytes")
-    subject.detect(batch)
-    expect(not subject.training, "a look changes the mode")
-    after = subject.state_dict()
-    expect(after.keys() == state.keys(), f"a look changes the state dict: {sorted(after.keys() ^ state.keys())[:3]}")
-    expect(
-        all(torch.equal(after[name], value) for name, value in state.items()),
-        "a look in evaluation mode changes the weights",
-    )
-
-
-def _losses(subject: Any, batch: Batch, targets: Targets) -> None:
-    subject.train()
+def _check_losses(detector: Any, batch: Batch, targets: Targets) -> None:
+    """The losses and their gradients are finite, whether all, one or none of the images has objects."""
+    detector.train()
     nothing = Targets(tuple(boxes[:0] for boxes in targets.boxes), tuple(labels[:0] for labels in targets.labels))
     first = Targets((targets.boxes[0], *nothing.boxes[1:]), (targets.labels[0], *nothing.labels[1:]))
-    for what, given in (
-        ("all images have objects", targets),
-        ("one image has objects", first),
-        ("no image has objects", nothing),
-    ):
-        subject.zero_grad()
-        output = subject.observe(batch, given)
-        odd = [name for name, term in output.losses.items() if term.shape != () or not bool(term.isfinite())]
-        expect(bool(output.losses) and not odd, f"{what}: losses {odd or 'none'} are not finite scalars")
+    cases = {"all images have objects": targets, "one image has objects": first, "no image has objects": nothing}
+    for case, case_targets in cases.items():
+        detector.zero_grad()
+        output = detector.observe(batch, case_targets)
+        expect(bool(output.losses), f"{case}: output.losses is empty, although targets were given", "DetectorOutput")
+        wrong = [name for name, term in output.losses.items() if term.shape != () or not bool(term.isfinite())]
+        expect(not wrong, f"{case}: the losses {wrong} are not finite scalars", "DetectorOutput")
         assignment = output.stages[-1].assignment
-        expect(assignment is not None, "targets were given, and the last stage has no assignment")
-        assert assignment is not None
-        _check_assignment(assignment, given, what)
+        problem = f"{case}: the last stage has no assignment, although targets were given"
+        expect(assignment is not None, problem, "Predictions")
+        check_assignment(required(assignment), case_targets, f"{case}: assignment of the last stage")
         torch.stack(list(output.losses.values())).sum().backward()
-        grads = [parameter.grad for parameter in subject.parameters() if parameter.grad is not None]
-        expect(bool(grads) and all(bool(grad.isfinite().all()) for grad in grads), f"{what}: gradients are not finite")
-    body = [parameter for parameter in subject.backbone_parameters() if parameter.requires_grad]
-    reached = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in body)
-    expect(reached or not body, "the losses' gradient does not reach the backbone")
+        gradients = [parameter.grad for parameter in detector.parameters() if parameter.grad is not None]
+        expect(bool(gradients), f"{case}: no parameter gets a gradient from the losses", "DetectorOutput")
+        is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        expect(is_finite, f"{case}: gradients of the losses are not finite", "DetectorOutput")
+    backbone = [parameter for parameter in detector.backbone_parameters() if parameter.requires_grad]
+    is_reached = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in backbone)
+    expect(is_reached or not backbone, "the gradient of the losses does not reach the backbone", "Detector")
+
+
+CHECKS: dict[str, Check] = {
+    "info": _check_info,
+    "pyramids": check_pyramids,
+    "predictions": check_predictions,
+    "need": _check_need,
+    "detect": check_detect,
+    "assign": check_assign,
+    "towers.resume": check_resume,
+    "queries.redecode": check_redecode,
+    "proposals.classify": check_classify,
+    "side effects": _check_side_effects,
+    "losses": _check_losses,
+}
+"""The checks of `check_detector` by name, in their order."""

@@ -1,4 +1,4 @@
-"""What the checks look at."""
+"""The batch on which the checks run."""
 
 import torch
 
@@ -10,9 +10,10 @@ Scene = tuple[Batch, Targets]
 
 
 def scene(classes: int, size: tuple[int, int] = (96, 128), count: int = 2, cut: bool = True) -> Scene:
-    """`count` pictures of the built-in shapes, fitted into `size` (height, width), labels below `classes`.
+    """A batch of `count` built-in pictures of shapes with its targets.
 
-    cut: the last picture is cut to three quarters of its sides, so that the batch is padded.
+    size: (height, width) in pixels into which the pictures are fitted. classes: labels are below this number.
+    cut: True cuts the last picture to three quarters of its sides, so that the batch has padding.
     """
     config = DataConfig(path=f"shapes:{max(count, 4)}", image_size=size, flip=0.0)
     loader = EvalLoader(open_data(config).split("train"), config, batch_size=count)
@@ -24,6 +25,6 @@ def scene(classes: int, size: tuple[int, int] = (96, 128), count: int = 2, cut: 
         batch.images[-1, :, :, width:] = 0
         batch.sizes[-1] = torch.tensor([height, width])
         boxes[-1] = boxes[-1].minimum(boxes[-1].new_tensor([width, height, width, height]))
-        kept = (boxes[-1][:, 2:] - boxes[-1][:, :2]).amin(1) > 2
+        kept = (boxes[-1][:, 2:] - boxes[-1][:, :2]).amin(1) > 2  # a box whose visible part is too thin is dropped
         boxes[-1], labels[-1] = boxes[-1][kept], labels[-1][kept]
     return batch, Targets(tuple(boxes), tuple(labels))

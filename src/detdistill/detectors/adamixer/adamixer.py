@@ -1,7 +1,8 @@
-"""AdaMixer, our own: a backbone, a channel mapping, and a decoder of sampling and mixing stages, as a `Family` of set predictors.
+"""AdaMixer, our own implementation, as a `Family`: backbone, channel mapping, and a decoder that samples and mixes.
 
-Our frame is the padded batch in pixels, and so is the decoder's; a query's first box is its image's valid area, and targets are matched
-relative to that. Its L1, of costs and losses, is of corners, as published, where that of DETRs is of cx cy w h.
+The decoder works in pixels of the padded batch. A query starts from the box of its image's valid area, and targets
+are matched relative to the valid area. The L1 distance, in costs and losses, is of box corners, as published; in DETR
+and its successors it is of cx cy w h.
 """
 
 from collections.abc import Sequence
@@ -15,43 +16,56 @@ from torch import Tensor, nn
 from detdistill.detectors.adamixer.boxes import to_xyzr
 from detdistill.detectors.adamixer.criterion import WEIGHTS, set_terms
 from detdistill.detectors.adamixer.decoder import Decoder, Sizes
-from detdistill.detectors.adamixer.neck import ChannelMapping, build_body_and_neck
+from detdistill.detectors.adamixer.neck import ChannelMapping, build_backbone_and_neck
 from detdistill.detectors.images import normalize
-from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, learn_stages
-from detdistill.detectors.queries.frames import canvas_of, to_pixels
+from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
+from detdistill.detectors.queries.frames import canvas_of
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.transformers.host import keeps_norms, thaw
+from detdistill.detectors.transformers.host import has_loaded_backbone, unfreeze_backbone
 from detdistill.errors import UserError
+from detdistill.geometry import to_pixels
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, DetectorInfo, Predictions, QueryInfo, QuerySet, Targets
+from detdistill.types import Batch, DetectorInfo, Predictions, QueryInfo, QuerySet
 
 DEPTH = 6  # stages, as published
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the decoder reads: the neck's levels (B, D, H, W), as there is no encoder. sizes (B, 2): valid (height, width). canvas: (height,
-    width) of the padded batch."""
+    """What the decoder reads. There is no encoder.
+
+    maps: the levels of the neck, (B, D, H, W).
+    frame: valid (height, width) of each image, which boxes are relative to in matching and losses, (B, 2).
+    canvas: (height, width) of the padded batch.
+    """
 
     maps: tuple[Tensor, ...]
-    sizes: Tensor
+    frame: Tensor
     canvas: tuple[int, int]
 
 
 class Model(nn.Module):
-    """All parameters, and nothing else."""
+    """Holds all parameters."""
 
     def __init__(self, backbone: nn.Module, neck: ChannelMapping, decoder: Decoder):
         super().__init__()
-        self.backbone, self.neck, self.decoder = backbone, neck, decoder
+        self.backbone = backbone
+        self.neck = neck
+        self.decoder = decoder
 
 
-class AdaMixer:
-    """The `Family` over a `Model` for `classes` in order, strides those of its levels, width that of its queries and levels."""
+class AdaMixer(Family[Memory]):
+    """The `Family` over a `Model`.
+
+    classes: the labels, in order. strides: the strides of the levels. width: channels of queries and levels.
+    """
 
     def __init__(self, model: Model, classes: Sequence[str], strides: Sequence[int], width: int):
-        self.model, self.strides, self.width = model, tuple(strides), width
+        self.model = model
+        self.strides = tuple(strides)
+        self.width = width
         self.matcher = Matcher(WEIGHTS["classification"], WEIGHTS["box"], WEIGHTS["giou"], corners=True)
+        self.losses = set_terms
         self.info = DetectorInfo(
             kind="adamixer",
             classes=tuple(classes),
@@ -61,7 +75,7 @@ class AdaMixer:
             queries=QueryInfo(width, frozenset({"content"}), learned=True),
         )
 
-    def body(self) -> nn.Module:
+    def backbone(self) -> nn.Module:
         return self.model.backbone
 
     def neck(self, batch: Batch) -> Features:
@@ -72,61 +86,68 @@ class AdaMixer:
         return Memory(features.levels, features.sizes, features.canvas)
 
     def queries(self, memory: Memory) -> QuerySet:
-        """The embeddings, standardised, the same for every image; no reference: the decoder begins with the whole image."""
-        return self._spread(self.model.decoder.content.weight, memory)
+        """The learned queries, standardized, the same for every image.
+
+        There is no reference: the decoder starts from the valid area of the image.
+        """
+        return self._from_embeddings(self.model.decoder.content.weight, memory)
 
     def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
-        """Standard normal, as the embeddings are at first, and standardised like them."""
-        drawn = torch.randn(n, self.width, generator=generator, device=generator.device)
-        return self._spread(drawn.to(memory.sizes.device), memory)
+        """Embeddings from a standard normal distribution, like the learned ones before training, and standardized."""
+        embeddings = torch.randn(n, self.width, generator=generator, device=generator.device)
+        return self._from_embeddings(embeddings.to(memory.frame.device), memory)
 
     def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
-        """The stages on any content; boxes begin at the reference (B, Q, 4), where it is None at each image's valid area. Position isn't read."""
+        """The stages for any content (B, Q, D).
+
+        The first boxes are the reference (B, Q, 4), or the valid area of each image if there is no reference. The
+        position is not read. Raises ValueError if the content is missing or has another width, or if the reference has
+        points.
+        """
         content = queries.content
         if content is None or content.shape[-1] != self.width:
             got = "no content" if content is None else f"{content.shape[-1]}"
-            raise ValueError(f"the decoder asks for the content of queries, {self.width} wide; got {got}")
-        found = self.model.decoder(
-            content, self._start(queries.reference, memory, content.shape[1]), memory.maps, self.strides
-        )
-        valid = torch.ones(content.shape[:2], dtype=torch.bool, device=content.device)
+            raise ValueError(f"the decoder needs queries with a content {self.width} wide; got {got}")
+        boxes = self._first_boxes(queries.reference, memory, content.shape[1])
+        outputs = self.model.decoder(content, boxes, memory.maps, self.strides)
+        valid = torch.ones(content.shape[:2], dtype=torch.bool, device=content.device)  # (B, Q)
         return tuple(
-            Predictions(logits.float(), "sigmoid", boxes, valid, embeddings=state) for state, logits, boxes in found
+            Predictions(logits.float(), "sigmoid", boxes, valid, embeddings=state) for state, logits, boxes in outputs
         )
 
-    def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
-        return self.matcher(stages, memory.sizes, targets)
+    def _from_embeddings(self, embeddings: Tensor, memory: Memory) -> QuerySet:
+        """Queries for every image from embeddings (Q, D), standardized."""
+        standardized = F.layer_norm(embeddings, (self.width,))
+        return QuerySet(standardized.expand(len(memory.frame), -1, -1))  # (B, Q, D)
 
-    def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
-        return set_terms(stages, memory.sizes, targets)
+    def _first_boxes(self, reference: Tensor | None, memory: Memory, count: int) -> Tensor:
+        """The first boxes of `count` queries, as xyzr (B, Q, 4).
 
-    def learn(
-        self, queries: QuerySet, memory: Memory, targets: Targets
-    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        return learn_stages(self, queries, memory, targets)
-
-    def _spread(self, embeddings: Tensor, memory: Memory) -> QuerySet:
-        """Embeddings (Q, D), standardised, for every image."""
-        return QuerySet(F.layer_norm(embeddings, (self.width,)).expand(len(memory.sizes), -1, -1))
-
-    def _start(self, reference: Tensor | None, memory: Memory, count: int) -> Tensor:
-        """xyzr (B, Q, 4) that the first stage begins with. Raises ValueError for a reference of points, which have no size to begin with."""
+        Raises ValueError if the reference has points, which have no size.
+        """
         if reference is None:
-            whole = memory.sizes.new_tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float).expand(len(memory.sizes), count, 4)
-            return to_xyzr(to_pixels(whole, memory.sizes))
+            whole = memory.frame.new_tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float)
+            return to_xyzr(to_pixels(whole.expand(len(memory.frame), count, 4), memory.frame))
         if reference.shape[-1] != 4:
             raise ValueError(
-                f"the decoder begins with boxes, cx cy w h; the reference has {reference.shape[-1]} numbers a query"
+                f"the decoder starts from boxes cx cy w h; the reference has {reference.shape[-1]} numbers per query"
             )
-        return to_xyzr(to_pixels(reference.float(), canvas_of(memory.sizes, *memory.canvas)))
+        return to_xyzr(to_pixels(reference.float(), canvas_of(memory.frame, *memory.canvas)))
 
 
 def adamixer(config: ModelConfig, backbone: str, classes: Sequence[str], **sizes: Any) -> QueryDetector:
-    """On a timm backbone. sizes: fields of `Sizes`, laid over the published ones. Raises UserError where strides, width or backbone don't fit."""
-    shape = Sizes(**sizes)
-    if config.channels % shape.multiple:
-        raise UserError(f"model.channels {config.channels}: adamixer needs a multiple of {shape.multiple}, such as 256")
-    body, neck = build_body_and_neck(config, backbone)
-    norms = thaw(body, frozen_norms=keeps_norms(config))
-    decoder = Decoder(config.channels, config.queries, config.decoder_layers or DEPTH, len(classes), shape)
-    return assemble(AdaMixer(Model(body, neck, decoder), classes, config.strides, config.channels), config, norms)
+    """AdaMixer on a timm backbone, with published initial weights.
+
+    sizes: fields of `Sizes`. Raises UserError if strides, width or backbone do not fit.
+    """
+    decoder_sizes = Sizes(**sizes)
+    if config.channels % decoder_sizes.multiple:
+        raise UserError(
+            f"model.channels {config.channels}: adamixer needs a multiple of {decoder_sizes.multiple}, such as 256"
+        )
+    timm_backbone, neck = build_backbone_and_neck(config, backbone)
+    norms = unfreeze_backbone(timm_backbone, frozen_norms=has_loaded_backbone(config))
+    depth = config.decoder_layers or DEPTH
+    decoder = Decoder(config.channels, config.queries, depth, len(classes), decoder_sizes)
+    family = AdaMixer(Model(timm_backbone, neck, decoder), classes, config.strides, config.channels)
+    return assemble(family, config, norms)

@@ -1,4 +1,7 @@
-"""AdaMixer's decoder, arXiv:2203.16507, section 3.4: stages that look, mix, and move the queries' boxes."""
+"""The decoder of AdaMixer, arXiv:2203.16507, section 3.4.
+
+Each stage samples features, mixes them, and refines the boxes.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +14,19 @@ from detdistill.detectors.adamixer.boxes import log_iof, position_embedding, ref
 from detdistill.detectors.adamixer.mixing import Mixing
 from detdistill.detectors.adamixer.sampling import Sampling
 
-PRIOR = 0.01  # score of every class at first, arXiv:1708.02002
+PRIOR = 0.01  # initial score of every class, arXiv:1708.02002
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the recipe has no field for. groups: of channels that are sampled and mixed apart. in_points, out_points: of each group, before and
-    after the spatial mixing. heads: of the self-attention. ffn: its hidden channels."""
+    """Sizes of the decoder that are not fields of `ModelConfig`.
+
+    groups: channels are sampled and mixed in this many separate groups.
+    in_points: points per group before the spatial mixing.
+    out_points: points per group after the spatial mixing.
+    heads: heads of the self-attention.
+    ffn: hidden channels of the feed-forward network.
+    """
 
     groups: int = 4
     in_points: int = 32
@@ -27,12 +36,15 @@ class Sizes:
 
     @property
     def multiple(self) -> int:
-        """What the decoder's width must be a multiple of: groups, heads, and the sine and cosine of four numbers."""
+        """The decoder's width must be a multiple of this: groups, heads, and 8 for sine and cosine of four numbers."""
         return math.lcm(self.groups, self.heads, 8)
 
 
 class Stage(nn.Module):
-    """Self-attention that keeps to overlapping boxes, sampling and mixing, feed-forward; each with a residual and a layer norm."""
+    """Self-attention among overlapping boxes, then sampling and mixing, then a feed-forward network.
+
+    Each of the three has a residual and a layer norm.
+    """
 
     def __init__(self, width: int, classes: int, sizes: Sizes):
         super().__init__()
@@ -42,17 +54,20 @@ class Stage(nn.Module):
         self.mixing = Mixing(width, sizes.groups, sizes.in_points, sizes.out_points)
         self.feed_forward = nn.Sequential(nn.Linear(width, sizes.ffn), nn.ReLU(), nn.Linear(sizes.ffn, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.classify, self.regress = (
-            nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()) for _ in range(2)
-        )
-        self.class_embed, self.bbox_embed = nn.Linear(width, classes), nn.Linear(width, 4)
+        self.classify = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
+        self.regress = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
+        self.class_embed = nn.Linear(width, classes)
+        self.bbox_embed = nn.Linear(width, 4)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As published: a box stays where it is, every score is PRIOR, sampling and mixing do not hang on the content."""
+        """Published initial weights: boxes do not move, and every score is PRIOR.
+
+        The initial sampling and mixing do not depend on the content; see `Sampling` and `Mixing`.
+        """
         nn.init.uniform_(self.overlap, 0.0, 4.0)
-        for part in (self.attention, self.feed_forward, self.classify, self.regress, self.class_embed):
-            for weight in part.parameters():
+        for module in (self.attention, self.feed_forward, self.classify, self.regress, self.class_embed):
+            for weight in module.parameters():
                 if weight.ndim > 1:
                     nn.init.xavier_uniform_(weight)
         nn.init.constant_(self.class_embed.bias, math.log(PRIOR / (1 - PRIOR)))
@@ -62,25 +77,31 @@ class Stage(nn.Module):
     def forward(
         self, content: Tensor, xyzr: Tensor, levels: Sequence[Tensor], strides: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """content (B, Q, D), xyzr (B, Q, 4) to content, logits (B, Q, K) and the box's correction (B, Q, 4); see `boxes.refine`."""
+        """content (B, Q, D) and xyzr (B, Q, 4) to content, logits (B, Q, K) and box correction (B, Q, 4).
+
+        `boxes.refine` applies the correction.
+        """
         content = self.norms[0](self.attend(content, xyzr))
         content = self.norms[1](self.mixing(self.sampling(content, xyzr, levels, strides), content))
         content = self.norms[2](content + self.feed_forward(content))
         return content, self.class_embed(self.classify(content)), self.bbox_embed(self.regress(content))
 
     def attend(self, content: Tensor, xyzr: Tensor) -> Tensor:
-        """The place of a query becomes part of its content, residual included. Boxes get no gradient here, as published."""
-        place = xyzr.detach()
-        placed = content + position_embedding(place, content.shape[-1]).to(content.dtype)
-        bias = self.overlap[:, None, None] * log_iof(to_boxes(place))[:, None]  # (B, heads, Q, Q)
-        told, _ = self.attention(
-            placed, placed, placed, attn_mask=bias.flatten(0, 1).to(content.dtype), need_weights=False
-        )
-        return placed + told
+        """The self-attention with its residual, (B, Q, D).
+
+        The position embedding is added to the content, and so to the residual too. Boxes get no gradient here, as
+        published.
+        """
+        detached = xyzr.detach()
+        queries = content + position_embedding(detached, content.shape[-1]).to(content.dtype)
+        bias = self.overlap[:, None, None] * log_iof(to_boxes(detached))[:, None]  # (B, heads, Q, Q)
+        bias = bias.flatten(0, 1).to(content.dtype)  # (B heads, Q, Q)
+        attended, _ = self.attention(queries, queries, queries, attn_mask=bias, need_weights=False)
+        return queries + attended
 
 
 class Decoder(nn.Module):
-    """content: the learned queries (Q, D). Their boxes are not learned."""
+    """All stages, and the learned queries `content` (Q, D). There are no learned boxes."""
 
     def __init__(self, width: int, queries: int, depth: int, classes: int, sizes: Sizes):
         super().__init__()
@@ -90,12 +111,14 @@ class Decoder(nn.Module):
     def forward(
         self, content: Tensor, xyzr: Tensor, levels: Sequence[Tensor], strides: Sequence[int]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Content (B, Q, D), logits (B, Q, K) and boxes xyxy (B, Q, 4) in pixels after every stage. A stage's boxes learn nothing from the
-        stages after it; content does."""
-        found = []
+        """Content (B, Q, D), logits (B, Q, K) and boxes xyxy (B, Q, 4) in pixels after every stage.
+
+        The boxes of a stage get no gradient from later stages. The content does.
+        """
+        outputs = []
         for stage in self.stages:
             content, logits, delta = stage(content, xyzr, levels, strides)
-            moved = refine(xyzr, delta.to(xyzr.dtype))
-            found.append((content, logits, to_boxes(moved)))
-            xyzr = moved.detach()
-        return found
+            refined = refine(xyzr, delta.to(xyzr.dtype))
+            outputs.append((content, logits, to_boxes(refined)))
+            xyzr = refined.detach()
+        return outputs

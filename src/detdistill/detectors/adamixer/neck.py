@@ -1,17 +1,23 @@
-"""The channel mapping under AdaMixer's decoder: no pyramid, as the decoder reads between the levels for itself."""
+"""The channel mapping below AdaMixer's decoder.
+
+There is no pyramid network: the decoder itself samples across levels.
+"""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detdistill.detectors.backbone import build_body, check_strides, group_norm
+from detdistill.detectors.backbone import build_backbone, check_strides, group_norm
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import required
 
 
 class ChannelMapping(nn.Module):
-    """A 1x1 convolution for each map of the backbone, `extra` coarser levels by mean pooling, and one group norm that all levels share."""
+    """Maps the backbone's maps to levels of the same width.
+
+    Each map has a 1x1 convolution. `extra` coarser levels are made by average pooling. All levels share one group norm.
+    """
 
     def __init__(self, widths: Sequence[int], channels: int, extra: int):
         super().__init__()
@@ -25,20 +31,23 @@ class ChannelMapping(nn.Module):
             nn.init.zeros_(required(layer.bias))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """(B, C, H, W) of each map, fine to coarse, to (B, channels, H, W) of each level."""
-        levels = [layer(one) for layer, one in zip(self.convolutions, maps, strict=True)]
+        """Maps (B, C, H, W), fine to coarse, to levels (B, channels, H, W)."""
+        levels = [layer(feature) for layer, feature in zip(self.convolutions, maps, strict=True)]
         for _ in range(self.extra):
             levels.append(self.pool(levels[-1]))
         return tuple(self.norm(level) for level in levels)
 
 
-def build_body_and_neck(config: ModelConfig, backbone: str) -> tuple[nn.Module, ChannelMapping]:
-    """A timm backbone and the mapping to levels at exactly `config.strides`. Raises UserError where the backbone can't serve."""
+def build_backbone_and_neck(config: ModelConfig, backbone: str) -> tuple[nn.Module, ChannelMapping]:
+    """A timm backbone, and the mapping to levels at exactly `config.strides`.
+
+    Raises UserError if the backbone does not have the finest stride, or as `build_backbone` does.
+    """
     strides = config.strides
     check_strides(strides)
-    body, given, widths = build_body(backbone, strides, config.backbone_weights)
-    if given != strides[: len(given)]:
+    module, available, widths = build_backbone(backbone, strides, config.backbone_weights)
+    if available != strides[: len(available)]:
         raise UserError(
-            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}"
+            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {available}"
         )
-    return body, ChannelMapping(widths, config.channels, len(strides) - len(given))
+    return module, ChannelMapping(widths, config.channels, len(strides) - len(available))

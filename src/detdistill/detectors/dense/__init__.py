@@ -1,1 +1,1 @@
-"""Dense detectors of our own, on torchvision's and timm's parts: those that torchvision does not have."""
+"""Our implementations of the dense detectors that torchvision does not have."""

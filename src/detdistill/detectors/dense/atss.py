@@ -1,4 +1,4 @@
-"""ATSS, arXiv:1912.02424: one square anchor a cell, adaptive assignment, focal, GIoU and centre-ness losses."""
+"""ATSS, arXiv:1912.02424: one square anchor per cell, adaptive assignment; focal, GIoU and centerness losses."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ from detdistill.detectors.dense.head import (
     BOX_WEIGHT,
     DenseHead,
     anchored_pyramid,
-    assign_adaptively,
+    assign_atss,
     dense_info,
-    suppress,
+    postprocess,
 )
 from detdistill.detectors.outputs import (
     DenseParts,
     dense_layout,
-    edge_boxes,
+    edges_to_boxes,
     matched_boxes,
     matched_labels,
     observe_dense,
-    row_strides,
+    prediction_strides,
 )
 from detdistill.detectors.towers import TowerPair
 from detdistill.distributed import mean_over_processes
@@ -36,9 +36,11 @@ from detdistill.types import Assignment, Batch, Detections, DetectorOutput, Need
 
 
 class ATSS(nn.Module):
-    """RetinaNet's design with one anchor a cell and centre-ness; deltas are scaled as in Faster R-CNN, by 0.1 and 0.2.
+    """RetinaNet's design with one anchor per cell and centerness.
 
-    With `model.edges` the sides' distances from the anchor's centre are distributions as in GFL, and there are no deltas; the losses stay.
+    Deltas are scaled as in Faster R-CNN, by 0.1 for centers and 0.2 for sides. With `model.edges`, the head predicts
+    the distances of the sides from the anchor's center as distributions, as GFL does, and no deltas. The losses stay
+    the same.
     """
 
     def __init__(self, config: ModelConfig, backbone: str, classes: Sequence[str]):
@@ -52,50 +54,54 @@ class ATSS(nn.Module):
         self.info = dense_info("atss", config, classes, quality=True, edge_bins=self.edge_bins)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the body below the neck."""
+        """See `types.Detector`."""
         return list(self.neck.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `types.Detector`."""
+        """See `types.Detector`. The losses are those of `atss_losses`."""
         pyramid = anchored_pyramid(self.neck, batch, self.config)
         layout = dense_layout(pyramid)
-        levels = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
-        anchors, valid = torch.cat(levels), layout.valid(batch.sizes)
+        level_anchors = [level.reshape(-1, 4) for level in pyramid.anchors or ()]
+        anchors = torch.cat(level_anchors)  # (N, 4)
+        valid = layout.valid(batch.sizes)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             if self.edge_bins:
-                logits, edges, quality = self.head.rows(classification, regression, 4, self.edge_bins)
-                boxes = edge_boxes(edges, centers(anchors), row_strides(layout, anchors.device))
+                logits, edges, quality = self.head.predict(classification, regression, 4, self.edge_bins)
+                boxes = edges_to_boxes(edges, centers(anchors), prediction_strides(layout, anchors.device))
                 return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, edges=edges)
-            logits, deltas, quality = self.head.rows(classification, regression, 4)
+            logits, deltas, quality = self.head.predict(classification, regression, 4)
             boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
             return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, deltas=deltas)
 
-        def assign(wanted: Targets) -> Assignment:
-            return assign_adaptively(levels, valid, layout.counts, wanted)
+        def assign(targets: Targets) -> Assignment:
+            return assign_atss(level_anchors, valid, layout.counts, targets)
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, atss_losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. Score: class times centre-ness."""
+        """See `types.Detector`. The score is the class score times the centerness."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
-        return suppress(stage, batch, self.config, self.config.nms_threshold or 0.6)
+        return postprocess(stage, batch, self.config, self.config.nms_threshold or 0.6)
 
 
 def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
-    """Focal (alpha 0.25, gamma 2) over valid anchors and centre-ness over positives, both by the number of positives; GIoU weighted by the
-    centre-ness target, by its sum, times 2."""
+    """The loss terms of ATSS, each a scalar.
+
+    classification: focal loss (alpha 0.25, gamma 2) over valid anchors, divided by the number of positives.
+    box: 2 times GIoU loss over positives, weighted by their centerness targets and divided by the sum of these weights.
+    centerness: binary cross-entropy over positives, divided by their number.
+    """
     positive, quality = assignment.positive, required(assignment.quality)
-    wanted = torch.zeros_like(stage.logits)
-    wanted[positive] = F.one_hot(matched_labels(assignment, targets), wanted.shape[-1]).to(wanted)
-    focal = sigmoid_focal_loss(stage.logits, wanted) * assignment.valid[..., None]
-    weight = quality[positive]
-    boxes = (
-        giou_distance(stage.boxes[positive], matched_boxes(assignment, targets)) * weight
-    ).sum() / mean_over_processes(weight.sum())
+    class_targets = torch.zeros_like(stage.logits)
+    class_targets[positive] = F.one_hot(matched_labels(assignment, targets), class_targets.shape[-1]).to(class_targets)
+    focal = sigmoid_focal_loss(stage.logits, class_targets) * assignment.valid[..., None]
+    weight = quality[positive]  # (P,)
+    distances = giou_distance(stage.boxes[positive], matched_boxes(assignment, targets))
+    box = (distances * weight).sum() / mean_over_processes(weight.sum())
     center = F.binary_cross_entropy_with_logits(required(stage.quality)[positive], weight, reduction="sum")
     return {
         "classification": focal.sum() / assignment.num_positives,
-        "box": BOX_WEIGHT * boxes,
+        "box": BOX_WEIGHT * box,
         "centerness": center / assignment.num_positives,
     }

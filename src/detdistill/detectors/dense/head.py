@@ -1,4 +1,4 @@
-"""What ATSS and GFL share: anchors, assignment, towers, predictors with a scale per level, and the way from scores to detections."""
+"""What ATSS and GFL share: anchors, assignment, towers, predictors with one scale per level, and postprocessing."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detdistill.detectors.backbone import group_norm
 from detdistill.detectors.images import normalize
-from detdistill.detectors.outputs import assemble, with_centerness
+from detdistill.detectors.outputs import build_assignment, with_centerness
 from detdistill.detectors.towers import flatten_cells
 from detdistill.geometry import atss_assign, square_anchors
 from detdistill.recipe import ModelConfig
@@ -26,13 +26,13 @@ from detdistill.types import (
     required,
 )
 
-OCTAVE = 8.0  # side of an anchor, in strides
+ANCHOR_SIDE = 8.0  # strides
 BOX_WEIGHT = 2.0  # of the GIoU term
-BEFORE_SUPPRESSION = 1000  # candidates a level, as published
+MAX_CANDIDATES = 1000  # (prediction, class) pairs per level that enter the suppression, as published
 
 
-def tower(channels: int, depth: int, norm: str) -> nn.Sequential:
-    """`depth` times 3x3 convolution, group norm (unless norm is `none`) and ReLU. The convolution has a bias only without the norm."""
+def build_tower(channels: int, depth: int, norm: str) -> nn.Sequential:
+    """`depth` blocks of 3x3 convolution, group norm and ReLU. With norm `none`, a bias replaces the group norm."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
@@ -42,15 +42,15 @@ def tower(channels: int, depth: int, norm: str) -> nn.Sequential:
 
 
 class DenseHead(nn.Module):
-    """Two towers shared by all levels, predictors, and a learned scale of the regression on each level.
+    """Two towers and their predictors, shared by all levels, and one learned scale of the regression per level.
 
-    regression: values a cell, 4 or 4 R. quality: whether the regression tower also gives a centre-ness logit.
+    regression: values per cell, 4 or 4 R. quality: True if the regression tower also predicts a centerness logit.
     """
 
     def __init__(self, config: ModelConfig, classes: int, regression: int, quality: bool):
         super().__init__()
-        self.classification_tower = tower(config.channels, config.tower_depth, config.norm)
-        self.regression_tower = tower(config.channels, config.tower_depth, config.norm)
+        self.classification_tower = build_tower(config.channels, config.tower_depth, config.norm)
+        self.regression_tower = build_tower(config.channels, config.tower_depth, config.norm)
         self.classifier = nn.Conv2d(config.channels, classes, 3, padding=1)
         self.regressor = nn.Conv2d(config.channels, regression, 3, padding=1)
         self.quality = nn.Conv2d(config.channels, 1, 3, padding=1) if quality else None
@@ -60,30 +60,31 @@ class DenseHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.constant_(
-            required(self.classifier.bias), -4.595
-        )  # a score of 0.01 everywhere, so that background does not swamp the first steps
+        # Every score starts at 0.01, so that the loss of the background does not dominate the first steps.
+        nn.init.constant_(required(self.classifier.bias), -4.595)
 
-    def rows(
+    def predict(
         self, classification: Sequence[Tensor], regression: Sequence[Tensor], *shape: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Last tower features of each level to logits (B, N, K), scaled regression (B, N, *shape) and quality logits (B, N) or None; in
-        single precision, as box arithmetic does not fit in 16 bits."""
+        """Apply the predictors to the last features of both towers.
+
+        classification, regression: features (B, C, H, W) per level. shape: of the regression per prediction, 4 or 4, R.
+        Returns logits (B, N, K), the scaled regression (B, N, *shape), and quality logits (B, N) or None. All are in
+        single precision, because 16 bits are too few for box coordinates.
+        """
         logits = [flatten_cells(self.classifier(level), self.classifier.out_channels) for level in classification]
         pairs = zip(regression, self.scales, strict=True)
         distances = [flatten_cells(self.regressor(level) * scale, *shape) for level, scale in pairs]
-        quality = (
-            None
-            if self.quality is None
-            else torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
-        )
+        quality = None
+        if self.quality is not None:
+            quality = torch.cat([flatten_cells(self.quality(level)) for level in regression], 1).float()
         return torch.cat(logits, 1).float(), torch.cat(distances, 1).float(), quality
 
 
 def dense_info(
     kind: str, config: ModelConfig, classes: Sequence[str], quality: bool, edge_bins: int | None = None
 ) -> DetectorInfo:
-    """What is known of a head with one square anchor a cell."""
+    """The info of a detector with one square anchor per cell. edge_bins: R, or None without side distributions."""
     return DetectorInfo(
         kind=kind,
         classes=tuple(classes),
@@ -92,7 +93,7 @@ def dense_info(
         activation="sigmoid",
         grid=GridInfo(
             anchors_per_cell=1,
-            cell_anchors=tuple(((OCTAVE * stride, OCTAVE * stride),) for stride in config.strides),
+            cell_anchors=tuple(((ANCHOR_SIDE * stride, ANCHOR_SIDE * stride),) for stride in config.strides),
             assigner="atss",
             quality=quality,
         ),
@@ -102,45 +103,55 @@ def dense_info(
 
 
 def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyramid:
-    """The neck's levels with square anchors centred on cell corners."""
+    """The neck's levels on the batch, with one square anchor per cell, centered on the cell's top left corner."""
     levels = tuple(neck(normalize(batch)).values())
     pairs = zip(levels, config.strides, strict=True)
     anchors = tuple(
-        square_anchors(level.shape[-2], level.shape[-1], stride, OCTAVE, level.device) for level, stride in pairs
+        square_anchors(level.shape[-2], level.shape[-1], stride, ANCHOR_SIDE, level.device) for level, stride in pairs
     )
     return Pyramid(levels, config.strides, batch.sizes, anchors)
 
 
-def assign_adaptively(levels: Sequence[Tensor], valid: Tensor, counts: Sequence[int], targets: Targets) -> Assignment:
-    """ATSS over the valid anchors of each image; quality is the centre-ness of the anchor's centre. levels: (n, 4) anchors of each level."""
-    anchors = torch.cat(list(levels))
+def assign_atss(level_anchors: Sequence[Tensor], valid: Tensor, counts: Sequence[int], targets: Targets) -> Assignment:
+    """The ATSS assignment among the valid anchors of each image. Quality: centerness of the anchor's center.
+
+    level_anchors: (n, 4) per level. valid (B, N): False for anchors in the padding. counts: anchors per level.
+    """
+    anchors = torch.cat(list(level_anchors))
     matched = []
-    for inside, boxes in zip(valid, targets.boxes, strict=True):
-        kept = [level[mask] for level, mask in zip(levels, inside.split(list(counts)), strict=True)]
-        rows = torch.full((len(anchors),), -1, device=anchors.device)
-        rows[inside] = atss_assign(kept, boxes)
-        matched.append(rows)
-    return with_centerness(assemble(matched, valid), anchors, targets)
+    for image_valid, boxes in zip(valid, targets.boxes, strict=True):
+        masks = image_valid.split(list(counts))
+        candidates = [level[mask] for level, mask in zip(level_anchors, masks, strict=True)]
+        matches = torch.full((len(anchors),), -1, device=anchors.device)
+        matches[image_valid] = atss_assign(candidates, boxes)
+        matched.append(matches)
+    return with_centerness(build_assignment(matched, valid), anchors, targets)
 
 
-def suppress(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
-    """Scores (class, times quality where there is one) to detections: the best candidates of each level, clipped, suppressed per class."""
+def postprocess(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
+    """Turn the predictions of a dense head into detections, best first.
+
+    The score is the class score, times the quality if the head predicts one. The best candidates of each level above
+    `config.score_threshold` are clipped to the image, suppressed per class at the IoU `nms_threshold`, and at most
+    `config.detections` of them are kept.
+    """
     counts = required(stage.layout).counts
-    scores = stage.scores()
+    scores = stage.scores()  # (B, N, K)
     if stage.quality is not None:
         scores = scores * stage.quality.sigmoid()[..., None]
     scores = torch.where(stage.valid[..., None], scores, 0.0)
-    found = []
+    num_classes = scores.shape[-1]
+    detections = []
     for image, (height, width) in enumerate(batch.sizes.tolist()):
-        boxes_kept, scores_kept, labels_kept = [], [], []
+        level_boxes, level_scores, level_labels = [], [], []
         levels = zip(scores[image].split(counts), stage.boxes[image].split(counts), strict=True)
-        for level_scores, level_boxes in levels:
-            best, index = level_scores.flatten().topk(min(BEFORE_SUPPRESSION, level_scores.numel()))
+        for candidate_scores, candidate_boxes in levels:
+            best, index = candidate_scores.flatten().topk(min(MAX_CANDIDATES, candidate_scores.numel()))
             index = index[best > config.score_threshold]
-            boxes_kept.append(clip_boxes_to_image(level_boxes[index // scores.shape[-1]], (height, width)))
-            scores_kept.append(best[: len(index)])
-            labels_kept.append(index % scores.shape[-1])
-        boxes, kept, labels = torch.cat(boxes_kept), torch.cat(scores_kept), torch.cat(labels_kept)
-        keep = batched_nms(boxes.float(), kept.float(), labels, nms_threshold)[: config.detections]
-        found.append(Detections(boxes[keep], kept[keep], labels[keep]))
-    return tuple(found)
+            level_boxes.append(clip_boxes_to_image(candidate_boxes[index // num_classes], (height, width)))
+            level_scores.append(best[: len(index)])
+            level_labels.append(index % num_classes)
+        boxes, image_scores, labels = torch.cat(level_boxes), torch.cat(level_scores), torch.cat(level_labels)
+        keep = batched_nms(boxes.float(), image_scores.float(), labels, nms_threshold)[: config.detections]
+        detections.append(Detections(boxes[keep], image_scores[keep], labels[keep]))
+    return tuple(detections)

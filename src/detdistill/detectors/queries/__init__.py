@@ -1,1 +1,1 @@
-"""What set predictors share: frames of their boxes, matching, and the one look of every detector with queries."""
+"""Code shared by all detectors with queries: `QueryDetector`, box frames, matching, and helpers for decoder stages."""

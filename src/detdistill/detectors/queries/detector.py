@@ -1,13 +1,20 @@
-"""The one look of every detector with queries: neck, memory, decoder, and where targets are given assignment and losses."""
+"""`QueryDetector`, the class of every detector with queries, and `Family`, which each kind of detector implements.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+A `Family` has the steps neck, encoder, decoder, matching and losses. `QueryDetector` calls these steps in order and
+stops as soon as `Need` is met.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.queries.frames import top_detections
+from detdistill.detectors.queries.matching import Matcher
+from detdistill.detectors.queries.stages import with_assignments
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
@@ -26,8 +33,13 @@ from detdistill.types import (
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The neck's output. levels (B, D, H, W), fine to coarse. masks: (B, H, W) bool of each level, True on the image; empty where a family
-    knows no padding. sizes (B, 2): valid (height, width). canvas: (height, width) of the padded batch."""
+    """The output of the neck.
+
+    levels: maps (B, D, H, W), fine to coarse.
+    masks: (B, H, W) bool per level, True inside the image; empty if the family ignores padding.
+    sizes: valid (height, width) of each image, (B, 2).
+    canvas: (height, width) of the padded batch.
+    """
 
     levels: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
@@ -36,110 +48,154 @@ class Features:
 
 
 class Memory(Protocol):
-    """What a decoder reads, in a family's own form. maps: the encoder's output, (B, D, H, W) of each level."""
+    """What the decoder of a family reads. Each family adds fields of its own."""
 
     @property
-    def maps(self) -> tuple[Tensor, ...]: ...
+    def maps(self) -> tuple[Tensor, ...]:
+        """The output of the encoder, (B, D, H, W) per level, fine to coarse."""
+        ...
+
+    @property
+    def frame(self) -> Tensor:
+        """(height, width) that relative boxes refer to in matching and losses, (B, 2)."""
+        ...
 
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Memory)
 
 
-class Family(Protocol[M]):
-    """What differs from one family of set predictors to the next; it holds no parameters beside `model`.
+class Family(ABC, Generic[M]):
+    """The steps of one kind of detector with queries. It holds no parameters besides those of `model`.
 
-    Its methods compose the host's own parts, in the host's order. Stages are one a decoder layer, in our frames, without denoising queries.
+    The steps call the parts of the host library in the host's order. There is one stage per decoder layer. Stages are
+    without denoising queries, and their boxes are xyxy in pixels of the padded batch.
+
+    info: the description of the detector.
+    model: the nn.Module with all parameters and buffers.
+    matcher: matches stages and targets.
+    losses: (stages, frame, targets) to weighted loss terms; see `criterion`.
     """
 
     info: DetectorInfo
+    model: Any
+    matcher: Matcher
+    losses: Callable[[Sequence[Predictions], Tensor, Targets], dict[str, Tensor]]
 
-    @property
-    def model(self) -> nn.Module:
-        """All parameters and buffers."""
-        ...
-
-    def body(self) -> nn.Module:
+    def backbone(self) -> nn.Module:
         """The part of `model` below the neck."""
-        ...
+        return self.model.model.backbone
 
-    def neck(self, batch: Batch) -> Features: ...
+    @abstractmethod
+    def neck(self, batch: Batch) -> Features:
+        """Run backbone and neck."""
 
-    def encode(self, features: Features) -> M: ...
+    @abstractmethod
+    def encode(self, features: Features) -> M:
+        """Run the encoder, and prepare what the decoder reads."""
 
+    @abstractmethod
     def queries(self, memory: M) -> QuerySet:
-        """The detector's own."""
-        ...
+        """The queries of this detector for these images."""
 
-    def decode(self, queries: QuerySet, memory: M) -> tuple[Predictions, ...]:
-        """Any queries on this memory. Raises ValueError for queries of another width, or without a part that can't be filled."""
-        ...
-
+    @abstractmethod
     def sample(self, n: int, generator: torch.Generator, memory: M) -> QuerySet:
         """n random queries, the same for every image of the batch."""
-        ...
 
-    def match(self, stages: Sequence[Predictions], memory: M, targets: Targets) -> tuple[Assignment, ...]: ...
+    @abstractmethod
+    def decode(self, queries: QuerySet, memory: M) -> tuple[Predictions, ...]:
+        """The stages of any queries on this memory.
+
+        Raises ValueError if the queries have another width, or lack a part that the decoder needs and can't fill.
+        """
+
+    def match(self, stages: Sequence[Predictions], memory: M, targets: Targets) -> tuple[Assignment, ...]:
+        """The least-cost assignment of each stage to the targets."""
+        return self.matcher(stages, memory.frame, targets)
 
     def criterion(self, stages: Sequence[Predictions], memory: M, targets: Targets) -> dict[str, Tensor]:
-        """Weighted terms of stages under their assignments: those of the last have plain names, those of an earlier stage i end in `_i`."""
-        ...
+        """Weighted loss terms of all stages, each under the assignment it carries.
+
+        Terms of the last stage have plain names. Terms of an earlier stage i end in `_i`.
+        """
+        return self.losses(stages, memory.frame, targets)
 
     def learn(
         self, queries: QuerySet, memory: M, targets: Targets
     ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        """The own queries' stages, matched, and all task terms of a training step: what the host trains on, denoising and encoder included."""
-        ...
+        """The matched stages of the detector's own queries, and all task losses of a training step.
+
+        A family overrides this if the host also trains other parts, such as denoising queries or encoder proposals.
+        """
+        stages = self.decode(queries, memory)
+        matched = tuple(with_assignments(stages, self.match(stages, memory, targets)))
+        return matched, self.criterion(matched, memory, targets)
 
 
 class QueryDetector(nn.Module):
-    """A detector over a `Family`; see `types.Detector`. frozen_norms: norms of the body that keep their statistics in training."""
+    """A detector with queries; see `types.Detector`.
+
+    family: the steps of this kind of detector.
+    detections: largest number of detections per image.
+    score_threshold: detections need a higher score.
+    frozen_norms: norms of the backbone that stay in eval mode during training.
+    """
 
     def __init__(
         self, family: Family[Any], *, detections: int, score_threshold: float, frozen_norms: Sequence[nn.Module] = ()
     ):
         super().__init__()
-        self.family, self.model, self.info = family, family.model, family.info
-        self.detections, self.score_threshold = detections, score_threshold
+        self.family = family
+        self.model = family.model
+        self.info = family.info
+        self.detections = detections
+        self.score_threshold = score_threshold
         self.frozen_norms = tuple(frozen_norms)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "QueryDetector":
+        """Set the mode as usual, but keep the frozen norms in eval mode."""
         super().train(mode)
         for norm in self.frozen_norms:
             norm.eval()
         return self
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the body below the neck."""
-        return list(self.family.body().parameters())
+        """The parameters below the neck."""
+        return list(self.family.backbone().parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """Pyramids `neck` and, behind an encoder, `memory`; one stage a decoder layer; the queries where they are needed. With targets every
-        stage is matched, and its losses are there."""
+        """Run the detector on a batch; without targets it stops as soon as `need` is met.
+
+        The output has the pyramid `neck`, the pyramid `memory` if the detector has an encoder, one stage per decoder
+        layer, and the queries if `need` names them. With targets, every stage is matched and the losses are added.
+        Raises ValueError if `need` names something that this detector does not have.
+        """
         _check_need(need, self.info)
         features = self.family.neck(batch)
         pyramids = {"neck": Pyramid(features.levels, self.info.strides, batch.sizes)}
-        decoded = targets is not None or need.predictions
-        if not (decoded or need.queries or "memory" in need.pyramids):
+        needs_stages = targets is not None or need.predictions
+        if not (needs_stages or need.queries or "memory" in need.pyramids):
             return DetectorOutput(pyramids)
         memory = self.family.encode(features)
         if "memory" in self.info.channels:
             pyramids["memory"] = Pyramid(memory.maps, self.info.strides, batch.sizes)
-        if not (decoded or need.queries):
+        if not (needs_stages or need.queries):
             return DetectorOutput(pyramids)
-        own = self.family.queries(memory)
+        queries = self.family.queries(memory)
         stages: tuple[Predictions, ...] = ()
         losses: dict[str, Tensor] = {}
         if targets is not None:
-            stages, losses = self.family.learn(own, memory, targets)
+            stages, losses = self.family.learn(queries, memory, targets)
         elif need.predictions:
-            stages = self.family.decode(own, memory)
-        return DetectorOutput(pyramids, stages, losses, queries=self._continue(own, memory) if need.queries else None)
+            stages = self.family.decode(queries, memory)
+        continuation = self._continuation(queries, memory) if need.queries else None
+        return DetectorOutput(pyramids, stages, losses, queries=continuation)
 
-    def _continue(self, own: QuerySet, memory: Any) -> Queries:
+    def _continuation(self, queries: QuerySet, memory: Any) -> Queries:
+        """The queries of this output, with functions that use the same memory again."""
         family = self.family
         return Queries(
-            own=own,
+            own=queries,
             redecode=lambda queries: family.decode(queries, memory),
             sample=lambda n, generator: family.sample(n, generator, memory),
             match=lambda stages, targets: family.match(stages, memory, targets),
@@ -148,44 +204,25 @@ class QueryDetector(nn.Module):
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """The published post-processing: the best of queries x classes of the last stage, no suppression."""
+        """Final detections, by the published post-processing: the best queries x classes of the last stage, no NMS."""
         last = self.observe(batch, need=Need(predictions=True)).stages[-1]
         return top_detections(last, batch.sizes, self.detections, self.score_threshold)
 
 
 def assemble(family: Family[Any], config: ModelConfig, frozen_norms: Sequence[nn.Module] = ()) -> QueryDetector:
-    """The detector over a family, with what the recipe says of its detections."""
+    """The detector of a family, with the number of detections and the score threshold of the config."""
     return QueryDetector(
         family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms
     )
 
 
-def learn_stages(
-    family: Family[M], queries: QuerySet, memory: M, targets: Targets
-) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-    """`Family.learn` where nothing is trained but the stages."""
-    stages = family.decode(queries, memory)
-    found = family.match(stages, memory, targets)
-    stages = tuple(replace(stage, assignment=own) for stage, own in zip(stages, found, strict=True))
-    return stages, family.criterion(stages, memory, targets)
-
-
-def by_stage(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The terms of all stages under one roof, named as `Family.criterion` says."""
-    suffixes = [*(f"_{index}" for index in range(len(found) - 1)), ""]
-    return {name + suffix: term for suffix, terms in zip(suffixes, found, strict=True) for name, term in terms.items()}
-
-
-def token_maps(tokens: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-    """Tokens (B, S, D) of levels one after another to maps (B, D, H, W). shapes: rows and columns of each level."""
-    parts = tokens.transpose(1, 2).split([rows * columns for rows, columns in shapes], dim=2)
-    return tuple(part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
-
-
 def _check_need(need: Need, info: DetectorInfo) -> None:
-    """Raises ValueError where `need` asks for what this detector hasn't got."""
-    wrong = [f"pyramid {name!r}" for name in sorted(need.pyramids - set(info.channels))]
-    wrong += ["towers"] * bool(need.towers) + ["proposals"] * (need.proposals or need.classify)
-    if wrong:
-        has = ", ".join(sorted(info.channels))
-        raise ValueError(f"{info.kind} has no {', '.join(wrong)}; it has the pyramids {has}, stages and queries")
+    """Raises ValueError if `need` names a part that this detector does not have."""
+    missing = [f"pyramid {name!r}" for name in sorted(need.pyramids - set(info.channels))]
+    if need.towers:
+        missing.append("towers")
+    if need.proposals or need.classify:
+        missing.append("proposals")
+    if missing:
+        pyramids = ", ".join(sorted(info.channels))
+        raise ValueError(f"{info.kind} has no {', '.join(missing)}; it has the pyramids {pyramids}, stages and queries")

@@ -1,45 +1,72 @@
-"""A set predictor's boxes are cx cy w h in 0..1 of a frame: each image's valid area, or the whole padded batch. Ours are xyxy in pixels.
+"""Frames of the boxes of a detector with queries, its learned queries per image, and its final detections.
 
-DETR, Conditional, Deformable and DAB-DETR find positions relative to the valid area (their sine embeddings and reference points are scaled
-by it, and their published post-processing multiplies by the image's own size). RT-DETR and D-FINE know no padding: their frame is the
-padded batch. (The image processors of transformers scale ground truth to the padded size for all; that disagrees with the former as soon as
-a batch is padded, and is not followed here.)
+Relative boxes are cx cy w h in 0..1 of a frame. The frame is the valid area of each image, or the whole padded batch.
+Boxes in `Predictions` are always xyxy in pixels of the padded batch.
+
+The frame of DETR, Conditional, Deformable and DAB-DETR is the valid area: their sine embeddings and reference points
+are scaled by it, and the published post-processing multiplies by the size of each image. The frame of RT-DETR and
+D-FINE is the padded batch, because these detectors ignore padding. The image processors of transformers scale ground
+truth to the padded size for all families. For the first four families this disagrees with the model as soon as a
+batch is padded, so this package does not do it.
 """
 
 import torch
 from torch import Tensor
 
-from detdistill.geometry import extents, to_pixels, to_relative
+from detdistill.geometry import extents
 from detdistill.types import Detections, Predictions
-
-__all__ = ["canvas_of", "extents", "spread", "to_pixels", "to_relative", "top_detections"]
 
 
 def canvas_of(sizes: Tensor, height: int, width: int) -> Tensor:
-    """(B, 2): the padded batch as the frame of every image."""
+    """(height, width) of the padded batch as the frame of every image, (B, 2). sizes (B, 2): valid sizes."""
     return sizes.new_tensor([height, width]).expand(len(sizes), 2)
 
 
-def spread(embeddings: Tensor, count: int) -> Tensor:
-    """Learned queries (Q, D) for each of `count` images (count, Q, D). Where no graph is recorded, without the wish for a gradient: a view of a
-    parameter keeps it under no_grad too, and torch's counter of operations stops at a tensor that has the wish and no graph."""
+def valid_fraction(sizes: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """The fraction of the padded batch's width and height that each image fills, (B, 1, 2).
+
+    sizes (B, 2): valid (height, width). canvas: (height, width) of the padded batch.
+    """
+    return sizes.flip(-1)[:, None] / sizes.new_tensor(canvas).flip(-1)
+
+
+def to_batch_frame(reference: Tensor, fraction: Tensor) -> Tensor:
+    """Points (B, Q, 2) or boxes (B, Q, 4) in 0..1 of the valid area, converted to 0..1 of the padded batch.
+
+    fraction (B, 1, 2): result of `valid_fraction`.
+    """
+    return reference * fraction.repeat(1, 1, reference.shape[-1] // 2)
+
+
+def to_valid_frame(reference: Tensor, fraction: Tensor) -> Tensor:
+    """The inverse of `to_batch_frame`."""
+    return reference / fraction.repeat(1, 1, reference.shape[-1] // 2)
+
+
+def expand_queries(embeddings: Tensor, count: int) -> Tensor:
+    """Learned queries (Q, D) repeated for each of `count` images: (count, Q, D).
+
+    Under no_grad the result is detached. A view of a parameter would still have requires_grad there, and torch's FLOP
+    counter fails on a tensor that requires a gradient but has no graph.
+    """
     learned = embeddings if torch.is_grad_enabled() else embeddings.detach()
     return learned.expand(count, -1, -1)
 
 
 def top_detections(stage: Predictions, sizes: Tensor, count: int, threshold: float) -> tuple[Detections, ...]:
-    """The `count` best of all queries x classes (a query may answer for several classes), those above `threshold`, clipped, best first.
+    """The `count` highest scores over all queries x classes of each image, best first, if above `threshold`.
 
-    With softmax a query answers for its best class alone, as published.
+    Boxes are clipped to the valid sizes (B, 2). With sigmoids one query can give detections of several classes. With
+    softmax a query gives a detection of its best class only, as published.
     """
     scores = stage.scores()
     if stage.activation == "softmax":
         scores = torch.where(scores == scores.amax(-1, keepdim=True), scores, -1.0)
-    best, index = scores.flatten(1).topk(min(count, scores[0].numel()), dim=1)
+    best, index = scores.flatten(1).topk(min(count, scores[0].numel()), dim=1)  # (B, count)
     queries, labels = index // scores.shape[-1], index % scores.shape[-1]
     boxes = stage.boxes.clamp(min=0).minimum(extents(sizes)).gather(1, queries[..., None].expand(-1, -1, 4))
     kept = best > threshold
     return tuple(
-        Detections(box[keep], score[keep], label[keep])
-        for box, score, label, keep in zip(boxes, best, labels, kept, strict=True)
+        Detections(image_boxes[keep], image_scores[keep], image_labels[keep])
+        for image_boxes, image_scores, image_labels, keep in zip(boxes, best, labels, kept, strict=True)
     )

@@ -1,1 +1,1 @@
-"""Adapters over torchvision's detectors, by composition of their public parts."""
+"""Adapters of torchvision's detectors, composed of the public parts of each model."""

@@ -1,13 +1,17 @@
-"""torchvision's Faster R-CNN as a detector of this house, composed of the library's own public parts.
+"""Faster R-CNN of torchvision, composed of its public parts.
 
-Ren et al., arXiv:1506.01497, with the pyramid of arXiv:1612.03144. Two stages, in this order:
+Ren et al., arXiv:1506.01497, with the feature pyramid of arXiv:1612.03144. An output has two stages, in this order:
 
-* RPN: class-agnostic objectness, logits (B, N, 1) with a sigmoid, whatever K is; dense, so it has a layout; deltas (B, N, 4).
-* RoI: logits (B, P, K) and the background's with a softmax; boxes are those of the likeliest class, deltas (B, P, K, 4) those of all;
-  embeddings (B, P, D) are what the box head gives the predictor. Row p answers for proposals.boxes[:, p].
+* RPN: class-agnostic objectness, logits (B, N, 1) with a sigmoid, whatever the number of classes K. It is dense and has
+a
+  layout. Deltas are (B, N, 4).
+* RoI head: logits (B, P, K) and the background logit, with a softmax. Boxes are those of the most likely class, deltas
+  (B, P, K, 4) those of all classes. Embeddings (B, P, D) are the input of the predictor. Row p belongs to
+  `proposals.boxes[:, p]`.
 
-With targets the proposals are those the loss is computed on (training counts, ground truth appended, sampled); without, the test ones.
-Which of the two hangs on the targets alone, never on `training`. An assignment's `valid` rows are the sampled ones.
+With targets, the proposals are those on which the loss is computed: torchvision's number for training, with the ground
+truth appended, then sampled. Without targets, they are those for testing. The choice depends only on the targets, not
+on `training`. The `valid` rows of an assignment are the sampled ones.
 """
 
 import copy
@@ -29,14 +33,14 @@ from torchvision.ops.poolers import LevelMapper
 
 from detdistill.detectors.backbone import Neck, build_neck
 from detdistill.detectors.images import host_sizes, normalize
-from detdistill.detectors.outputs import assemble, dense_layout
+from detdistill.detectors.outputs import build_assignment, dense_layout
 from detdistill.detectors.torchvision.shared import (
-    anchor_maps,
-    filled,
-    flat_anchors,
+    flatten_anchors,
     host_anchors,
-    process_share,
-    spread,
+    rescale_to_process_mean,
+    scatter_rows,
+    split_anchors,
+    unpadded_rows,
 )
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
@@ -56,19 +60,21 @@ from detdistill.types import (
     required,
 )
 
-Levels = Mapping[str, Tensor]  # the backbone's maps by the host's names, fine to coarse
+HostLevels = Mapping[str, Tensor]
+"""The backbone's maps by torchvision's names, fine to coarse."""
 
 
 class FasterRCNN(nn.Module):
-    """Wraps `model`, a torchvision FasterRCNN, and leaves its weights and their names alone.
+    """Adapter of torchvision's FasterRCNN, `model`, whose weights and names it keeps.
 
-    columns: the host column of each of `classes`; none: all but 0, the background. Columns that are not asked for join the background, so that
-    the scores of `classes` stay the host's. strides: of the backbone's levels, fine to coarse; the host doesn't know them.
-    Raises UserError where classes, columns or strides don't fit the model.
+    columns: the host's class column of each class. None: all columns but 0, the background. The probability of all
+    remaining columns is added to the background, so that the scores of the classes equal the host's.
+    strides: of the pyramid's levels, fine to coarse. The host does not declare them.
+    Raises UserError if classes, columns or strides do not fit the model.
     """
 
     columns: Tensor
-    others: Tensor
+    background_columns: Tensor
 
     def __init__(
         self,
@@ -80,250 +86,278 @@ class FasterRCNN(nn.Module):
     ):
         super().__init__()
         self.model = model
-        width = model.roi_heads.box_predictor.cls_score.out_features
-        columns = range(1, width) if columns is None else columns
-        _check(classes, columns, strides, width, len(model.rpn.anchor_generator.sizes))
-        others = sorted(set(range(width)) - set(columns))
-        # Not saved: they belong to the class order of the run, not to the weights.
+        predictor = model.roi_heads.box_predictor.cls_score
+        num_columns = predictor.out_features
+        columns = range(1, num_columns) if columns is None else columns
+        _check_arguments(classes, columns, strides, num_columns, len(model.rpn.anchor_generator.sizes))
+        background_columns = sorted(set(range(num_columns)) - set(columns))
+        # Not saved, because the columns belong to the classes of the run and not to the weights.
         self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
-        self.register_buffer("others", torch.tensor(others), persistent=False)
-        cells = tuple(
+        self.register_buffer("background_columns", torch.tensor(background_columns), persistent=False)
+        cell_anchors = tuple(
             tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist())
             for cell in model.rpn.anchor_generator.cell_anchors
         )
+        num_pooled_levels = len(model.roi_heads.box_roi_pool.featmap_names)  # the host pools from the finest levels
         self.info = DetectorInfo(
             kind=kind,
             classes=tuple(classes),
             strides=tuple(strides),
             channels={"neck": model.backbone.out_channels},
             activation="softmax",
-            grid=GridInfo(anchors_per_cell=len(cells[0]), assigner="rpn", cell_anchors=cells),
+            grid=GridInfo(anchors_per_cell=len(cell_anchors[0]), assigner="rpn", cell_anchors=cell_anchors),
             proposals=ProposalInfo(
-                strides=tuple(
-                    strides[: len(model.roi_heads.box_roi_pool.featmap_names)]
-                ),  # hosts pool from the finest levels
+                strides=tuple(strides[:num_pooled_levels]),
                 code=tuple(model.roi_heads.box_coder.weights),
-                embedding_channels=model.roi_heads.box_predictor.cls_score.in_features,
+                embedding_channels=predictor.in_features,
             ),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the body below the FPN."""
+        """See `types.Detector`. Without an FPN, they are all parameters of the host's backbone."""
         backbone = self.model.backbone
         return list(getattr(backbone, "body", backbone).parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See Detector.observe. losses: objectness, rpn_box_reg, classifier, box_reg (the host's, without its `loss_`)."""
-        levels, pyramid = self._look(batch)
+        """See `types.Detector`.
+
+        The losses are those of torchvision, without the prefix `loss_`: objectness, rpn_box_reg, classifier, box_reg.
+        """
+        levels, pyramid = self._pyramid(batch)
+        pyramids = {"neck": pyramid}
         if targets is None and not need.head:
-            return DetectorOutput({"neck": pyramid})
-        anchors, layout = (
-            flat_anchors(pyramid.anchors or ()),
-            dense_layout(pyramid, required(self.info.grid).anchors_per_cell),
-        )
+            return DetectorOutput(pyramids)
+        anchors = flatten_anchors(pyramid.anchors or ())  # (N, 4)
         classify = partial(self._classify, levels)
-        if targets is None and not (
-            need.predictions or need.proposals
-        ):  # the first stage is not needed for given boxes
-            none = anchors.new_zeros((len(batch), 0, 4))
-            return DetectorOutput({"neck": pyramid}, proposals=Proposals(none, none.any(-1), classify))
-        sizes = host_sizes(batch.sizes)
-        rpn = self._rpn(levels, anchors, layout, batch.sizes)
-        stage = self._host_rpn(training=targets is not None)
-        boxes, _ = stage.filter_proposals(rpn.boxes.detach(), rpn.logits.detach(), sizes, list(layout.counts))
+        if targets is None and not (need.predictions or need.proposals):
+            # Only `classify` is needed, on boxes of the caller, so the RPN does not run.
+            no_boxes = anchors.new_zeros((len(batch), 0, 4))
+            return DetectorOutput(pyramids, proposals=Proposals(no_boxes, no_boxes.any(-1), classify))
+        layout = dense_layout(pyramid, required(self.info.grid).anchors_per_cell)
+        rpn_stage = self._rpn_stage(levels, anchors, layout, batch.sizes)
+        boxes, _ = self._host_rpn(training=targets is not None).filter_proposals(
+            rpn_stage.boxes.detach(), rpn_stage.logits.detach(), host_sizes(batch.sizes), list(layout.counts)
+        )
         losses: dict[str, Tensor] = {}
-        roi = None
+        roi_stage = None
         if targets is not None:
-            rpn, losses = self._train_rpn(rpn, anchors, targets)
-            boxes, roi, roi_losses = self._train_roi(levels, boxes, targets)
+            rpn_stage, losses = self._train_rpn(rpn_stage, anchors, targets)
+            boxes, roi_stage, roi_losses = self._train_roi_head(levels, boxes, targets)
             losses |= roi_losses
         elif need.predictions:
-            roi = self._roi(*self._second_stage(levels, boxes), boxes)
-        proposals = Proposals(pad_sequence(boxes, batch_first=True), filled(boxes), classify)
+            roi_stage = self._roi_stage(*self._run_roi_head(levels, boxes), boxes)
         return DetectorOutput(
-            {"neck": pyramid},
-            stages=(rpn,) if roi is None else (rpn, roi),
+            pyramids,
+            stages=(rpn_stage,) if roi_stage is None else (rpn_stage, roi_stage),
             losses=losses,
-            proposals=proposals,
-            assign=lambda targets: assemble(self._match(anchors, targets), rpn.valid),
+            proposals=Proposals(pad_sequence(boxes, batch_first=True), unpadded_rows(boxes), classify),
+            assign=lambda targets: build_assignment(self._match_anchors(anchors, targets), rpn_stage.valid),
         )
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See Detector.detect: the host's own thresholds, suppression and number of detections."""
+        """See `types.Detector`. Runs torchvision's postprocessing, with its thresholds and number of detections."""
         output = self.observe(batch, need=Need(predictions=True))
-        roi, proposals = output.stages[-1], output.proposals
-        assert proposals is not None
-        assert roi.background is not None
-        assert roi.deltas is not None
-        boxes = [own[keep] for own, keep in zip(proposals.boxes, proposals.valid, strict=True)]
-        logits = torch.cat([roi.background[..., None], roi.logits], dim=-1)[
-            roi.valid
-        ]  # the host's order: the background first
-        deltas = nn.functional.pad(roi.deltas[roi.valid], (0, 0, 1, 0)).flatten(1)
-        found = self.model.roi_heads.postprocess_detections(logits, deltas, boxes, host_sizes(batch.sizes))
-        return tuple(Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True))
+        stage, proposals = output.stages[-1], required(output.proposals)
+        boxes = [image_boxes[valid] for image_boxes, valid in zip(proposals.boxes, proposals.valid, strict=True)]
+        # The host expects the background in the first column, and deltas for it.
+        logits = torch.cat([required(stage.background)[..., None], stage.logits], dim=-1)[stage.valid]
+        deltas = nn.functional.pad(required(stage.deltas)[stage.valid], (0, 0, 1, 0)).flatten(1)
+        sizes = host_sizes(batch.sizes)
+        per_image = zip(*self.model.roi_heads.postprocess_detections(logits, deltas, boxes, sizes), strict=True)
+        return tuple(Detections(image_boxes, scores, labels - 1) for image_boxes, scores, labels in per_image)
 
-    def _look(self, batch: Batch) -> tuple[Levels, Pyramid]:
-        """The backbone's maps under the host's names, and the same as a pyramid with the host's anchors."""
+    def _pyramid(self, batch: Batch) -> tuple[HostLevels, Pyramid]:
+        """The backbone's maps by the host's names, and the same maps as a pyramid with the host's anchors."""
         images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
         levels = self.model.backbone(images)
         levels = OrderedDict([("0", levels)]) if isinstance(levels, Tensor) else levels
         maps = tuple(levels.values())
         anchors = host_anchors(self.model.rpn.anchor_generator, images, batch, maps)
-        return levels, Pyramid(maps, self.info.strides, batch.sizes, anchor_maps(anchors, maps))
+        return levels, Pyramid(maps, self.info.strides, batch.sizes, split_anchors(anchors, maps))
 
-    def _rpn(self, levels: Levels, anchors: Tensor, layout: Layout, sizes: Tensor) -> Predictions:
+    def _rpn_stage(self, levels: HostLevels, anchors: Tensor, layout: Layout, sizes: Tensor) -> Predictions:
+        """The predictions of the RPN."""
         objectness, deltas = concat_box_prediction_layers(*self.model.rpn.head(list(levels.values())))
-        objectness, deltas = objectness.float(), deltas.float()
+        objectness, deltas = objectness.float(), deltas.float()  # (B * N, 1), (B * N, 4)
         boxes = self.model.rpn.box_coder.decode(deltas, [anchors] * len(sizes))
-        shape = (len(sizes), len(anchors))
+        rows = (len(sizes), len(anchors))
         return Predictions(
-            logits=objectness.view(*shape, 1),
+            logits=objectness.view(*rows, 1),
             activation="sigmoid",
-            boxes=boxes.reshape(*shape, 4),
+            boxes=boxes.reshape(*rows, 4),
             valid=layout.valid(sizes),
             layout=layout,
-            deltas=deltas.view(*shape, 4),
+            deltas=deltas.view(*rows, 4),
         )
 
     def _host_rpn(self, training: bool) -> Any:
-        """The host's RPN, its weights shared, under a flag of its own: the host reads the number of proposals off its `training`."""
-        view = copy.copy(self.model.rpn)
-        view.training = training
-        return view
+        """A copy of the host's RPN that shares its weights and has its own flag `training`.
 
-    def _match(self, anchors: Tensor, targets: Targets) -> list[Tensor]:
-        """(N,) of each image: index of the target, -1 for background, -2 for neither (the host's thresholds)."""
+        The host chooses the number of proposals by this flag.
+        """
+        rpn = copy.copy(self.model.rpn)
+        rpn.training = training
+        return rpn
+
+    def _match_anchors(self, anchors: Tensor, targets: Targets) -> list[Tensor]:
+        """(N,) per image: index of the target that the host's matcher assigns, -1 for background, -2 for neither."""
         rpn = self.model.rpn
-        nothing = torch.full((len(anchors),), -1, device=anchors.device)
+        unmatched = torch.full((len(anchors),), -1, device=anchors.device)
         return [
-            rpn.proposal_matcher(rpn.box_similarity(own, anchors)) if len(own) else nothing for own in targets.boxes
+            rpn.proposal_matcher(rpn.box_similarity(boxes, anchors)) if len(boxes) else unmatched
+            for boxes in targets.boxes
         ]
 
-    def _train_rpn(self, rpn: Predictions, anchors: Tensor, targets: Targets) -> tuple[Predictions, dict[str, Tensor]]:
-        """The host's two losses, and `rpn` with the assignment they were computed on."""
-        assert rpn.deltas is not None
-        matched = self._match(anchors, targets)
-        labels = [(own >= 0).float().masked_fill(own == -2, -1) for own in matched]
-        drawn = self.model.rpn.fg_bg_sampler(labels)
-        # Without a target any finite box will do: only positives are regressed.
-        aims = [
-            boxes[own.clamp(min=0)] if len(boxes) else anchors
-            for boxes, own in zip(targets.boxes, matched, strict=True)
+    def _train_rpn(
+        self, stage: Predictions, anchors: Tensor, targets: Targets
+    ) -> tuple[Predictions, dict[str, Tensor]]:
+        """The host's two losses of the RPN, and `stage` with the assignment on which they were computed."""
+        matched = self._match_anchors(anchors, targets)
+        labels = [(matches >= 0).float().masked_fill(matches == -2, -1) for matches in matched]
+        samples = self.model.rpn.fg_bg_sampler(labels)  # masks of positives and of negatives, per image
+        # An image without targets needs some finite boxes here. They are not used, because only positives are
+        # regressed.
+        matched_boxes = [
+            boxes[matches.clamp(min=0)] if len(boxes) else anchors
+            for boxes, matches in zip(targets.boxes, matched, strict=True)
         ]
-        codes = self.model.rpn.box_coder.encode(aims, [anchors] * len(aims))
-        stage = self._host_rpn(training=True)
-        stage.fg_bg_sampler = lambda labels: drawn  # the view's own: so that the rows of the loss are known outside it
-        sampled = torch.stack([(positive | negative).bool() for positive, negative in zip(*drawn, strict=True)])
+        codes = self.model.rpn.box_coder.encode(matched_boxes, [anchors] * len(matched_boxes))
+        host_rpn = self._host_rpn(training=True)
+        # The host draws samples inside its loss. Hand it these ones, so that the assignment can hold the same rows.
+        host_rpn.fg_bg_sampler = lambda labels: samples
+        sampled = torch.stack([(positive | negative).bool() for positive, negative in zip(*samples, strict=True)])
         count = int(sampled.sum())
-        losses = dict.fromkeys(("objectness", "rpn_box_reg"), rpn.logits.sum() * 0)
-        share = process_share(count, rpn.logits)
+        losses = dict.fromkeys(("objectness", "rpn_box_reg"), stage.logits.sum() * 0)
+        rescale = rescale_to_process_mean(count, stage.logits)
         if count:
-            terms = stage.compute_loss(rpn.logits, rpn.deltas.flatten(0, 1), labels, list(codes))
-            losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
-        rows = [own.masked_fill(~mask, -1) for own, mask in zip(matched, sampled, strict=True)]
-        assignment = assemble(rows, sampled & rpn.valid)
-        deltas = torch.where(assignment.positive[..., None], torch.stack(list(codes)), 0.0)
-        return replace(rpn, assignment=replace(assignment, deltas=deltas)), losses
+            deltas = required(stage.deltas).flatten(0, 1)
+            terms = host_rpn.compute_loss(stage.logits, deltas, labels, list(codes))
+            losses = {name: term * rescale for name, term in zip(losses, terms, strict=True)}
+        matches_of_samples = [matches.masked_fill(~mask, -1) for matches, mask in zip(matched, sampled, strict=True)]
+        assignment = build_assignment(matches_of_samples, sampled & stage.valid)
+        target_deltas = torch.where(assignment.positive[..., None], torch.stack(list(codes)), 0.0)
+        return replace(stage, assignment=replace(assignment, deltas=target_deltas)), losses
 
-    def _train_roi(
-        self, levels: Levels, boxes: list[Tensor], targets: Targets
+    def _train_roi_head(
+        self, levels: HostLevels, boxes: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
-        """The host's sampled proposals, what the RoI head says of them, and the host's two losses."""
-        # A host with a mask branch insists on masks, and does not look at them here.
-        pairs = zip(targets.boxes, targets.labels, strict=True)
-        asked = [{"boxes": own, "labels": self.columns[labels], "masks": own} for own, labels in pairs]
-        boxes, indices, labels, codes = self.model.roi_heads.select_training_samples(boxes, asked)
-        logits, deltas, embeddings = self._second_stage(levels, boxes)
+        """The host's sampled proposals per image, the stage of the RoI head on them, and its two losses."""
+        # A host with a mask branch requires masks, but does not read them here.
+        host_targets = [
+            {"boxes": image_boxes, "labels": self.columns[labels], "masks": image_boxes}
+            for image_boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+        ]
+        boxes, indices, labels, codes = self.model.roi_heads.select_training_samples(boxes, host_targets)
+        logits, deltas, embeddings = self._run_roi_head(levels, boxes)
         losses = dict.fromkeys(("classifier", "box_reg"), logits.sum() * 0)
-        share = process_share(len(logits), logits)
+        rescale = rescale_to_process_mean(len(logits), logits)
         if len(logits):
             terms = fastrcnn_loss(logits, deltas, labels, codes)
-            losses = {name: term * share for name, term in zip(losses, terms, strict=True)}
-        rows = [index.masked_fill(label <= 0, -1) for index, label in zip(indices, labels, strict=True)]
-        assignment = assemble(list(pad_sequence(rows, batch_first=True, padding_value=-1)), filled(boxes))
-        aims = torch.where(assignment.positive[..., None], pad_sequence(list(codes), batch_first=True), 0.0)
-        assignment = replace(assignment, deltas=aims)
-        return boxes, replace(self._roi(logits, deltas, embeddings, boxes), assignment=assignment), losses
+            losses = {name: term * rescale for name, term in zip(losses, terms, strict=True)}
+        matched = [index.masked_fill(label <= 0, -1) for index, label in zip(indices, labels, strict=True)]
+        padded = pad_sequence(matched, batch_first=True, padding_value=-1)  # (B, P)
+        assignment = build_assignment(list(padded), unpadded_rows(boxes))
+        target_deltas = torch.where(assignment.positive[..., None], pad_sequence(list(codes), batch_first=True), 0.0)
+        assignment = replace(assignment, deltas=target_deltas)
+        stage = self._roi_stage(logits, deltas, embeddings, boxes)
+        return boxes, replace(stage, assignment=assignment), losses
 
-    def _second_stage(self, levels: Levels, boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The host's RoI head on boxes (P_i, 4) of each image: logits (n, columns), deltas (n, 4 columns), embeddings (n, D), n = sum P_i."""
-        heads = self.model.roi_heads
-        pool, strides = heads.box_roi_pool, self._pooled(levels).values()
-        # Declared: the host would infer them from the first batch it sees and keep them, and a batch of much padding misleads it.
+    def _run_roi_head(self, levels: HostLevels, boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the host's RoI head on boxes (P_i, 4) per image.
+
+        Returns logits (n, columns), deltas (n, 4 * columns) and embeddings (n, D), where n is the sum of all P_i.
+        """
+        roi_heads = self.model.roi_heads
+        pool, strides = roi_heads.box_roi_pool, self._pooled_strides(levels).values()
+        # The host would infer the scales from the first batch and keep them. A batch with much padding would mislead
+        # it.
         depths = [int(math.log2(stride)) for stride in strides]
         pool.scales = [1 / stride for stride in strides]
         pool.map_levels = LevelMapper(depths[0], depths[-1], pool.canonical_scale, pool.canonical_level)
-        embeddings = heads.box_head(pool(levels, boxes, []))
-        logits, deltas = heads.box_predictor(embeddings)
+        embeddings = roi_heads.box_head(pool(levels, boxes, []))
+        logits, deltas = roi_heads.box_predictor(embeddings)
         return logits.float(), deltas.float(), embeddings
 
-    def _pooled(self, levels: Levels) -> dict[str, int]:
-        """Names and strides of the levels that RoIs are cut from."""
-        names = self.model.roi_heads.box_roi_pool.featmap_names
-        return {name: stride for name, stride in zip(levels, self.info.strides, strict=True) if name in names}
+    def _pooled_strides(self, levels: HostLevels) -> dict[str, int]:
+        """The strides of the levels from which RoIs are pooled, by the host's names."""
+        pooled_names = self.model.roi_heads.box_roi_pool.featmap_names
+        names_and_strides = zip(levels, self.info.strides, strict=True)
+        return {name: stride for name, stride in names_and_strides if name in pooled_names}
 
-    def _roi(
+    def _roi_stage(
         self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor | None = None
     ) -> Predictions:
-        """From the rows of `_second_stage` on `boxes`, which fill `valid` (B, P); none: the first rows of each image."""
-        valid = filled(boxes) if valid is None else valid
-        own, codes = logits[:, self.columns], deltas.unflatten(1, (-1, 4))[:, self.columns]
-        best = own.argmax(dim=1)
-        decoded = self.model.roi_heads.box_coder.decode(codes[torch.arange(len(best), device=best.device), best], boxes)
+        """The predictions of the RoI head, from the result of `_run_roi_head` on `boxes`.
+
+        valid (B, P): where the rows go, in order. None: the first rows of each image.
+        """
+        valid = unpadded_rows(boxes) if valid is None else valid
+        class_logits = logits[:, self.columns]  # (n, K)
+        class_deltas = deltas.unflatten(1, (-1, 4))[:, self.columns]  # (n, K, 4)
+        best = class_logits.argmax(dim=1)
+        best_deltas = class_deltas[torch.arange(len(best), device=best.device), best]  # (n, 4)
+        best_boxes = self.model.roi_heads.box_coder.decode(best_deltas, boxes).reshape(-1, 4)
         return Predictions(
-            logits=spread(own, valid),
+            logits=scatter_rows(class_logits, valid),
             activation="softmax",
-            boxes=spread(decoded.reshape(-1, 4), valid),
+            boxes=scatter_rows(best_boxes, valid),
             valid=valid,
-            background=spread(logits[:, self.others].logsumexp(dim=1), valid),
-            deltas=spread(codes, valid),
-            embeddings=spread(embeddings, valid),
+            background=scatter_rows(logits[:, self.background_columns].logsumexp(dim=1), valid),
+            deltas=scatter_rows(class_deltas, valid),
+            embeddings=scatter_rows(embeddings, valid),
         )
 
-    def _classify(self, levels: Levels, boxes: Tensor, pyramid: Pyramid | None = None) -> Predictions:
-        """Proposals.classify. A row without an area is not valid and its numbers are 0. Boxes are constants, as in the host: the gradient goes
-        into the pyramid, whose levels are paired by stride."""
+    def _classify(self, levels: HostLevels, boxes: Tensor, pyramid: Pyramid | None = None) -> Predictions:
+        """`Proposals.classify`: the RoI head on boxes (B, P, 4).
+
+        Boxes are detached, as in the host. The gradient flows into the pyramid. Its levels are matched by stride.
+        A box without area is not valid, and its predictions are 0.
+        Raises ValueError if the pyramid lacks a level that the RoI head reads, or has another width.
+        """
         if pyramid is not None:
-            given = dict(zip(pyramid.strides, pyramid.levels, strict=True))
-            pooled, width = self._pooled(levels), self.info.channels["neck"]
-            if not given.keys() >= set(pooled.values()) or any(
-                given[stride].shape[1] != width for stride in pooled.values()
-            ):
-                got = {stride: level.shape[1] for stride, level in given.items()}
-                wanted = f"the RoI head reads {width} channels at strides {tuple(pooled.values())}"
-                raise ValueError(f"{wanted}, the pyramid has (stride: channels) {got}")
-            levels = OrderedDict(
-                (name, given.get(stride, level))
-                for (name, level), stride in zip(levels.items(), self.info.strides, strict=True)
-            )
+            levels = self._replace_levels(levels, pyramid)
         boxes = boxes.detach()
-        valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        rows = [own[keep] for own, keep in zip(boxes, valid, strict=True)]
-        return self._roi(*self._second_stage(levels, rows), rows, valid)
+        valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)  # (B, P)
+        image_boxes = [rows[keep] for rows, keep in zip(boxes, valid, strict=True)]
+        return self._roi_stage(*self._run_roi_head(levels, image_boxes), image_boxes, valid)
+
+    def _replace_levels(self, levels: HostLevels, pyramid: Pyramid) -> HostLevels:
+        """The host's levels, replaced by those of `pyramid` that have the same stride."""
+        by_stride = dict(zip(pyramid.strides, pyramid.levels, strict=True))
+        strides, width = tuple(self._pooled_strides(levels).values()), self.info.channels["neck"]
+        if any(stride not in by_stride or by_stride[stride].shape[1] != width for stride in strides):
+            widths = {stride: level.shape[1] for stride, level in by_stride.items()}
+            expected = f"the RoI head reads {width} channels at strides {strides}"
+            raise ValueError(f"{expected}, but the pyramid has (stride: channels) {widths}")
+        replaced: OrderedDict[str, Tensor] = OrderedDict()
+        for (name, level), stride in zip(levels.items(), self.info.strides, strict=True):
+            replaced[name] = by_stride.get(stride, level)
+        return replaced
 
 
 def faster_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FasterRCNN:
-    """On a timm backbone with an FPN; levels coarser than the backbone's are subsampled, and RoIs are cut from the others.
+    """Build a Faster R-CNN on a timm backbone with an FPN.
 
-    Anchors: 32 pixels at the finest level, doubling with each, three shapes a cell (the published ones where strides begin at 4). The box head is
-    4 times as wide as the neck (the published 1024 at 256). Raises UserError where the backbone can't serve.
+    Levels coarser than the backbone's are subsampled. RoIs are pooled from the other levels. Anchors have 32 pixels at
+    the finest level, twice as many at each coarser level, and three aspect ratios per cell; they are the published
+    anchors if the strides start at 4. The box head is 4 times as wide as the neck, which is the published 1024 at 256.
+    Raises UserError if the backbone does not fit the strides.
     """
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights, pooled=True)
     return FasterRCNN(host.FasterRCNN(neck, **host_parts(config, neck, len(classes))), classes, config.strides)
 
 
 def host_parts(config: ModelConfig, neck: Neck, classes: int) -> dict[str, Any]:
-    """What torchvision's two-stage models are told of RPN, RoI head and detections."""
-    names = [str(stride) for stride in neck.reductions]
+    """The arguments of torchvision's two-stage models for the RPN, the RoI head and the postprocessing."""
+    level_names = [str(stride) for stride in neck.reductions]
     width = 4 * config.channels
     return {
         "rpn_anchor_generator": host.rpn.AnchorGenerator(
             sizes=tuple((32 * 2**level,) for level in range(len(config.strides))),
             aspect_ratios=((0.5, 1.0, 2.0),) * len(config.strides),
         ),
-        "box_roi_pool": MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        "box_roi_pool": MultiScaleRoIAlign(level_names, output_size=7, sampling_ratio=2),
         "box_head": host.faster_rcnn.TwoMLPHead(config.channels * 7 * 7, width),
         "box_predictor": host.faster_rcnn.FastRCNNPredictor(width, classes + 1),
         "box_score_thresh": config.score_threshold,
@@ -333,13 +367,14 @@ def host_parts(config: ModelConfig, neck: Neck, classes: int) -> dict[str, Any]:
     }
 
 
-def _check(classes: Sequence[str], columns: Sequence[int], strides: Sequence[int], width: int, levels: int) -> None:
-    if len(columns) != len(classes) or len(set(columns)) != len(columns) or not set(columns) <= set(range(1, width)):
-        asked = f"{len(classes)} classes with columns {list(columns)}"
-        raise UserError(
-            f"faster_rcnn: {asked} don't fit a predictor of {width} columns; give each class a column from 1 to {width - 1}"
-        )
-    if len(strides) != levels:
-        raise UserError(
-            f"faster_rcnn: strides {tuple(strides)} don't fit a model with anchors for {levels} levels; give {levels} strides"
-        )
+def _check_arguments(
+    classes: Sequence[str], columns: Sequence[int], strides: Sequence[int], num_columns: int, num_levels: int
+) -> None:
+    """Raises UserError if classes, columns or strides do not fit the model."""
+    is_unique = len(set(columns)) == len(columns)
+    if len(columns) != len(classes) or not is_unique or not set(columns) <= set(range(1, num_columns)):
+        problem = f"{len(classes)} classes with columns {list(columns)} do not fit a predictor of {num_columns} columns"
+        raise UserError(f"faster_rcnn: {problem}; give each class a column from 1 to {num_columns - 1}")
+    if len(strides) != num_levels:
+        problem = f"strides {tuple(strides)} do not fit a model with anchors for {num_levels} levels"
+        raise UserError(f"faster_rcnn: {problem}; give {num_levels} strides")

@@ -1,4 +1,4 @@
-"""FCOS of torchvision, by composition of its public parts."""
+"""FCOS of torchvision, composed of its public parts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,15 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, observe_dense, with_centerness
+from detdistill.detectors.outputs import DenseParts, build_assignment, dense_layout, observe_dense, with_centerness
 from detdistill.detectors.torchvision.shared import (
-    Columns,
-    begun_inside,
-    distributional,
-    flat_anchors,
+    ClassColumns,
+    edge_predictor,
+    flatten_anchors,
     host_pyramid,
     host_targets,
     to_detections,
+    valid_anchors,
 )
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.distributed import mean_over_processes
@@ -41,9 +41,12 @@ from detdistill.types import (
 
 
 class FCOS(nn.Module):
-    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background.
+    """Adapter of torchvision's FCOS, `model`, whose weights and names it keeps.
 
-    edge_bins: the regressor gives as many logits for each side, and what the host takes for a distance in strides is their expectation.
+    columns: the host's class column of each class. None: the first columns in order. The columns are sigmoids and have
+    no background.
+    edge_bins: R, if the regressor predicts R logits per side. The host's distances, in strides, are then the expected
+    distances.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class FCOS(nn.Module):
         self.model = model
         self.edge_bins = edge_bins
         head = model.head.classification_head
-        self.columns = Columns(range(len(classes)) if columns is None else columns, head.num_classes)
+        self.columns = ClassColumns(range(len(classes)) if columns is None else columns, head.num_classes)
         self.towers = TowerPair(head.conv, model.head.regression_head.conv)
         self.info = DetectorInfo(
             kind="fcos",
@@ -72,36 +75,41 @@ class FCOS(nn.Module):
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the body below the neck."""
+        """See `types.Detector`."""
         return list(self.model.backbone.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `types.Detector`. Losses are torchvision's: focal, GIoU and centre-ness, each by the batch's positives."""
+        """See `types.Detector`.
+
+        The losses are those of torchvision: focal, GIoU and centerness, each divided by the number of positives in the
+        batch.
+        """
         pyramid = host_pyramid(self.model, batch, self.info.strides)
         layout = dense_layout(pyramid)
-        anchors = flat_anchors(pyramid.anchors or ())
-        valid = begun_inside(anchors, batch.sizes)
-        levels = anchors.split(layout.counts)
+        anchors = flatten_anchors(pyramid.anchors or ())  # (N, 4)
+        valid = valid_anchors(anchors, batch.sizes)
+        level_anchors = anchors.split(layout.counts)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
-            logits, deltas, edges, quality = self._rows(classification, regression)
+            logits, deltas, edges, quality = self._predict(classification, regression)
             boxes = self.model.box_coder.decode(deltas, anchors.expand_as(deltas))
             return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, edges=edges, deltas=deltas)
 
-        def assign(wanted: Targets) -> Assignment:
-            matched = [fcos_assign(levels, boxes, self.model.center_sampling_radius) for boxes in wanted.boxes]
-            return with_centerness(assemble(matched, valid), anchors, wanted)
+        def assign(targets: Targets) -> Assignment:
+            radius = self.model.center_sampling_radius
+            matched = [fcos_assign(level_anchors, boxes, radius) for boxes in targets.boxes]
+            return with_centerness(build_assignment(matched, valid), anchors, targets)
 
-        def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
-            outputs = {
+        def losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
+            host_predictions = {
                 "cls_logits": stage.logits,
                 "bbox_regression": stage.deltas,
                 "bbox_ctrness": required(stage.quality)[..., None],
             }
-            terms = self.model.head.compute_loss(
-                host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched)
-            )
-            # The host divides by the positives of this process; every process's share must weigh the same.
+            image_anchors, matched = [anchors] * len(batch), list(assignment.matched)
+            terms = self.model.head.compute_loss(host_targets(targets), host_predictions, image_anchors, matched)
+            # The host divides by the positives of this process. Divide by their mean over the processes instead, so
+            # that every process has the same weight.
             local = assignment.positive.sum().float()
             rescale = local.clamp(min=1) / mean_over_processes(local)
             return {name: term * rescale for name, term in terms.items()}
@@ -109,51 +117,57 @@ class FCOS(nn.Module):
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. torchvision's own post-processing: score = sqrt(class * centre-ness)."""
+        """See `types.Detector`. Runs torchvision's postprocessing, whose score is sqrt(class score * centerness)."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
         counts = list(required(stage.layout).counts)
-        rows = {
+        host_predictions = {
             "cls_logits": stage.logits,
             "bbox_regression": required(stage.deltas),
             "bbox_ctrness": required(stage.quality)[..., None],
         }
-        split = {name: list(values.split(counts, 1)) for name, values in rows.items()}
-        anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
-        return to_detections(self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes)))
+        per_level = {name: list(values.split(counts, 1)) for name, values in host_predictions.items()}
+        level_anchors = list(flatten_anchors(output.pyramids["neck"].anchors or ()).split(counts))
+        image_anchors, sizes = [level_anchors] * len(batch), host_sizes(batch.sizes)
+        return to_detections(self.model.postprocess_detections(per_level, image_anchors, sizes))
 
-    def _rows(
+    def _predict(
         self, classification: Sequence[Tensor], regression: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Last tower features to logits (B, N, K), side distances in strides (B, N, 4), their distributions or None, centre-ness logits (B, N)."""
-        scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
-        logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
+        """Apply the predictors to the last features of both towers, per level.
+
+        Returns logits (B, N, K), side distances in strides (B, N, 4), their distributions (B, N, 4, R) or None, and
+        centerness logits (B, N).
+        """
+        classifier, regressor = self.model.head.classification_head, self.model.head.regression_head
+        host_logits = [flatten_cells(classifier.cls_logits(level), classifier.num_classes) for level in classification]
+        logits = self.columns.select(torch.cat(host_logits, 1)).float()
         quality = torch.cat([flatten_cells(regressor.bbox_ctrness(level)) for level in regression], 1).float()
-        chosen, bins = self.columns.select(torch.cat(logits, 1)).float(), self.edge_bins
-        if bins:
-            edges = torch.cat([flatten_cells(regressor.bbox_reg(level), 4, bins) for level in regression], 1).float()
-            return chosen, expected_distance(edges), edges, quality
+        if self.edge_bins:
+            edges = [flatten_cells(regressor.bbox_reg(level), 4, self.edge_bins) for level in regression]
+            all_edges = torch.cat(edges, 1).float()
+            return logits, expected_distance(all_edges), all_edges, quality
         deltas = [flatten_cells(regressor.bbox_reg(level).relu(), 4) for level in regression]
-        return chosen, torch.cat(deltas, 1).float(), None, quality
+        return logits, torch.cat(deltas, 1).float(), None, quality
 
 
 def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
-    """An FCOS on a timm backbone; one point a cell, towers with group norm unless told otherwise."""
+    """Build an FCOS on a timm backbone, with one point per cell. The towers have group norm unless norm is `none`."""
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
     generator = AnchorGenerator(tuple((stride,) for stride in config.strides), ((1.0,),) * len(config.strides))
     norm = nn.Identity if config.norm == "none" else group_norm
-    head = FCOSHead(
-        32, 1, len(classes), num_convs=1
-    )  # the container; it can't be told the norm, so both branches are put in below
+    # FCOSHead has no argument for the norm. It is built small, and both of its branches are replaced.
+    head = FCOSHead(32, 1, len(classes), num_convs=1)
     head.classification_head = FCOSClassificationHead(
         config.channels, 1, len(classes), config.tower_depth, norm_layer=norm
     )
     head.regression_head = FCOSRegressionHead(config.channels, 1, config.tower_depth, norm_layer=norm)
-    # The published head begins at exp(0), one stride to each side. torchvision cuts at 0 and begins there: one bad step and every
-    # distance is 0, with no gradient to come back by. One of three small students died so in its first twenty steps.
+    # Start with distances of one stride. The published head starts there too, at exp(0). torchvision applies a ReLU and
+    # starts at 0, where one bad step can make every distance 0 with no gradient. This happened to one of three small
+    # students within twenty steps.
     nn.init.ones_(required(head.regression_head.bbox_reg.bias))
     if config.edges:
-        head.regression_head.bbox_reg = distributional(head.regression_head.bbox_reg, config.edge_bins)
+        head.regression_head.bbox_reg = edge_predictor(head.regression_head.bbox_reg, config.edge_bins)
     model = host.FCOS(
         neck,
         len(classes),

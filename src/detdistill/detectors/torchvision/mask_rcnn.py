@@ -1,7 +1,7 @@
-"""torchvision's Mask R-CNN, arXiv:1703.06870, for its boxes.
+"""Mask R-CNN of torchvision, arXiv:1703.06870, for its boxes.
 
-Data here hold no masks, so the mask branch is neither trained nor run: its weights come from a file and stay in the state dict, frozen, and
-all else is Faster R-CNN (see its file). A fresh one has the branch too, so that the host library's names stay whole.
+Our data have no masks. The mask branch is therefore neither trained nor run: its weights are loaded, frozen and saved,
+so that the state dict keeps all names of torchvision. Everything else is Faster R-CNN; see `faster_rcnn`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,10 @@ from detdistill.recipe import ModelConfig
 def adapt(
     model: nn.Module, classes: Sequence[str], strides: Sequence[int], columns: Sequence[int] | None = None
 ) -> FasterRCNN:
-    """A torchvision MaskRCNN as a detector of boxes; its mask branch is frozen. The arguments are those of `FasterRCNN`."""
+    """Adapt a MaskRCNN of torchvision as a detector of boxes, and freeze its mask branch.
+
+    The arguments are the same as those of `FasterRCNN`.
+    """
     assert isinstance(model, host.MaskRCNN)
     for part in (model.roi_heads.mask_head, model.roi_heads.mask_predictor):
         part.requires_grad_(False)
@@ -26,9 +29,10 @@ def adapt(
 
 
 def mask_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FasterRCNN:
-    """Boxes only, as `faster_rcnn`, on a timm backbone with an FPN; the mask branch is there, and neither trained nor run.
+    """Build a Mask R-CNN for boxes on a timm backbone with an FPN, as `faster_rcnn` does.
 
-    The mask branch is four convolutions of the neck's width, cut 14 x 14, as published. Raises UserError where the backbone can't serve.
+    Its mask branch has four convolutions with the neck's width on regions of 14 x 14, as published. It is neither
+    trained nor run. Raises UserError if the backbone does not fit the strides.
     """
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights, pooled=True)
     model = host.MaskRCNN(

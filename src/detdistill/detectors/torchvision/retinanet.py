@@ -1,4 +1,4 @@
-"""RetinaNet of torchvision, by composition of its public parts."""
+"""RetinaNet of torchvision, composed of its public parts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,15 +11,22 @@ from torchvision.ops import box_iou
 
 from detdistill.detectors.backbone import build_neck, group_norm
 from detdistill.detectors.images import host_sizes
-from detdistill.detectors.outputs import DenseParts, assemble, dense_layout, edge_boxes, observe_dense, row_strides
+from detdistill.detectors.outputs import (
+    DenseParts,
+    build_assignment,
+    dense_layout,
+    edges_to_boxes,
+    observe_dense,
+    prediction_strides,
+)
 from detdistill.detectors.torchvision.shared import (
-    Columns,
-    begun_inside,
-    distributional,
-    flat_anchors,
+    ClassColumns,
+    edge_predictor,
+    flatten_anchors,
     host_pyramid,
     host_targets,
     to_detections,
+    valid_anchors,
 )
 from detdistill.detectors.towers import TowerPair, flatten_cells
 from detdistill.errors import UserError
@@ -40,15 +47,17 @@ from detdistill.types import (
     required,
 )
 
-HOST_DEPTH = 4  # torchvision builds towers of four convolutions
-LEAST = 0.01  # strides from an anchor's centre to a side, where distances are distributions: the host's code takes the logarithm of a size
+MAX_TOWER_DEPTH = 4  # torchvision builds towers of four convolutions
+MIN_SIDE_DISTANCE = 0.01  # strides; the host's box code takes the logarithm of a box's size, which must not be 0
 
 
 class RetinaNet(nn.Module):
-    """Adapter. columns: the host's class column of each class; they are sigmoids indexed by label, with no background.
+    """Adapter of torchvision's RetinaNet, `model`, whose weights and names it keeps.
 
-    edge_bins: the regressor gives as many logits for the distance of each side from the anchor's centre, in strides. The expected box,
-    in the host's code, is what the host's loss and post-processing see.
+    columns: the host's class column of each class. None: the first columns in order. The columns are sigmoids and have
+    no background.
+    edge_bins: R, if the regressor predicts R logits for the distance of each side from the anchor's center, in strides.
+    The host's loss and postprocessing then get the expected box, encoded as the host's deltas.
     """
 
     def __init__(
@@ -63,9 +72,9 @@ class RetinaNet(nn.Module):
         self.model = model
         self.edge_bins = edge_bins
         head = model.head.classification_head
-        self.columns = Columns(range(len(classes)) if columns is None else columns, head.num_classes)
+        self.columns = ClassColumns(range(len(classes)) if columns is None else columns, head.num_classes)
         self.towers = TowerPair(head.conv, model.head.regression_head.conv)
-        cells = [cell.round().tolist() for cell in model.anchor_generator.cell_anchors]
+        cell_anchors = [cell.round().tolist() for cell in model.anchor_generator.cell_anchors]
         self.info = DetectorInfo(
             kind="retinanet",
             classes=tuple(classes),
@@ -75,78 +84,92 @@ class RetinaNet(nn.Module):
             grid=GridInfo(
                 anchors_per_cell=head.num_anchors,
                 assigner="max_iou",
-                cell_anchors=tuple(tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in level) for level in cells),
+                cell_anchors=tuple(tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in level) for level in cell_anchors),
             ),
             towers=TowerInfo(self.towers.depth, model.backbone.out_channels),
             edges=None if edge_bins is None else EdgeInfo(edge_bins),
         )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the body below the neck."""
+        """See `types.Detector`."""
         return list(self.model.backbone.body.parameters())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        """See `types.Detector`. Losses are torchvision's: focal and L1, each image by its own positives, mean over images."""
+        """See `types.Detector`.
+
+        The losses are those of torchvision: focal and L1. Each image's loss is divided by its number of positives, and
+        the result is the mean over images.
+        """
         pyramid = host_pyramid(self.model, batch, self.info.strides)
         layout = dense_layout(pyramid, required(self.info.grid).anchors_per_cell)
-        anchors = flat_anchors(pyramid.anchors or ())
-        valid = begun_inside(anchors, batch.sizes)
+        anchors = flatten_anchors(pyramid.anchors or ())  # (N, 4)
+        valid = valid_anchors(anchors, batch.sizes)
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
-            logits, deltas = self._rows(classification, regression)
+            logits, values = self._predict(classification, regression)
+            batch_anchors = anchors.repeat(len(values), 1)  # (B * N, 4)
+            coder = self.model.box_coder
             if self.edge_bins:
-                edges, rows = deltas, anchors.repeat(len(deltas), 1)
-                boxes = edge_boxes(edges, centers(anchors), row_strides(layout, anchors.device), least=LEAST)
-                deltas = self.model.box_coder.encode_single(boxes.flatten(0, 1), rows).view_as(boxes)
-                return Predictions(logits, "sigmoid", boxes, valid, layout, edges=edges, deltas=deltas)
-            boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(
-                deltas
-            )
-            return Predictions(logits, "sigmoid", boxes, valid, layout, deltas=deltas)
+                strides = prediction_strides(layout, anchors.device)
+                boxes = edges_to_boxes(values, centers(anchors), strides, MIN_SIDE_DISTANCE)
+                deltas = coder.encode_single(boxes.flatten(0, 1), batch_anchors).view_as(boxes)
+                return Predictions(logits, "sigmoid", boxes, valid, layout, edges=values, deltas=deltas)
+            boxes = coder.decode_single(values.flatten(0, 1), batch_anchors).view_as(values)
+            return Predictions(logits, "sigmoid", boxes, valid, layout, deltas=values)
 
-        def assign(wanted: Targets) -> Assignment:
-            return assemble([self._match(boxes, anchors) for boxes in wanted.boxes], valid)
+        def assign(targets: Targets) -> Assignment:
+            return build_assignment([self._match(boxes, anchors) for boxes in targets.boxes], valid)
 
-        def losses(stage: Predictions, assignment: Assignment, wanted: Targets) -> Mapping[str, Tensor]:
-            outputs = {"cls_logits": stage.logits, "bbox_regression": stage.deltas}
-            return self.model.head.compute_loss(
-                host_targets(wanted), outputs, [anchors] * len(batch), list(assignment.matched)
-            )
+        def losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:
+            host_predictions = {"cls_logits": stage.logits, "bbox_regression": stage.deltas}
+            image_anchors, matched = [anchors] * len(batch), list(assignment.matched)
+            return self.model.head.compute_loss(host_targets(targets), host_predictions, image_anchors, matched)
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. torchvision's own post-processing."""
+        """See `types.Detector`. Runs torchvision's postprocessing."""
         output = self.observe(batch, need=Need(predictions=True))
         stage = output.stages[0]
         counts = list(required(stage.layout).counts)
-        split = {
+        per_level = {
             "cls_logits": list(stage.logits.split(counts, 1)),
             "bbox_regression": list(required(stage.deltas).split(counts, 1)),
         }
-        anchors = list(flat_anchors(output.pyramids["neck"].anchors or ()).split(counts))
-        found = self.model.postprocess_detections(split, [anchors] * len(batch), host_sizes(batch.sizes))
-        return to_detections(found)
+        level_anchors = list(flatten_anchors(output.pyramids["neck"].anchors or ()).split(counts))
+        image_anchors, sizes = [level_anchors] * len(batch), host_sizes(batch.sizes)
+        return to_detections(self.model.postprocess_detections(per_level, image_anchors, sizes))
 
-    def _rows(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Last tower features to logits (B, N, K) and deltas (B, N, 4), or edges (B, N, 4, R)."""
-        scorer, regressor = self.model.head.classification_head, self.model.head.regression_head
-        logits = [flatten_cells(scorer.cls_logits(level), scorer.num_classes) for level in classification]
-        values = (4, self.edge_bins) if self.edge_bins else (4,)
-        deltas = [flatten_cells(regressor.bbox_reg(level), *values) for level in regression]
-        return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(deltas, 1).float()
+    def _predict(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Apply the predictors to the last features of both towers, per level.
+
+        Returns logits (B, N, K), and deltas (B, N, 4) or the logits of edge distributions (B, N, 4, R).
+        """
+        classifier, regressor = self.model.head.classification_head, self.model.head.regression_head
+        logits = [flatten_cells(classifier.cls_logits(level), classifier.num_classes) for level in classification]
+        shape = (4, self.edge_bins) if self.edge_bins else (4,)
+        values = [flatten_cells(regressor.bbox_reg(level), *shape) for level in regression]
+        return self.columns.select(torch.cat(logits, 1)).float(), torch.cat(values, 1).float()
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """(N,) by the host's matcher: -1 below the lower threshold, -2 between the two."""
+        """(N,): index of the box that the host's matcher assigns to each anchor.
+
+        -1: the largest IoU is below the lower threshold. -2: it is between the two thresholds.
+        """
         if len(boxes) == 0:
             return torch.full((len(anchors),), -1, device=anchors.device)
         return self.model.proposal_matcher(box_iou(boxes, anchors))
 
 
 def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> RetinaNet:
-    """A RetinaNet on a timm backbone. Anchors as published: 4 strides wide, three octaves, three shapes."""
-    if config.tower_depth > HOST_DEPTH:
-        raise UserError(f"model.tower_depth {config.tower_depth}: torchvision's RetinaNet has at most {HOST_DEPTH}")
+    """Build a RetinaNet on a timm backbone.
+
+    Anchors are as published: 4 strides wide, three octaves and three aspect ratios per cell. Raises UserError if
+    `tower_depth` is above 4.
+    """
+    if config.tower_depth > MAX_TOWER_DEPTH:
+        problem = f"torchvision's RetinaNet has at most {MAX_TOWER_DEPTH}"
+        raise UserError(f"model.tower_depth {config.tower_depth}: {problem}; set it to {MAX_TOWER_DEPTH} or less")
     neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
     sizes = tuple(tuple(int(4 * stride * 2 ** (octave / 3)) for octave in range(3)) for stride in config.strides)
     generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
@@ -155,7 +178,7 @@ def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Ret
     for branch in (head.classification_head, head.regression_head):
         branch.conv = branch.conv[: config.tower_depth]
     if config.edges:
-        head.regression_head.bbox_reg = distributional(head.regression_head.bbox_reg, config.edge_bins)
+        head.regression_head.bbox_reg = edge_predictor(head.regression_head.bbox_reg, config.edge_bins)
     model = host.RetinaNet(
         neck,
         len(classes),

@@ -1,4 +1,4 @@
-"""What the torchvision adapters have in common: host frames, host columns, host lists."""
+"""What the torchvision adapters share: class columns, anchors, targets and detections in the forms of torchvision."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,12 @@ from detdistill.geometry import centers
 from detdistill.types import Batch, Detections, Pyramid, Targets, required
 
 
-class Columns(nn.Module):
-    """Shared class order to the host's class columns. Weights trained on COCO have a column per category id, with gaps; ours have none.
+class ClassColumns(nn.Module):
+    """Selects the host's class columns of our classes, in the shared class order.
 
-    No buffer is saved: which column a class has is known from the classes.
+    columns: the host's column of each class. host_columns: number of the host's columns. They differ for weights
+    trained on COCO, which have one column per category id, with gaps.
+    The buffer is not saved, because the columns belong to the classes of the run and not to the weights.
     """
 
     index: Tensor
@@ -29,12 +31,15 @@ class Columns(nn.Module):
         self.host_columns = host_columns
 
     def select(self, logits: Tensor) -> Tensor:
-        """(..., host columns) to (..., K)."""
+        """Logits (..., host columns) to (..., K)."""
         return logits if self.identity else logits.index_select(-1, self.index)
 
 
-def distributional(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
-    """A fresh predictor of `bins` logits for each value that `regressor` gives. All bins begin alike, so that a side begins at their middle."""
+def edge_predictor(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
+    """A fresh convolution that predicts `bins` logits for each value that `regressor` predicts.
+
+    All bins start nearly alike, so that the expected distance starts at the middle bin.
+    """
     layer = nn.Conv2d(regressor.in_channels, regressor.out_channels * bins, regressor.kernel_size[0], padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(required(layer.bias))
@@ -42,63 +47,73 @@ def distributional(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
 
 
 def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
-    """The list of dicts that torchvision asks for; labels in the shared class order, to go with selected columns."""
+    """The targets as torchvision's list of dicts. Labels are in the shared class order, as are selected columns."""
     return [{"boxes": boxes, "labels": labels} for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
 
 
-def to_detections(found: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
-    """torchvision's detections as ours, best first already."""
-    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in found)
+def to_detections(host_detections: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
+    """torchvision's detections as ours. torchvision already sorts them, best first."""
+    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in host_detections)
 
 
 def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Sequence[Tensor]) -> Tensor:
-    """(N, 4) anchors, the same for every image of the batch. They are the host's own: weights were trained with its integer steps
-    (image size // grid), which differ from the nominal strides on coarse levels. The host makes them in the maps' precision, and a
-    coordinate above 256 does not fit in the 8 bits of a bfloat16, so it is shown empty maps in single precision."""
-    shells = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in levels]
-    return generator(ImageList(images, host_sizes(batch.sizes)), shells)[0]
+    """The host's anchors (N, 4), the same for every image of the batch, in pixels.
+
+    They must be the host's, because its weights were trained with integer steps (image size // grid size), which differ
+    from the nominal strides on coarse levels. The host makes anchors in the precision of the maps, and the 8 bits of a
+    bfloat16 can't represent coordinates above 256. It therefore gets empty maps in single precision.
+    """
+    empty_maps = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in levels]
+    return generator(ImageList(images, host_sizes(batch.sizes)), empty_maps)[0]
 
 
-def begun_inside(anchors: Tensor, sizes: Tensor) -> Tensor:
-    """(B, N) bool: the anchor's centre, which is its cell's corner, lies in its image; anchors (N, 4), valid sizes (B, 2). As
-    `Layout.valid`, but with the host's own steps, which are not the nominal strides on coarse levels."""
+def valid_anchors(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """(B, N) bool, True if the anchor's center lies inside the image. The center is the top left corner of its cell.
+
+    anchors: (N, 4). sizes (B, 2): valid (height, width). It is `Layout.valid`, but with the host's steps, which are not
+    the nominal strides on coarse levels.
+    """
     return (centers(anchors)[None] < sizes[:, None].flip(-1)).all(-1)
 
 
-def anchor_maps(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(N, 4) anchors to (H, W, A, 4) a level."""
+def split_anchors(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Anchors (N, 4) to (H, W, A, 4) per level. levels: the maps, for their sizes."""
     cells = [level.shape[-2] * level.shape[-1] for level in levels]
     per_cell = len(anchors) // sum(cells)
     parts = anchors.split([count * per_cell for count in cells])
     return tuple(part.view(*level.shape[-2:], per_cell, 4) for part, level in zip(parts, levels, strict=True))
 
 
+def flatten_anchors(level_anchors: Sequence[Tensor]) -> Tensor:
+    """Anchors (H, W, A, 4) per level to (N, 4), the inverse of `split_anchors`."""
+    return torch.cat([level.reshape(-1, 4) for level in level_anchors])
+
+
 def host_pyramid(model: host.RetinaNet | host.FCOS, batch: Batch, strides: Sequence[int]) -> Pyramid:
-    """The neck's levels of a one-stage host, normalised as it was trained, with its own anchors and the declared strides."""
+    """The neck's levels of a one-stage host, with the host's normalization and anchors, and the declared strides."""
     images = normalize(batch, model.transform.image_mean, model.transform.image_std)
     levels = tuple(model.backbone(images).values())
     anchors = host_anchors(model.anchor_generator, images, batch, levels)
-    return Pyramid(levels, tuple(strides), batch.sizes, anchor_maps(anchors, levels))
+    return Pyramid(levels, tuple(strides), batch.sizes, split_anchors(anchors, levels))
 
 
-def flat_anchors(maps: Sequence[Tensor]) -> Tensor:
-    """The inverse of `anchor_maps`."""
-    return torch.cat([level.reshape(-1, 4) for level in maps])
+def unpadded_rows(image_rows: Sequence[Tensor]) -> Tensor:
+    """(B, P) bool, False for the rows that `pad_sequence` adds to `image_rows`, a tensor (P_i, ...) per image."""
+    masks = [torch.ones(len(rows), dtype=torch.bool, device=rows.device) for rows in image_rows]
+    return pad_sequence(masks, batch_first=True)
 
 
-def filled(rows: Sequence[Tensor]) -> Tensor:
-    """(B, P) bool: the rows that `pad_sequence` takes from `rows`, each (P_i, ...), P the longest."""
-    return pad_sequence([torch.ones(len(own), dtype=torch.bool, device=own.device) for own in rows], batch_first=True)
+def scatter_rows(rows: Tensor, valid: Tensor) -> Tensor:
+    """Put rows (n, ...) into the n places where `valid` (B, P) is True. Returns (B, P, ...), 0 elsewhere."""
+    scattered = rows.new_zeros((*valid.shape, *rows.shape[1:]))
+    scattered[valid] = rows
+    return scattered
 
 
-def spread(values: Tensor, valid: Tensor) -> Tensor:
-    """(n, ...) into the n True places of `valid` (B, P): (B, P, ...), 0 elsewhere."""
-    spread = values.new_zeros((*valid.shape, *values.shape[1:]))
-    spread[valid] = values
-    return spread
+def rescale_to_process_mean(count: int, like: Tensor) -> Tensor:
+    """The factor () that turns a mean over `count` local rows into their sum divided by the processes' mean count.
 
-
-def process_share(count: int, like: Tensor) -> Tensor:
-    """() by which a mean over `count` local rows becomes a sum over them divided by the processes' mean count."""
+    With it, every process's share of the rows has the same weight. like: gives device and dtype.
+    """
     local = like.new_tensor(float(count))
     return local / mean_over_processes(local)

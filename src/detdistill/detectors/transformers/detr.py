@@ -1,8 +1,9 @@
-"""DETR (arXiv:2005.12872) from transformers, taken apart into neck, encoder, decoder and heads.
+"""DETR (arXiv:2005.12872) of transformers: what differs from the other detectors with one level.
 
-The decoder is run layer by layer, and every stage is the heads on the norm of a layer's own output, as published. The host's decoder gives no such
-states: with `auxiliary_loss` it feeds each normed state to the next layer, which changes every prediction, without it it gives only the last. So
-that field has no say here. The last stage equals the host's forward without it (tests).
+The decoder runs layer by layer. Each stage is the heads on the norm of that layer's output, as published. The host's
+decoder does not return these states. With `auxiliary_loss` it feeds the normed states to the next layer, which changes
+every prediction. Without it, it returns the last state only. So this config field has no effect here. The last stage
+equals the host's forward without `auxiliary_loss` (tests).
 """
 
 from collections.abc import Sequence
@@ -14,114 +15,103 @@ from transformers import DetrConfig, DetrForObjectDetection
 from transformers.loss.loss_for_object_detection import ImageLoss
 from transformers.masking_utils import create_bidirectional_mask
 
-from detdistill.detectors.queries.detector import Features, QueryDetector, assemble, by_stage, learn_stages
-from detdistill.detectors.queries.frames import spread, to_pixels, to_relative
-from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.transformers import single_level
-from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
-from detdistill.detectors.transformers.host import keeps_norms, thaw
-from detdistill.detectors.transformers.single_level import Memory
+from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.queries.stages import merge_terms
+from detdistill.detectors.transformers.criterion import StageCriterion, detr_weights, host_labels, object_count
+from detdistill.detectors.transformers.single_level import (
+    Memory,
+    SingleLevelDETR,
+    SingleLevelSpec,
+    build,
+    reset_heads,
+    xavier,
+)
 from detdistill.distributed import mean_over_processes
+from detdistill.geometry import to_pixels, to_relative
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets, required
+from detdistill.types import Predictions, Targets, required
 
 
-class DETR:
-    """The `Family` over a `DetrForObjectDetection` whose labels are `classes` in order, strides that of its one level.
+def _decode(model: Any, position: Tensor, state: Tensor, memory: Memory) -> tuple[Predictions, ...]:
+    """One stage per decoder layer. A query is its position embedding; this decoder reads no reference."""
+    decoder = model.model.decoder
+    mask = create_bidirectional_mask(decoder.config, state, memory.mask, memory.tokens)
+    stages = []
+    for layer in decoder.layers:
+        state = layer(state, None, memory.positions, position, memory.tokens, encoder_attention_mask=mask)  # (B, Q, D)
+        stages.append(_predict(model, decoder.layernorm(state), memory))
+    return tuple(stages)
 
-    A query is its position embedding; a content is the decoder's start where it is given, else zeros as in the host; a reference has no
-    meaning to this decoder, which knows no points, and is not read.
+
+def _predict(model: Any, state: Tensor, memory: Memory) -> Predictions:
+    """The heads on a state (B, Q, D). The last class column is `no object`."""
+    boxes = to_pixels(model.bbox_predictor(state).float().sigmoid(), memory.frame)
+    valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    logits = model.class_labels_classifier(state).float()  # (B, Q, K + 1)
+    return Predictions(logits[..., :-1], "softmax", boxes, valid, background=logits[..., -1], embeddings=state)
+
+
+class DETRCriterion:
+    """The host's losses, with the cross entropy averaged over all processes.
+
+    The host divides the cross entropy by the sum of class weights: 1 for an object, `eos_coefficient` for none. In the
+    host each process divides by its own sum. Here the sum is averaged over processes.
     """
 
-    def __init__(self, model: DetrForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
-        config = model.config
-        self.info = single_level.describe("detr", config, classes, strides, "softmax", "position")
-        self.model = model
-        self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
-        self.host_loss: Any = ImageLoss(None, len(classes), config.eos_coefficient, [])
-        self.losses = StageCriterion(self.host_loss, weights)
+    def __init__(self, config: Any, classes: int):
+        self.background_weight = config.eos_coefficient
+        self.host: Any = ImageLoss(None, classes, config.eos_coefficient, [])
+        self.losses = StageCriterion(self.host, detr_weights(config))
 
-    def body(self) -> nn.Module:
-        return self.model.model.backbone
-
-    def neck(self, batch: Batch) -> Features:
-        host = self.model.model
-        return single_level.project(host.backbone, host.input_projection, batch)
-
-    def encode(self, features: Features) -> Memory:
-        return single_level.encode(self.model.model, features)
-
-    def queries(self, memory: Memory) -> QuerySet:
-        """The embeddings, the same for every image."""
-        return QuerySet(position=spread(self.model.model.query_position_embeddings.weight, len(memory.tokens)))
-
-    def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
-        """Standard normal, as the published embeddings are at first."""
-        return QuerySet(position=single_level.drawn(n, self.model.config.d_model, generator, memory))
-
-    def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
-        host: Any = self.model.model.decoder
-        width = self.model.config.d_model
-        position, state = single_level.read(queries, "position", width, width)
-        mask = create_bidirectional_mask(host.config, state, memory.mask, memory.tokens)
-        stages = []
-        for layer in host.layers:
-            state = layer(state, None, memory.positions, position, memory.tokens, encoder_attention_mask=mask)
-            stages.append(self._predict(host.layernorm(state), memory))
-        return tuple(stages)
-
-    def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
-        return self.matcher(stages, memory.sizes, targets)
-
-    def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
-        """The host's cross entropy is a mean by class weights (1 for an object, `eos_coefficient` for none); their sum is averaged over processes
-        here, each of which has its own there."""
-        count, labels = object_count(targets, memory.sizes), host_labels(targets, memory.sizes)
-        self.host_loss.to(memory.sizes.device)  # it keeps the class weights
+    def __call__(self, stages: Sequence[Predictions], frame: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Weighted terms of every stage; see `StageCriterion`."""
+        count = object_count(targets, frame)
+        labels = host_labels(targets, frame)
+        self.host.to(frame.device)  # the host's loss holds the class weights as a buffer
         positive = torch.stack([required(stage.assignment).positive for stage in stages]).flatten(1)  # (L, B Q)
-        mass = torch.where(positive, 1.0, self.model.config.eos_coefficient).sum(1)
-        shares = mass / mean_over_processes(mass, floor=1e-9)
-        found = []
-        for stage, share in zip(stages, shares, strict=True):
-            logits = torch.cat([stage.logits, required(stage.background)[..., None]], dim=-1)
-            outputs = {"logits": logits, "pred_boxes": to_relative(stage.boxes, memory.sizes)}
-            terms = self.losses.stage(outputs, stage, labels, count)
-            found.append(terms | {"classification": terms["classification"] * share})
-        return by_stage(found)
-
-    def learn(
-        self, queries: QuerySet, memory: Memory, targets: Targets
-    ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        return learn_stages(self, queries, memory, targets)
-
-    def _predict(self, state: Tensor, memory: Memory) -> Predictions:
-        boxes = to_pixels(self.model.bbox_predictor(state).float().sigmoid(), memory.sizes)
-        valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-        logits = self.model.class_labels_classifier(state).float()
-        return Predictions(logits[..., :-1], "softmax", boxes, valid, background=logits[..., -1], embeddings=state)
-
-
-def detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
-    """From config, offline, on a timm backbone or the native one. host: fields of `DetrConfig` laid over all else.
-
-    Raises UserError where strides, width or backbone don't fit.
-    """
-    body, fields = single_level.host_fields("detr", config, backbone, classes, DetrConfig, host)
-    model = DetrForObjectDetection(DetrConfig(**fields))
-    if body is not None:
-        model.model.backbone.model = body  # in place of the host's: nothing frozen, norms whole, weights loaded
-    norms = thaw(model.model.backbone, frozen_norms=keeps_norms(config))
-    initialize(model)
-    return assemble(DETR(model, classes, config.strides), config, norms)
+        weight_sums = torch.where(positive, 1.0, self.background_weight).sum(1)  # (L,)
+        factors = weight_sums / mean_over_processes(weight_sums, floor=1e-9)
+        terms = []
+        for stage, factor in zip(stages, factors, strict=True):
+            logits = torch.cat([stage.logits, required(stage.background)[..., None]], dim=-1)  # (B, Q, K + 1)
+            outputs = {"logits": logits, "pred_boxes": to_relative(stage.boxes, frame)}
+            stage_terms = self.losses.stage(outputs, stage, labels, count)
+            terms.append(stage_terms | {"classification": stage_terms["classification"] * factor})
+        return merge_terms(terms)
 
 
 @torch.no_grad()
-def initialize(model: DetrForObjectDetection) -> None:
-    """Starting weights as published, in place. A host built from config starts otherwise: all weights normal of deviation 0.02, the queries too,
-    which are then hardly told apart."""
+def _initialize(model: DetrForObjectDetection) -> None:
+    """Published initial weights, in place.
+
+    The host draws all weights from a normal distribution with deviation 0.02. Its queries are then almost equal.
+    """
     host: Any = model.model
-    single_level.xavier(host.encoder, packed=True)
-    single_level.xavier(host.decoder, packed=True)
+    xavier(host.encoder, packed=True)
+    xavier(host.decoder, packed=True)
     nn.init.normal_(host.query_position_embeddings.weight)
-    single_level.reset_heads(host.input_projection, model.class_labels_classifier, model.bbox_predictor)
+    reset_heads(host.input_projection, model.class_labels_classifier, model.bbox_predictor)
+
+
+SPEC = SingleLevelSpec(
+    kind="detr",
+    config=DetrConfig,
+    model=DetrForObjectDetection,
+    activation="softmax",
+    part="position",
+    embeddings="query_position_embeddings",
+    timm_backbone="model.backbone.model",
+    decode=_decode,
+    losses=DETRCriterion,
+    initialize=_initialize,
+)
+
+
+def detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
+    """DETR with published initial weights; see `single_level.build`. host: fields of `DetrConfig`."""
+    return build(SPEC, config, backbone, classes, host)
+
+
+def adapt(model: DetrForObjectDetection, classes: Sequence[str], strides: Sequence[int]) -> SingleLevelDETR:
+    """The family over a given model; see `SingleLevelDETR`."""
+    return SingleLevelDETR(SPEC, model, classes, strides)

@@ -1,39 +1,44 @@
-"""A trained detector as transformers alone has it: built anew from its config, and compared."""
+"""Export a trained detector to transformers, and verify that the exported model gives the same boxes and scores.
 
-from collections.abc import Sequence
+The exported model is built from its config by transformers alone, without this package.
+"""
+
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from detdistill.detectors.queries.detector import QueryDetector
-from detdistill.detectors.queries.frames import to_relative
 from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError
+from detdistill.geometry import to_relative
 from detdistill.types import Batch, Detector, Need, required
 
-TOLERANCE = 1e-3  # of logits, and of boxes in 0..1; norms that are frozen round otherwise than those that aren't
-DRAWS = 3  # a query picked from the image may lose a near tie by rounding; not on three pictures
+TOLERANCE = 1e-3  # for logits, and for boxes in 0..1; frozen norms round differently from other norms
+ATTEMPTS = 3  # random images; on one image rounding can change which of two near-equal queries is chosen, not on three
 
 
 def host_of(detector: Detector) -> tuple[PreTrainedModel, HostRecord]:
-    """The model of transformers inside. Raises UserError where there is none."""
+    """The model of transformers inside the detector, and its record. Raises UserError if there is none."""
     if not isinstance(detector, QueryDetector) or not isinstance(detector.model, PreTrainedModel):
         heads = ", ".join(name for name, record in DETECTORS.items() if record.host)
-        raise UserError(f"--format transformers: {detector.info.kind} is no detector of transformers; {heads} are")
+        raise UserError(
+            f"--format transformers: {detector.info.kind} is not a detector of transformers; these can be exported: "
+            f"{heads}"
+        )
     return detector.model, required(host_records()[detector.model.config.model_type].host)
 
 
 def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
-    """config.json, model.safetensors and preprocessor_config.json, in `folder`. size: (height, width) that images were fitted into.
+    """Write config.json, model.safetensors and preprocessor_config.json into `folder`.
 
-    Raises UserError where transformers builds another architecture from the config than the detector's.
+    size: (height, width) that images were resized to fit into. Raises UserError if transformers builds another
+    architecture from the config.
     """
     model, host = host_of(detector)
     config: Any = deepcopy(model.config)
@@ -41,105 +46,132 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     config.id2label = dict(enumerate(detector.info.classes))
     config.label2id = {name: column for column, name in enumerate(detector.info.classes)}
     if hasattr(config, "freeze_backbone_batch_norms"):
-        config.freeze_backbone_batch_norms = False  # frozen ones would drop the activation inside timm's
+        config.freeze_backbone_batch_norms = False  # frozen norms would drop the activation inside timm's norms
     with quiet():
-        plain = type(model)(config).eval()
-        own, given = plain.state_dict(), model.state_dict()
-        odd = [name for name in own.keys() ^ given.keys() if not name.endswith(COUNTER)]
-        odd += [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
-        if odd:
+        exported = type(model)(config).eval()
+        target, state = exported.state_dict(), model.state_dict()
+        unmatched = [name for name in target.keys() ^ state.keys() if not name.endswith(COUNTER)]
+        unmatched += [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
+        if unmatched:
             raise UserError(
-                _differs(detector, f"{len(odd)} tensors have other names or shapes there, such as {min(odd)!r}")
+                _difference(
+                    detector, f"{len(unmatched)} tensors have other names or shapes, such as {min(unmatched)!r}"
+                )
             )
-        plain.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
-        plain.save_pretrained(folder)
+        exported.load_state_dict({name: value for name, value in state.items() if name in target}, strict=False)
+        exported.save_pretrained(folder)
         _processor(host, size).save_pretrained(folder)
 
 
 def _check_cells(detector: Detector, config: Any, host: HostRecord, size: tuple[int, int]) -> None:
-    """Raises UserError where queries are chosen among fewer cells than there are queries: ours then takes all, transformers stops."""
-    chosen = not host.normalized or getattr(config, "two_stage", False)
-    asked = getattr(config, "two_stage_num_proposals", config.num_queries)
+    """Raises UserError if queries are chosen among cells, and there are fewer cells than queries.
+
+    This package then uses all cells, but transformers fails.
+    """
+    are_chosen = not host.normalized or getattr(config, "two_stage", False)
+    queries = getattr(config, "two_stage_num_proposals", config.num_queries)
     height, width = padded(size)
     cells = sum((height // stride) * (width // stride) for stride in detector.info.strides)
-    if chosen and asked > cells:
+    if are_chosen and queries > cells:
         raise UserError(
-            f"--format transformers: {detector.info.kind} chooses {asked} queries among the {cells} cells of images of {height} x {width}, and "
-            f"transformers' stops where there are fewer; train it with --model.queries {cells} at most, or a larger --image-size"
+            f"--format transformers: {detector.info.kind} chooses {queries} queries among the {cells} cells of images "
+            f"of {height} x {width}, and transformers fails with fewer cells than queries; train it with at most "
+            f"--model.queries {cells}, or with a larger --image-size"
         )
 
 
 def _processor(host: HostRecord, size: tuple[int, int]) -> Any:
-    """Images as in training; but what knows no padding is shown pictures stretched to a size that its levels divide."""
-    kind = getattr(transformers, host.processor)
+    """The image processor that prepares images as in training.
+
+    Families that ignore padding get images stretched to the padded size instead, which is a multiple of their strides.
+    """
+    processor = getattr(transformers, host.processor)
     if host.normalized:
-        fit = {"max_height": size[0], "max_width": size[1]}
-        return kind(
-            size=fit, do_normalize=True, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD), do_pad=True
+        return processor(
+            size={"max_height": size[0], "max_width": size[1]},
+            do_normalize=True,
+            image_mean=list(IMAGENET_MEAN),
+            image_std=list(IMAGENET_STD),
+            do_pad=True,
         )
     height, width = padded(size)
-    return kind(size={"height": height, "width": width}, do_normalize=False, do_pad=False)
+    return processor(size={"height": height, "width": width}, do_normalize=False, do_pad=False)
 
 
 def padded(size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
-    """What a batch of images of `size` is padded to."""
+    """(height, width) rounded up to the multiple that batches are padded to."""
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
 @torch.no_grad()
 def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
-    """Raises UserError unless what plain transformers loads from `folder` sees, answers and names as the detector does, on random pictures."""
+    """Load the exported model with transformers alone, and compare it with the detector on random images.
+
+    Raises UserError if pixels, class names, logits or boxes differ.
+    """
     _, host = host_of(detector)
-    served = cast(QueryDetector, detector).cpu().eval()
+    ours = cast(QueryDetector, detector).cpu().eval()
     with quiet():
         try:
-            kind = transformers.AutoModelForObjectDetection
-            loaded, told = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            loaded, info = transformers.AutoModelForObjectDetection.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
             processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the config's checks and the model have their own each
-            raise UserError(_differs(detector, " ".join(str(error).split())[:160])) from None
-    check_loaded(told, loaded, f"--format transformers: {detector.info.kind}")
+        except Exception as error:  # config checks and models raise many different types
+            raise UserError(_difference(detector, _reason(error))) from None
+    check_loaded(info, loaded, f"--format transformers: {detector.info.kind}")
     if loaded.config.id2label != dict(enumerate(detector.info.classes)):
-        raise UserError(_differs(detector, f"its labels are {list(loaded.config.id2label.values())}"))
-    for seed in range(DRAWS):
-        batch = _pictures(padded(size), seed)
+        raise UserError(_difference(detector, f"its labels are {list(loaded.config.id2label.values())}"))
+    for seed in range(ATTEMPTS):
+        batch = _random_image(padded(size), seed)
         pixels = normalize(batch) if host.normalized else batch.images.float() / 255
-        seen = processor(list(batch.images), do_resize=False, return_tensors="pt")["pixel_values"]
-        if not torch.allclose(seen, pixels, atol=TOLERANCE):
-            raise UserError(_differs(detector, "its image processor makes other pixels"))
+        processed = processor(list(batch.images), do_resize=False, return_tensors="pt")["pixel_values"]
+        if not torch.allclose(processed, pixels, atol=TOLERANCE):
+            raise UserError(_difference(detector, "its image processor gives other pixels"))
         try:
-            theirs = loaded(pixels)
-        except Exception as error:  # a backbone made for one size stops in a way of its own
-            raise UserError(_differs(detector, " ".join(str(error).split())[:160])) from None
-        apart = _apart(served, batch, theirs)
-        if apart < TOLERANCE:
+            output = loaded(pixels)
+        except Exception as error:  # a backbone with a fixed image size raises an error of its own type
+            raise UserError(_difference(detector, _reason(error))) from None
+        largest = _largest_difference(ours, batch, output)
+        if largest < TOLERANCE:
             return
-    raise UserError(_differs(detector, f"it answers otherwise on the same picture, by up to {apart:.3g}"))
+    raise UserError(_difference(detector, f"its predictions for the same image differ by up to {largest:.3g}"))
 
 
-def _pictures(size: tuple[int, int], seed: int) -> Batch:
+def _random_image(size: tuple[int, int], seed: int) -> Batch:
+    """A batch of one random image of this (height, width)."""
     pixels = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     sizes = torch.tensor([size])
     return Batch(pixels, sizes, sizes, torch.zeros(1, dtype=torch.long), ("random",))
 
 
-def _apart(detector: QueryDetector, batch: Batch, theirs: Any) -> float:
-    """The largest difference of a logit, or of a box's coordinate in 0..1, in whatever order the queries come."""
+def _largest_difference(detector: QueryDetector, batch: Batch, output: Any) -> float:
+    """The largest difference of a logit, or of a box coordinate in 0..1. The order of the queries does not matter."""
     stage = detector.observe(batch, need=Need(predictions=True)).stages[-1]
-    logits: Sequence[Tensor] = [stage.logits, *([] if stage.background is None else [stage.background[..., None]])]
-    mine = torch.cat([*logits, to_relative(stage.boxes, batch.sizes)], dim=-1)
-    other = torch.cat([theirs.logits, theirs.pred_boxes], dim=-1)
-    if mine.shape != other.shape:
+    parts = [stage.logits]
+    if stage.background is not None:
+        parts.append(stage.background[..., None])
+    parts.append(to_relative(stage.boxes, batch.sizes))
+    ours = torch.cat(parts, dim=-1)  # (1, Q, K + 4 or K + 5)
+    exported = torch.cat([output.logits, output.pred_boxes], dim=-1)
+    if ours.shape != exported.shape:
         return float("inf")
-    distances = torch.cdist(mine, other, p=float("inf"))
+    distances = torch.cdist(ours, exported, p=float("inf"))  # (1, Q, Q)
     return max(float(distances.amin(1).max()), float(distances.amin(2).max()))
 
 
-def _differs(detector: Detector, reason: str) -> str:
+def _reason(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())[:160]
+
+
+def _difference(detector: Detector, reason: str) -> str:
+    """The message that the exported model would differ from the detector."""
     model, _ = host_of(detector)
     config: Any = model.config
     backbone = getattr(config.backbone_config, "backbone", None) or config.backbone_config.model_type
     return (
-        f"--format transformers: plain transformers makes another {detector.info.kind} of {backbone} ({reason}); it freezes batch norms without the "
-        "activation that timm keeps inside them, and knows one image size of a timm transformer: ResNets work, and other convolutional ones in rt_detr"
+        f"--format transformers: transformers alone builds a different {detector.info.kind} with {backbone} "
+        f"({reason}); it drops the activation inside timm's batch norms, and supports one image size of a timm "
+        "transformer: use a ResNet, or with rt_detr any convolutional backbone"
     )

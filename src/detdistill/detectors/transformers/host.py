@@ -1,9 +1,14 @@
-"""Models of transformers around our backbones, and what is undone of that library's handling of backbones.
+"""Backbones inside models of transformers.
 
-Its traps (measured with 5.23): DETR, Conditional and Deformable DETR freeze a native ResNet whole, and a timm one up to its first stage; every
-batch norm of a backbone becomes a frozen one, over random weights too, and on timm's norms that drops the activation inside; and
-`use_pretrained_backbone` of a config loads nothing. The policy here is one line: every parameter trains, but the norms of a backbone whose weights
-were loaded, which keep their statistics and affine parameters.
+transformers treats backbones in ways that are wrong for training here (measured with version 5.23):
+
+* DETR, Conditional and Deformable DETR freeze a native ResNet completely, and a timm ResNet up to its first stage.
+* Every batch norm of a backbone becomes a frozen one, over random weights too. On timm's norms this drops the
+  activation inside the norm.
+* `use_pretrained_backbone` of a config loads nothing.
+
+The rule here: every parameter trains, except the norms of a backbone with loaded weights. Those norms keep their
+statistics and their affine parameters.
 """
 
 from collections.abc import Sequence
@@ -12,18 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from detdistill.detectors.backbone import build_body
+from detdistill.detectors.backbone import build_backbone
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
-NATIVE = "native"  # in place of a timm backbone's name: the one that the family's own config has
+NATIVE = "native"  # as the name of a backbone: the backbone of the family's own config, instead of a timm backbone
 
 
 def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
-    """A family's own backbone config, giving maps of these strides. Raises UserError for a stride it hasn't got, and for weights other than `none`."""
+    """The family's own backbone config, set to return maps of these strides.
+
+    Raises UserError for a stride that the backbone does not have, and for weights other than `none`.
+    """
     if weights != "none":
         raise UserError(
-            f"model.backbone_weights {weights}: a native backbone begins at random; set it to none, or take a timm backbone"
+            f"model.backbone_weights {weights}: a native backbone starts from random weights; set it to none, or "
+            "choose a timm backbone"
         )
     stages = {2 ** (index + 2): f"stage{index + 1}" for index in range(4)}
     if any(stride not in stages for stride in strides):
@@ -33,52 +42,60 @@ def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
 
 
 def timm_config(config: ModelConfig, backbone: str, strides: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
-    """The timm backbone with those of `strides` that it has, the finest among them, its weights as asked for; and what transformers calls it.
+    """A timm backbone with the weights that the config names, and its backbone config for transformers.
 
-    Raises UserError as `build_body`, and where it hasn't got the finest stride.
+    The backbone returns maps of those `strides` that it has. Raises UserError as `build_backbone` does, and if the
+    backbone does not have the finest stride.
     """
-    body, given, _ = build_body(backbone, strides, config.backbone_weights)
-    if given != strides[: len(given)]:
+    module, available, _ = build_backbone(backbone, strides, config.backbone_weights)
+    if available != strides[: len(available)]:
         raise UserError(
-            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {given}"
+            f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {available}"
         )
-    features: Any = body.feature_info
-    indices = list(features.out_indices)
-    return body, {
+    features: Any = module.feature_info
+    return module, {
         "model_type": "timm_backbone",
         "backbone": backbone,
-        "out_indices": indices,
+        "out_indices": list(features.out_indices),
         "use_pretrained_backbone": False,
     }
 
 
-def depths(config: ModelConfig) -> dict[str, int]:
-    """Layers of encoder and decoder, as a host's config calls them, where the recipe says how many."""
-    given = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
-    return {name: layers for name, layers in given.items() if layers is not None}
+def layer_counts(config: ModelConfig) -> dict[str, int]:
+    """The numbers of encoder and decoder layers that the recipe sets, by the names of a host's config."""
+    counts = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
+    return {name: count for name, count in counts.items() if count is not None}
 
 
-def keeps_norms(config: ModelConfig) -> bool:
-    """Whether the backbone's weights are loaded, so that its norms keep their statistics."""
+def conv_encoder(model: Any) -> Any:
+    """The module of the host that turns images and masks into a list of (map, mask), fine to coarse."""
+    backbone = model.model.backbone
+    return getattr(backbone, "conv_encoder", backbone)  # DAB-DETR keeps it next to its position embedding
+
+
+def has_loaded_backbone(config: ModelConfig) -> bool:
+    """True if the backbone starts from loaded weights. Its norms are then frozen in training."""
     return config.backbone_weights != "none"
 
 
 @torch.no_grad()
-def thaw(body: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
-    """Every parameter of the backbone trains; its norms too, unless `frozen_norms`: then these are returned, for the owner to keep in eval mode.
+def unfreeze_backbone(backbone: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
+    """Let every parameter of the backbone train, in place, and return the norms that stay frozen.
 
-    The host's frozen norms, which hold no parameters, become batch norms again where they are to train.
+    frozen_norms: the parameters of all batch norms stay frozen. The norms are returned, and the caller must keep them
+    in eval mode. Otherwise the result is empty, and the host's frozen norms, which have no parameters, become batch
+    norms.
     """
-    body.requires_grad_(True)
+    backbone.requires_grad_(True)
     if frozen_norms:
-        norms = tuple(module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        norms = tuple(module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         for norm in norms:
             norm.requires_grad_(False)
         return norms
-    for module in list(body.modules()):
+    for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__.endswith("FrozenBatchNorm2d"):
                 norm = nn.BatchNorm2d(len(child.weight))  # type: ignore[arg-type]
-                norm.load_state_dict(child.state_dict(), strict=False)  # the counter of batches is new
+                norm.load_state_dict(child.state_dict(), strict=False)  # a frozen norm has no num_batches_tracked
                 setattr(module, name, norm)
     return ()

@@ -1,31 +1,42 @@
-"""RT-DETR (arXiv:2304.08069) and RT-DETRv2 (arXiv:2407.17140) from transformers, taken apart into neck, decoder input, decoder and heads.
+"""RT-DETR (arXiv:2304.08069) and RT-DETRv2 (arXiv:2407.17140) of transformers as a `Family`.
 
-The host's own forward is not called: its parts are, in its order, so that a look may stop early and the decoder may run again on other
-queries. Equal to the host's forward and losses (tests); where a batch has fewer tokens than there are queries, all of them are taken, and the
-host would stop.
+The host's own forward is not called. Its parts are called in its order, so that `observe` can stop early and the
+decoder can run again on other queries. Stages and losses equal the host's (tests). If a batch has fewer tokens than
+queries, all tokens are used; the host fails.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config, RTDetrV2ForObjectDetection
 from transformers.loss.loss_rt_detr import RTDetrLoss
 from transformers.models.rt_detr.modeling_rt_detr import inverse_sigmoid
 
-from detdistill.detectors.queries.detector import Features, QueryDetector, assemble
-from detdistill.detectors.queries.frames import to_relative
-from detdistill.detectors.transformers import hybrid
+from detdistill.detectors.queries.detector import Family, QueryDetector, assemble
+from detdistill.detectors.queries.stages import sigmoid_stage, with_assignments, with_suffix
+from detdistill.detectors.transformers import denoising, hybrid
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
 from detdistill.detectors.transformers.hybrid import Memory
+from detdistill.detectors.transformers.hybrid_build import construct
+from detdistill.geometry import to_relative
 from detdistill.recipe import ModelConfig
-from detdistill.types import Assignment, Batch, Predictions, QuerySet, Targets
+from detdistill.types import Predictions, QuerySet, Targets
 
 
-class RTDETR:
-    """The `Family` over an `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection` whose labels are `classes` in order, strides those of
-    its encoder's levels."""
+class RTDETR(Family[Memory]):
+    """The `Family` over an `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`.
+
+    classes: the labels of the model, in order. strides: the strides of its encoder's levels. The classification term is
+    the varifocal loss.
+    """
+
+    losses: StageCriterion
+
+    neck = hybrid.neck
+    encode = hybrid.encode
+    queries = hybrid.queries
+    sample = hybrid.sample
 
     def __init__(
         self,
@@ -36,85 +47,63 @@ class RTDETR:
         self.info = hybrid.describe(model.config, classes, strides)
         self.model = model
         self.matcher = hybrid.matcher(model.config)
-        host = RTDetrLoss(model.config)
-        self.losses = StageCriterion(host, host.weight_dict, ("vfl", "boxes"))
-
-    def body(self) -> nn.Module:
-        return self.model.model.backbone
-
-    def neck(self, batch: Batch) -> Features:
-        return hybrid.neck(self.model.model, batch)
-
-    def encode(self, features: Features) -> Memory:
-        return hybrid.encode(self.model.model, features)
-
-    def queries(self, memory: Memory) -> QuerySet:
-        return hybrid.queries(memory)
-
-    def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
-        return hybrid.sample(n, generator, memory)
+        host_loss = RTDetrLoss(model.config)
+        self.losses = StageCriterion(host_loss, host_loss.weight_dict, ("vfl", "boxes"))
 
     def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
-        return tuple(self._decode(*hybrid.joined(None, queries, memory), memory))
-
-    def match(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> tuple[Assignment, ...]:
-        return self.matcher(stages, memory.frame, targets)
-
-    def criterion(self, stages: Sequence[Predictions], memory: Memory, targets: Targets) -> dict[str, Tensor]:
-        """The classification term is the varifocal loss."""
-        return self.losses(stages, memory.frame, targets)
+        content, reference, mask = denoising.join(None, queries, memory)
+        return tuple(self._decode(content, reference, mask, memory))
 
     def learn(
         self, queries: QuerySet, memory: Memory, targets: Targets
     ) -> tuple[tuple[Predictions, ...], dict[str, Tensor]]:
-        """Terms of the encoder's choice end in `_encoder`, those of the noise in layer i in `_denoising_i`."""
-        labels, count = host_labels(targets, memory.frame), object_count(targets, memory.frame)
-        noise = hybrid.denoise(self.model, labels, memory)
-        noisy, own = hybrid.parted(noise, self._decode(*hybrid.joined(noise, queries, memory), memory))
+        """Also trains the encoder's predictions and denoising queries.
+
+        Terms of the encoder end in `_encoder`, those of the denoising queries after layer i in `_denoising_i`.
+        """
+        labels = host_labels(targets, memory.frame)
+        count = object_count(targets, memory.frame)
+        noise = denoising.denoise(self.model, labels, memory)
+        content, reference, mask = denoising.join(noise, queries, memory)
+        noisy, own = denoising.split(noise, self._decode(content, reference, mask, memory))
         own = [*own, memory.encoder_stage()]
-        *stages, encoder = hybrid.matched(own, self.match(own, memory, targets))
+        *stages, encoder = with_assignments(own, self.match(own, memory, targets))
         terms = self.criterion(stages, memory, targets)
-        terms |= hybrid.suffixed(self.criterion([encoder], memory, targets), "_encoder")
+        terms |= with_suffix(self.criterion([encoder], memory, targets), "_encoder")
         for index, stage in enumerate(noisy):
             outputs = {"logits": stage.logits, "pred_boxes": to_relative(stage.boxes, memory.frame)}
-            found = self.losses.stage(outputs, stage, labels, count * (noise.groups if noise else 1))
-            terms |= hybrid.suffixed(found, f"_denoising_{index}")
+            groups = noise.groups if noise else 1
+            stage_terms = self.losses.stage(outputs, stage, labels, count * groups)
+            terms |= with_suffix(stage_terms, f"_denoising_{index}")
         return tuple(stages), terms
 
     def _decode(self, state: Tensor, reference: Tensor, mask: Tensor | None, memory: Memory) -> list[Predictions]:
-        host: Any = self.model.model.decoder
-        layout, stages = memory.layout(), []
-        for layer, classify, regress in zip(host.layers, host.class_embed, host.bbox_embed, strict=True):
+        """One stage per layer, from content (B, Q, D) and reference boxes (B, Q, 4), cx cy w h in 0..1 of the frame."""
+        decoder: Any = self.model.model.decoder
+        layout = memory.layout()
+        stages = []
+        for layer, class_head, box_head in zip(decoder.layers, decoder.class_embed, decoder.bbox_embed, strict=True):
             state = layer(
                 state,
-                object_queries_position_embeddings=host.query_pos_head(reference),
-                reference_points=reference[:, :, None],
+                object_queries_position_embeddings=decoder.query_pos_head(reference),
+                reference_points=reference[:, :, None],  # (B, Q, 1, 4)
                 encoder_attention_mask=mask,
                 **layout,
             )
-            boxes = (
-                regress(state).float() + inverse_sigmoid(reference)
-            ).sigmoid()  # half precision has no room for pixels
-            stages.append(hybrid.predictions(classify(state), boxes, memory, state))
+            # In single precision: half precision is too coarse for pixels.
+            boxes = (box_head(state).float() + inverse_sigmoid(reference)).sigmoid()
+            stages.append(sigmoid_stage(class_head(state), boxes, memory.frame, state))
             reference = boxes.detach()
         return stages
 
 
 def rt_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
-    """From config, offline, on a timm backbone or the native one. host: fields of `RTDetrConfig` laid over all else.
-
-    Raises UserError where strides, width or backbone don't fit.
-    """
-    return _build((RTDetrConfig, RTDetrForObjectDetection), config, backbone, classes, host)
+    """RT-DETR with published initial weights; see `hybrid_build.construct`. host: fields of `RTDetrConfig`."""
+    model, norms = construct(RTDetrConfig, RTDetrForObjectDetection, config, backbone, classes, host)
+    return assemble(RTDETR(model, classes, config.strides), config, norms)
 
 
 def rt_detr_v2(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
-    """As `rt_detr`, with fields of `RTDetrV2Config`."""
-    return _build((RTDetrV2Config, RTDetrV2ForObjectDetection), config, backbone, classes, host)
-
-
-def _build(
-    kinds: tuple[type[Any], type[Any]], config: ModelConfig, backbone: str, classes: Sequence[str], host: dict[str, Any]
-) -> QueryDetector:
-    model, norms = hybrid.construct(kinds, config, backbone, classes, host)
+    """RT-DETRv2 with published initial weights; see `hybrid_build.construct`. host: fields of `RTDetrV2Config`."""
+    model, norms = construct(RTDetrV2Config, RTDetrV2ForObjectDetection, config, backbone, classes, host)
     return assemble(RTDETR(model, classes, config.strides), config, norms)

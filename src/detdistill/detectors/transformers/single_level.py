@@ -1,32 +1,58 @@
-"""What DETR, Conditional DETR and DAB-DETR of transformers share: one feature level, learned queries, and one head for all stages."""
+"""The adapter of DETR, Conditional DETR and DAB-DETR of transformers. What differs between them is a `SingleLevelSpec`.
+
+All three have one feature level, learned queries, and the same heads for every decoder layer.
+
+The host's own forward is not called. Its parts are called in its order, so that `observe` can stop early and the
+decoder can run again on other queries.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.images import normalize, valid_mask
-from detdistill.detectors.queries.detector import Features, token_maps
-from detdistill.detectors.transformers.host import NATIVE, depths, native_config, timm_config
+from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
+from detdistill.detectors.queries.frames import expand_queries, to_batch_frame, valid_fraction
+from detdistill.detectors.queries.matching import Matcher
+from detdistill.detectors.queries.stages import token_maps
+from detdistill.detectors.transformers.host import (
+    NATIVE,
+    conv_encoder,
+    has_loaded_backbone,
+    layer_counts,
+    native_config,
+    timm_config,
+    unfreeze_backbone,
+)
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-from detdistill.types import Activation, Batch, DetectorInfo, QueryInfo, QueryPart, QuerySet
+from detdistill.types import Activation, Batch, DetectorInfo, Predictions, QueryInfo, QueryPart, QuerySet, Targets
+
+Losses = Callable[[Sequence[Predictions], Tensor, Targets], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the decoder reads. tokens (B, S, D): the encoder's output, row after row. positions (B, S, D): their sine embeddings. mask (B, S):
-    True on the image. shape: rows and columns. fraction (B, 1, 2): valid share of the padded batch's width and height. sizes (B, 2)."""
+    """What the decoder reads. S = H W is the number of cells.
+
+    tokens: the output of the encoder, row after row, (B, S, D).
+    positions: the sine embeddings of the tokens, (B, S, D).
+    mask: True inside the image, (B, S).
+    shape: (rows, columns).
+    fraction: the fraction of the padded batch's width and height that the image fills, (B, 1, 2).
+    frame: valid (height, width), which boxes are relative to, (B, 2).
+    """
 
     tokens: Tensor
     positions: Tensor
     mask: Tensor
     shape: tuple[int, int]
     fraction: Tensor
-    sizes: Tensor
+    frame: Tensor
 
     @property
     def maps(self) -> tuple[Tensor, ...]:
@@ -34,119 +60,203 @@ class Memory:
         return token_maps(self.tokens, [self.shape])
 
 
-def describe(
-    kind: str, config: Any, classes: Sequence[str], strides: Sequence[int], activation: Activation, part: QueryPart
-) -> DetectorInfo:
-    """Raises UserError where the host's config doesn't fit classes and strides. part: what the decoder reads of a query set."""
-    if config.num_labels != len(classes) or len(strides) != 1:
-        has = f"{config.num_labels} labels and one level"
-        raise UserError(
-            f"{kind}: the model has {has}, but there are {len(classes)} classes and strides {tuple(strides)}"
-        )
-    return DetectorInfo(
-        kind=kind,
-        classes=tuple(classes),
-        strides=tuple(strides),
-        channels={"neck": config.hidden_size, "memory": config.hidden_size},
-        activation=activation,
-        queries=QueryInfo(config.hidden_size, frozenset({part}), learned=True),
+def encode_tokens(host: Any, level: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the encoder of DETR or Conditional DETR; see `SingleLevelSpec.encode`."""
+    positions = flatten(host.position_embedding(level.shape, level.device, torch.float32, mask).to(level.dtype))
+    encoded = host.encoder(
+        inputs_embeds=flatten(level), attention_mask=mask.flatten(1), spatial_position_embeddings=positions
     )
+    return encoded.last_hidden_state, positions
 
 
-def project(encoder: nn.Module, projection: nn.Module, batch: Batch) -> Features:
-    """The projected last map of the host's convolutional encoder; a cell counts where its first pixel does."""
-    canvas = (batch.images.shape[-2], batch.images.shape[-1])
-    source, mask = encoder(normalize(batch), valid_mask(batch.sizes, *canvas))[-1]
-    return Features((projection(source),), (mask,), batch.sizes, canvas)
+@dataclass(frozen=True)
+class SingleLevelSpec:
+    """What differs between the detectors with one level. `host` below is the model of transformers without heads.
+
+    kind: the name in DETECTORS.
+    config: config class of transformers.
+    model: model class of transformers.
+    activation: activation of the class logits.
+    part: the part of a query set that the decoder reads. It also reads `content` as its start, zeros if there is none.
+    embeddings: attribute of the host with the learned queries.
+    timm_backbone: path of the timm backbone inside the model.
+    decode: (model, part (B, Q, D or 4), content (B, Q, D), memory) to one stage per decoder layer.
+    losses: (config, number of classes) to the criterion.
+    initialize: sets the published initial weights of the model in place.
+    encode: (host, level (B, D, H, W), mask (B, H, W)) to tokens and their position embeddings, both (B, S, D).
+    defaults: config fields with a default that differs from the default of transformers.
+    supported: config fields that must have this value.
+    """
+
+    kind: str
+    config: type[Any]
+    model: type[Any]
+    activation: Activation
+    part: QueryPart
+    embeddings: str
+    timm_backbone: str
+    decode: Callable[[Any, Tensor, Tensor, Memory], tuple[Predictions, ...]]
+    losses: Callable[[Any, int], Losses]
+    initialize: Callable[[Any], None]
+    encode: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]] = encode_tokens
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    supported: Mapping[str, Any] = field(default_factory=dict)
 
 
-def flat(level: Tensor) -> Tensor:
-    """(B, D, H, W) to tokens (B, H W, D)."""
+class SingleLevelDETR(Family[Memory]):
+    """The `Family` over a model of transformers with one level.
+
+    classes: the labels of the model, in order. strides: the stride of its one level.
+    Raises UserError if the model does not fit classes and strides, or has an unsupported config field.
+    """
+
+    def __init__(self, spec: SingleLevelSpec, model: Any, classes: Sequence[str], strides: Sequence[int]):
+        config = model.config
+        if config.num_labels != len(classes) or len(strides) != 1:
+            raise UserError(
+                f"{spec.kind}: the model has {config.num_labels} labels and one level, but there are {len(classes)} "
+                f"classes and strides {tuple(strides)}"
+            )
+        for name, value in spec.supported.items():
+            if getattr(config, name) != value:
+                raise UserError(
+                    f"{spec.kind}: {name} {getattr(config, name)} is not supported; choose a model with {name} {value}"
+                )
+        self.spec = spec
+        self.model = model
+        self.width = config.hidden_size
+        self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
+        self.losses = spec.losses(config, len(classes))
+        self.info = DetectorInfo(
+            kind=spec.kind,
+            classes=tuple(classes),
+            strides=tuple(strides),
+            channels={"neck": self.width, "memory": self.width},
+            activation=spec.activation,
+            queries=QueryInfo(self.width, frozenset({spec.part}), learned=True),
+        )
+
+    def neck(self, batch: Batch) -> Features:
+        """The projected last map of the backbone. The mask of a cell is the mask of its first pixel."""
+        canvas = (batch.images.shape[-2], batch.images.shape[-1])
+        source, mask = conv_encoder(self.model)(normalize(batch), valid_mask(batch.sizes, *canvas))[-1]
+        level = self.model.model.input_projection(source)  # (B, D, H, W)
+        return Features((level,), (mask,), batch.sizes, canvas)
+
+    def encode(self, features: Features) -> Memory:
+        level = features.levels[0]
+        mask = features.masks[0]
+        tokens, positions = self.spec.encode(self.model.model, level, mask)
+        fraction = valid_fraction(features.sizes, features.canvas)
+        shape = (level.shape[-2], level.shape[-1])
+        return Memory(tokens, positions, mask.flatten(1), shape, fraction, features.sizes)
+
+    def queries(self, memory: Memory) -> QuerySet:
+        """The learned queries, the same for every image. A reference box covers the same part of every valid area."""
+        embeddings = getattr(self.model.model, self.spec.embeddings).weight
+        return self._query_set(expand_queries(embeddings, len(memory.tokens)), memory)
+
+    def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
+        """Embeddings from a standard normal distribution, like the published embeddings before training.
+
+        References drawn so are boxes around the middle of the image, with about half its sides.
+        """
+        width = self.width if self.spec.part == "position" else 4
+        values = torch.randn(n, width, generator=generator, device=generator.device)
+        return self._query_set(values.to(memory.tokens.device).expand(len(memory.tokens), -1, -1), memory)
+
+    def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
+        """Run decoder and heads. Only `part` of the spec and `content` are read; a missing content counts as zeros."""
+        part, content = self._read(queries)
+        return self.spec.decode(self.model, part, content, memory)
+
+    def _query_set(self, embeddings: Tensor, memory: Memory) -> QuerySet:
+        """Queries from embeddings (B, Q, D or 4). For a reference, they are boxes of the valid area before sigmoid."""
+        if self.spec.part == "position":
+            return QuerySet(position=embeddings)
+        return QuerySet(reference=to_batch_frame(embeddings.float().sigmoid(), memory.fraction))
+
+    def _read(self, queries: QuerySet) -> tuple[Tensor, Tensor]:
+        """The part that the decoder reads, and the content (B, Q, D).
+
+        Raises ValueError if the part is missing, or if part or content has another shape.
+        """
+        name = self.spec.part
+        part_width = self.width if name == "position" else 4
+        part: Tensor | None = getattr(queries, name)
+        if part is None or part.shape[-1] != part_width:
+            got = f"no {name}" if part is None else f"{part.shape[-1]}"
+            raise ValueError(f"the decoder needs queries with a {name} {part_width} wide; got {got}")
+        if queries.content is None:
+            return part, part.new_zeros(*part.shape[:-1], self.width)
+        if queries.content.shape != (*part.shape[:-1], self.width):
+            raise ValueError(
+                f"the decoder needs a content {self.width} wide for every {name}; got {tuple(queries.content.shape)}"
+            )
+        return part, queries.content
+
+
+def build(
+    spec: SingleLevelSpec, config: ModelConfig, backbone: str, classes: Sequence[str], host: Mapping[str, Any]
+) -> QueryDetector:
+    """The detector of a spec with published initial weights, on a timm backbone or the native one. Needs no network.
+
+    host: fields of the host's config; they override all others. Raises UserError if strides, width or backbone do not
+    fit.
+    """
+    strides = config.strides
+    if len(strides) != 1:
+        raise UserError(f"model.strides {strides}: {spec.kind} has one level; give its stride alone, such as 32")
+    # The sines and cosines of the two coordinates take a quarter of the width each.
+    divisor = math.lcm(4, host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
+    if config.channels % divisor:
+        raise UserError(f"model.channels {config.channels}: {spec.kind} needs a multiple of {divisor}, such as 256")
+    fields: dict[str, Any] = {"num_labels": len(classes), "hidden_size": config.channels, "num_queries": config.queries}
+    fields |= spec.defaults
+    fields |= layer_counts(config)
+    timm_backbone = None
+    if backbone == NATIVE:
+        blank = spec.config(use_timm_backbone=False).backbone_config
+        fields["backbone_config"] = native_config(blank, strides, config.backbone_weights)
+    else:
+        timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)
+    model = spec.model(spec.config(**fields | dict(host)))
+    if timm_backbone is not None:
+        # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
+        model.set_submodule(spec.timm_backbone, timm_backbone)
+    norms = unfreeze_backbone(conv_encoder(model), frozen_norms=has_loaded_backbone(config))
+    spec.initialize(model)
+    return assemble(SingleLevelDETR(spec, model, classes, strides), config, norms)
+
+
+def flatten(level: Tensor) -> Tensor:
+    """A map (B, D, H, W) as tokens (B, HW, D)."""
     return level.flatten(2).transpose(1, 2)
 
 
-def remember(tokens: Tensor, positions: Tensor, features: Features) -> Memory:
-    fraction = features.sizes.flip(-1)[:, None] / features.sizes.new_tensor(features.canvas).flip(-1)
-    shape = (features.levels[0].shape[-2], features.levels[0].shape[-1])
-    return Memory(tokens, positions, features.masks[0].flatten(1), shape, fraction, features.sizes)
-
-
-def encode(host: Any, features: Features) -> Memory:
-    """The encoder of DETR and Conditional DETR. host: their model without heads."""
-    (level,), (mask,) = features.levels, features.masks
-    positions = flat(host.position_embedding(level.shape, level.device, torch.float32, mask).to(level.dtype))
-    encoded = host.encoder(
-        inputs_embeds=flat(level), attention_mask=mask.flatten(1), spatial_position_embeddings=positions
-    )
-    return remember(encoded.last_hidden_state, positions, features)
-
-
-def drawn(n: int, width: int, generator: torch.Generator, memory: Memory) -> Tensor:
-    """(B, n, width): standard normal as the published embeddings are at first, the same for every image."""
-    values = torch.randn(n, width, generator=generator, device=generator.device)
-    return values.to(memory.tokens.device).expand(len(memory.tokens), -1, -1)
-
-
-def read(queries: QuerySet, part: QueryPart, part_width: int, width: int) -> tuple[Tensor, Tensor]:
-    """The part that a family reads, and the content (B, Q, D), zeros where there is none. Raises ValueError for missing or ill-fitting ones."""
-    values: Tensor | None = getattr(queries, part)
-    if values is None or values.shape[-1] != part_width:
-        got = f"no {part}" if values is None else f"{values.shape[-1]}"
-        raise ValueError(f"the decoder asks for queries with a {part}, {part_width} wide; got {got}")
-    if queries.content is None:
-        return values, values.new_zeros(*values.shape[:-1], width)
-    if queries.content.shape != (*values.shape[:-1], width):
-        raise ValueError(
-            f"the decoder asks for a content {width} wide for every {part}; got {tuple(queries.content.shape)}"
-        )
-    return values, queries.content
-
-
-def host_fields(
-    kind: str, config: ModelConfig, backbone: str, classes: Sequence[str], blank: Any, host: dict[str, Any]
-) -> tuple[nn.Module | None, dict[str, Any]]:
-    """The timm backbone (None: the native one), and the fields of a host's config, those of `host` laid over. blank: the host's config class.
-
-    Raises UserError where strides, width or backbone don't fit.
-    """
-    strides, width = config.strides, config.channels
-    if len(strides) != 1:
-        raise UserError(f"model.strides {strides}: {kind} has one level; give its stride alone, such as 32")
-    # Sines and cosines of two coordinates take a quarter of the width each.
-    divisor = math.lcm(4, host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
-    if width % divisor:
-        raise UserError(f"model.channels {width}: {kind} needs a multiple of {divisor}, such as 256")
-    fields: dict[str, Any] = {"num_labels": len(classes), "hidden_size": width, "num_queries": config.queries}
-    fields |= depths(config)
-    body = None
-    if backbone == NATIVE:
-        fields["backbone_config"] = native_config(
-            blank(use_timm_backbone=False).backbone_config, strides, config.backbone_weights
-        )
-    else:
-        body, fields["backbone_config"] = timm_config(config, backbone, strides)
-    return body, fields | host
-
-
 @torch.no_grad()
-def xavier(part: nn.Module, *, packed: bool) -> None:
-    """Xavier's uniform weights in every matrix. packed: the published attention keeps query, key and value in one, three times as high."""
-    for name, weight in part.named_parameters():
+def xavier(module: nn.Module, *, packed: bool) -> None:
+    """Xavier-uniform weights in every matrix of the module, in place.
+
+    packed: the published attention keeps query, key and value in one matrix with three times the rows, so the weights
+    of each are smaller.
+    """
+    for name, weight in module.named_parameters():
         if weight.ndim > 1:
             joined = packed and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
             nn.init.xavier_uniform_(weight, gain=math.sqrt(0.5) if joined else 1.0)
 
 
 @torch.no_grad()
-def reset_heads(projection: Any, classify: Any, regress: Any) -> None:
-    """torch's own start of the neck's projection and the heads, where DETR leaves it."""
-    for layer in (projection, classify, *regress.layers):
+def reset_heads(projection: Any, class_head: Any, box_head: Any) -> None:
+    """torch's default initial weights for the neck's projection and the heads, in place, as in DETR."""
+    for layer in (projection, class_head, *box_head.layers):
         layer.reset_parameters()
 
 
 @torch.no_grad()
-def calm_heads(classify: Any, regress: Any) -> None:
-    """Scores of 0.01 (arXiv:1708.02002), and boxes that are their references."""
-    nn.init.constant_(classify.bias, -math.log(99))
-    nn.init.zeros_(regress.layers[-1].weight)
-    nn.init.zeros_(regress.layers[-1].bias)
+def set_prior(class_head: Any, box_head: Any) -> None:
+    """Initial scores of 0.01 (arXiv:1708.02002), and initial boxes equal to their references, in place."""
+    nn.init.constant_(class_head.bias, -math.log(99))
+    nn.init.zeros_(box_head.layers[-1].weight)
+    nn.init.zeros_(box_head.layers[-1].bias)
