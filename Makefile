@@ -1,16 +1,16 @@
-# make demo    a small detector beats its own plain training, on built-in pictures (ten to twenty minutes on two cores)
-# make test    the whole test suite
-# make check   style, types and the quick tests
-# make docs    writes docs/reference.md anew from the code
+# make demo    trains a teacher, a plain and a distilled student on built-in images (ten to twenty minutes on two cores)
+# make test    runs the whole test suite
+# make check   runs ruff, mypy and the quick tests
+# make docs    writes docs/reference.md and docs/methods.md from the code
 #
-# All of them work in .venv, made and filled on first use (some 6 GB), again when pyproject.toml changes.
-# Another Python: make demo PYTHON=python3.12. Options of the demo: make demo ARGS="--seed 1".
+# All targets use the virtual environment .venv (about 6 GB). It is created on first use, and updated when pyproject.toml
+# changes. Another Python: make demo PYTHON=python3.12. Options of the demo: make demo ARGS="--seed 1".
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-# One core a test process: two busy processes with two threads each slow each other down tenfold.
+# One thread per test process: two processes with two threads each on two cores slow each other down tenfold.
 TESTING := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 QUICK := tests/losses tests/geometry tests/methods tests/data tests/evaluation tests/test_recipe.py tests/test_docs.py
 
@@ -34,7 +34,7 @@ docs: install
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
-# The plain torch of PyPI: torchvision's wheel is built against that one.
+# torchvision's wheel is built against the plain torch of PyPI.
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -e .
 	touch $@
@@ -43,7 +43,7 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -e ".[dev]"
 	touch $(VENV)/installed $@
 
-# Where Python comes without ensurepip (Debian without python3-venv), the pip that is there fills the environment.
+# If Python has no ensurepip (Debian without python3-venv), the system's pip fills the environment.
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "detdistill needs Python 3.11 or newer, and there is no $(PYTHON); name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "detdistill needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -1,10 +1,14 @@
-"""Every detector with every method: does it build, train ten steps on one batch, stay finite and fall?
+"""Test every detector with every method: in ten steps on one batch, are the loss terms finite, and do they fall?
 
-    python bench/conformance.py [--all] [--steps 10] [--detector gfl ...] [--method pkd ...] [--json FILE] [--markdown FILE]
+    python bench/conformance.py [--all] [--steps 10] [--detector gfl ...] [--method pkd ...] [--json FILE]
+                                [--markdown FILE]
 
-A cell is a student, a teacher and a method: `yes`, the reason the method gives for refusing the pair, or what failed. The teacher is of the
-student's kind on a larger backbone, or with --all of every kind; pairs of unlike backbones follow. Both have begun to learn the batch.
-`gfl` and `atss edges` name detectors, the latter with `--model.edges`. Exit code 1 where a cell failed.
+A cell of the table is a student, a teacher and a method. Its state is `yes`, `refused` with the reason why the method
+cannot serve the pair, or `failed` with the error. The teacher has the same head as the student and a larger backbone.
+With --all, each student is tested with teachers of every head. Pairs of different heads and backbones follow.
+Student and teacher are first trained for a few steps on the batch, on the labels only.
+`gfl` and `atss edges` name detectors; `atss edges` is an ATSS with `--model.edges`.
+The exit code is 1 if a cell failed.
 """
 
 import argparse
@@ -28,18 +32,18 @@ from detdistill.testing import check_detector, check_pair, learn
 from detdistill.types import Detector
 
 CLASSES = ("disc", "square", "star")
-PUBLISHED = {name: record.strides for name, record in DETECTORS.items() if record.strides}
-STRIDES = PUBLISHED | {
+PUBLISHED_STRIDES = {name: record.strides for name, record in DETECTORS.items() if record.strides}
+DEFAULT_STRIDES = (8, 16, 32)
+STRIDES = PUBLISHED_STRIDES | {
     "faster_rcnn": (4, 8, 16, 32),
     "mask_rcnn": (4, 8, 16, 32),
     "deformable_detr": (8, 16, 32),
-}  # others begin at 8
-SETS = names("queries")
-LAYERS = {"decoder_layers": 2}  # of set predictors, and one of the encoder
-SMALL, LARGE = "mobilenetv2_035", "resnet18"
+}
+QUERY_HEADS = names("queries")
+SMALL, LARGE = "mobilenetv2_035", "resnet18"  # backbones of student and teacher
 EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))
 HEADS = (*DETECTORS, *EDGES)
-UNLIKE = {  # student, teacher: methods
+UNLIKE_PAIRS = {  # (student, teacher): methods to test
     ("retinanet:resnet18", "faster_rcnn:resnet50"): ("pkd", "mgd", "fgd"),
     ("gfl:resnet18", "gfl:swin_tiny_patch4_window7_224"): ("pkd", "crosskd", "ld"),
     ("retinanet:mobilenetv2_100", "retinanet:resnet50"): ("pkd", "crosskd", "cwd"),
@@ -61,13 +65,19 @@ UNLIKE = {  # student, teacher: methods
     ("deformable_detr:mobilenetv2_100", "detr:resnet18"): ("detrdistill", "kddetr", "clockdistill"),
     ("rt_detr:mobilenetv2_100", "d_fine:resnet18"): ("kddetr", "clockdistill"),
 }
-LESSONS, LESSON_LR = 20, 1e-3  # steps and rate of what both learn of the batch before
-PATIENCE = 3  # times as many steps, before and then, for heads with queries, whose boxes move more
+INITIAL_STEPS, INITIAL_LR = 20, 1e-3  # of the training on the labels before a cell is tested
+QUERY_STEPS_FACTOR = 3  # heads with queries get this many times as many steps, because their boxes move more
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student, teacher and method. state: `yes`, `refused` or `failed`, with the reason. first, last: sum of the method's terms."""
+    """The result for one student, teacher and method.
+
+    state: `yes`, `refused` or `failed`.
+    reason: why the method refused the pair, or what failed.
+    first, last: the sum of the method's terms before the first step and after the last step.
+    seconds: time to build and train the pair.
+    """
 
     student: str
     teacher: str
@@ -79,56 +89,67 @@ class Cell:
     seconds: float = 0.0
 
 
-def tiny(name: str, backbone: str, seed: int) -> Detector:
-    """A detector small enough for a step in a tenth of a second. name: HEAD, `HEAD edges`, or HEAD:BACKBONE."""
+def tiny(name: str, default_backbone: str, seed: int) -> Detector:
+    """A detector that is small enough for a step in a tenth of a second. name: HEAD, `HEAD edges` or HEAD:BACKBONE."""
     torch.manual_seed(seed)
-    head, _, body = name.removesuffix(" edges").partition(":")
-    strides = STRIDES.get(head, (8, 16, 32))
+    head, _, backbone = name.removesuffix(" edges").partition(":")
+    layers = {}
+    if head in QUERY_HEADS:
+        layers["decoder_layers"] = 2
+        if head != "adamixer":
+            layers["encoder_layers"] = 1
     config = ModelConfig(
-        name=f"{head}:{body or backbone}",
-        strides=strides,
+        name=f"{head}:{backbone or default_backbone}",
+        strides=STRIDES.get(head, DEFAULT_STRIDES),
         channels=32,
         tower_depth=2,
         edges=name.endswith(" edges"),
         queries=20,
         backbone_weights="none",
-        **({} if head not in SETS else LAYERS if head == "adamixer" else {**LAYERS, "encoder_layers": 1}),
+        **layers,
     )
     return build(config, CLASSES)
 
 
 @cache
-def begun(head: str, backbone: str, seed: int) -> Detector:
-    """A detector that has begun to learn the batch: as a teacher it says something, and as a student its own loss falls from here on. GFL's
-    rises at first, as its targets are the overlaps of its own boxes; heads with queries, whose boxes move more, take longer."""
-    detector = tiny(head, backbone, seed)
-    learn(detector, None, [], steps=LESSONS * patience(head), lr=LESSON_LR)
+def trained(name: str, default_backbone: str, seed: int) -> Detector:
+    """The tiny detector after a short training on the labels of the batch.
+
+    A teacher without it has no useful predictions. A student without it may have task losses that rise: the targets of
+    GFL are the overlaps of its own boxes, and the losses of heads with queries need longer to fall.
+    """
+    detector = tiny(name, default_backbone, seed)
+    learn(detector, None, [], steps=INITIAL_STEPS * steps_factor(name), lr=INITIAL_LR)
     return detector
 
 
-def patience(head: str) -> int:
-    return PATIENCE if head.partition(":")[0] in SETS else 1
+def steps_factor(name: str) -> int:
+    """The factor by which the number of steps is multiplied for this detector."""
+    return QUERY_STEPS_FACTOR if name.partition(":")[0] in QUERY_HEADS else 1
 
 
-def cell(head: str, teacher_head: str, method: str, steps: int) -> Cell:
-    """The state of one cell."""
-    began = time.perf_counter()
-    names = (head, teacher_head, method)
-    student, teacher = begun(head, SMALL, 0), begun(teacher_head, LARGE, 1)
+def run_cell(student_name: str, teacher_name: str, method: str, steps: int) -> Cell:
+    """Train the pair with the method and return the cell."""
+    start = time.perf_counter()
+    student, teacher = trained(student_name, SMALL, 0), trained(teacher_name, LARGE, 1)
     torch.manual_seed(0)
     try:
         methods = build_methods(resolve({method: {}}, student.info, teacher.info), student.info, teacher.info)
     except UserError as error:
-        return Cell(*names, "refused", str(error))
+        return Cell(student_name, teacher_name, method, "refused", str(error))
     try:
-        first, last = check_pair(student, teacher, methods, steps=steps * patience(head))[method]
-    except Exception as error:  # whatever it is, the table goes on and tells it
-        return Cell(*names, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    return Cell(*names, "yes", "", first, last, time.perf_counter() - began)
+        first, last = check_pair(student, teacher, methods, steps=steps * steps_factor(student_name))[method]
+    except Exception as error:  # one failing cell must not stop the other cells
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Cell(student_name, teacher_name, method, "failed", reason)
+    return Cell(student_name, teacher_name, method, "yes", "", first, last, time.perf_counter() - start)
 
 
-def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int) -> Iterator[Cell]:
-    """Each detector alone first, then with every method; teachers of its own kind or of every kind."""
+def run_cells(heads: Sequence[str], methods: Sequence[str], all_teachers: bool, steps: int) -> Iterator[Cell]:
+    """`check_detector` on each detector first; then each student with each method; then the pairs of UNLIKE_PAIRS.
+
+    all_teachers: False tests a student only with a teacher of the same head.
+    """
     for head in heads:
         try:
             check_detector(tiny(head, SMALL, seed=0))
@@ -136,85 +157,101 @@ def cells(heads: Sequence[str], methods: Sequence[str], every: bool, steps: int)
         except AssertionError as error:
             yield Cell(head, "", "check_detector", "failed", str(error))
     for head in heads:
-        for teacher in DETECTORS if every and head in DETECTORS else (head,):
+        for teacher in DETECTORS if all_teachers and head in DETECTORS else (head,):
             for method in methods:
-                yield cell(head, teacher, method, steps)
-    for (student, teacher), own in UNLIKE.items():
-        for method in own:
+                yield run_cell(head, teacher, method, steps)
+    for (student, teacher), pair_methods in UNLIKE_PAIRS.items():
+        for method in pair_methods:
             if method in methods and student.partition(":")[0] in heads:
-                yield cell(student, teacher, method, steps)
+                yield run_cell(student, teacher, method, steps)
 
 
-def markdown(found: Sequence[Cell]) -> str:
-    """A table a family of methods: rows are students with their teachers, columns methods; reasons below the last."""
-    by_place = {(one.student, one.teacher, one.method): one for one in found}
-    pairs = [
-        pair for pair in dict.fromkeys((one.student, one.teacher) for one in found if one.teacher) if pair not in UNLIKE
-    ]
-    unlike = [pair for pair in dict.fromkeys((one.student, one.teacher) for one in found) if pair in UNLIKE]
-    notes: dict[str, int] = {}
+class Report:
+    """The cells as markdown tables. Reasons are numbered and listed once, at the end."""
 
-    def text(pair: tuple[str, str], method: str) -> str:
-        one = by_place.get((*pair, method))
-        if one is None or one.state == "yes":
-            return "" if one is None else "yes"
-        return f"{'no' if one.state == 'refused' else 'FAILED'} [{notes.setdefault(one.reason, len(notes) + 1)}]"
+    def __init__(self, cells: Sequence[Cell]):
+        self.cells = cells
+        self.cell_of = {(cell.student, cell.teacher, cell.method): cell for cell in cells}
+        pairs = dict.fromkeys((cell.student, cell.teacher) for cell in cells if cell.teacher)
+        self.pairs = [pair for pair in pairs if pair not in UNLIKE_PAIRS]
+        self.unlike_pairs = [pair for pair in pairs if pair in UNLIKE_PAIRS]
+        self.reasons: dict[str, int] = {}
 
-    lines: list[str] = []
-    for title, family in by_group().items():
-        methods = [method.name for method in family if any(one.method == method.name for one in found)]
-        if methods:
-            lines += [
-                f"## {title[:1].upper()}{title[1:]}",
-                "",
-                f"| student | teacher | {' | '.join(methods)} |",
-                "|---|---|" + "---|" * len(methods),
-            ]
-            lines += [f"| {' | '.join((*pair, *(text(pair, method) for method in methods)))} |" for pair in pairs] + [
-                ""
-            ]
-    if unlike:
-        lines += ["## Unlike backbones and heads", "", "| student | teacher | methods |", "|---|---|---|"]
-        for pair in unlike:
-            told = ", ".join(f"{method} {text(pair, method)}" for method in UNLIKE[pair] if (*pair, method) in by_place)
-            lines.append(f"| {' | '.join(pair)} | {told} |")
-        lines.append("")
-    broken = [
-        f"{one.student}: {one.reason}" for one in found if one.method == "check_detector" and one.state == "failed"
-    ]
-    reasons = ["## Reasons", "", *(f"{number}. {reason}" for reason, number in notes.items())] if notes else []
-    return "\n".join([*lines, *reasons, *broken]) + "\n"
+    def markdown(self) -> str:
+        """One table per group of methods (rows: pairs; columns: methods), the unlike pairs, and the reasons."""
+        lines = [*self.group_tables(), *self.unlike_table()]
+        if self.reasons:
+            lines += ["## Reasons", "", *(f"{number}. {reason}" for reason, number in self.reasons.items())]
+        for cell in self.cells:
+            if cell.method == "check_detector" and cell.state == "failed":
+                lines.append(f"{cell.student}: {cell.reason}")
+        return "\n".join(lines) + "\n"
+
+    def group_tables(self) -> list[str]:
+        lines: list[str] = []
+        for title, group in by_group().items():
+            methods = [method.name for method in group if any(cell.method == method.name for cell in self.cells)]
+            if methods:
+                lines += [f"## {title[:1].upper()}{title[1:]}", ""]
+                lines += [f"| student | teacher | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
+                for pair in self.pairs:
+                    states = [self.text(pair, method) for method in methods]
+                    lines.append(f"| {' | '.join((*pair, *states))} |")
+                lines.append("")
+        return lines
+
+    def unlike_table(self) -> list[str]:
+        if not self.unlike_pairs:
+            return []
+        lines = ["## Unlike backbones and heads", "", "| student | teacher | methods |", "|---|---|---|"]
+        for pair in self.unlike_pairs:
+            methods = [method for method in UNLIKE_PAIRS[pair] if (*pair, method) in self.cell_of]
+            states = ", ".join(f"{method} {self.text(pair, method)}" for method in methods)
+            lines.append(f"| {' | '.join(pair)} | {states} |")
+        return [*lines, ""]
+
+    def text(self, pair: tuple[str, str], method: str) -> str:
+        """`yes`, `no [number of the reason]`, `FAILED [number of the reason]`, or "" if the cell was not tested."""
+        cell = self.cell_of.get((*pair, method))
+        if cell is None or cell.state == "yes":
+            return "" if cell is None else "yes"
+        number = self.reasons.setdefault(cell.reason, len(self.reasons) + 1)
+        return f"{'no' if cell.state == 'refused' else 'FAILED'} [{number}]"
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="every student with every teacher")
-    parser.add_argument("--detector", nargs="+", choices=HEADS, default=list(HEADS), help="students")
-    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--all", action="store_true", help="test every student with every teacher")
+    parser.add_argument("--detector", nargs="+", choices=HEADS, default=list(HEADS), help="students; default: all")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    parser.add_argument("--steps", type=int, default=10, help="training steps per cell; heads with queries get 3 times")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--json", type=Path, help="write the cells to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     return parser.parse_args()
 
 
 def main() -> int:
-    options = arguments()
+    options = parse_arguments()
     torch.set_num_threads(options.threads)
-    found: list[Cell] = []
-    for one in cells(options.detector, options.method, options.all, options.steps):
-        found.append(one)
-        moved = "" if one.first is None else f"{one.first:.3g} to {one.last:.3g}"
-        print(f"{one.student:16} {one.teacher:16} {one.method:14} {one.state:8} {moved}{one.reason}", flush=True)
-    failed = [one for one in found if one.state == "failed"]
+    cells: list[Cell] = []
+    for cell in run_cells(options.detector, options.method, options.all, options.steps):
+        cells.append(cell)
+        change = "" if cell.first is None else f"{cell.first:.3g} to {cell.last:.3g}"
+        name = f"{cell.student:16} {cell.teacher:16} {cell.method:14}"
+        print(f"{name} {cell.state:8} {change}{cell.reason}", flush=True)
+    counts = {state: sum(cell.state == state for cell in cells) for state in ("yes", "refused", "failed")}
     if options.json:
-        result: dict[str, Any] = {"rows": [asdict(one) for one in found], "failed": len(failed), "steps": options.steps}
+        result: dict[str, Any] = {
+            "rows": [asdict(cell) for cell in cells],
+            "failed": counts["failed"],
+            "steps": options.steps,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.markdown:
-        options.markdown.write_text(markdown(found))
-    states = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in ("yes", "refused", "failed"))
-    print(f"{len(found)} cells: {states}")
-    return 1 if failed else 0
+        options.markdown.write_text(Report(cells).markdown())
+    print(f"{len(cells)} cells: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    return 1 if counts["failed"] else 0
 
 
 if __name__ == "__main__":

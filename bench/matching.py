@@ -1,16 +1,21 @@
-"""What matching costs: everything of a batch at once, against one image and one stage at a time.
+"""Measure the time of matching: all images and stages of a batch at once, against one image and one stage at a time.
 
     python bench/matching.py [--quick] [--repeats 5] [--threads N] [--device cpu] [--json FILE]
 
-`queries`: each stage of a student's decoder to the teacher's same stage, query to query, as DETRDistill does: the sum over classes of binary cross-entropies
-+ 5 L1 - 2 GIoU. `batched` is `losses.query_costs` on all stages and images, then `geometry.pair_all`: one transfer, threads where problems are large.
-`one_by_one` is the same cost of one stage of one image, its transfer and scipy's solver, in a loop.
+`queries`: the queries of each stage of a student's decoder are paired with the queries of the same stage of the
+teacher, as in DETRDistill. The cost is the sum over classes of the binary cross-entropy + 5 L1 - 2 GIoU.
+`batched` calls `losses.query_costs` for all stages and images, then `geometry.pair_all`: one transfer to the CPU, and
+threads if the problems are large. `one_by_one` is a loop over stages and images: the same cost, a transfer, and
+scipy's solver for each.
 
-`targets`: ground truths to queries, all stages: our `Matcher` against the matcher of transformers' Deformable DETR, called stage by stage.
+`targets`: ground truths are paired with the queries of all stages. Our `Matcher` is compared with the matcher of
+transformers' Deformable DETR, which is called once per stage.
 
-Nothing is predicted: the teacher's boxes and scores are drawn, the student's are the teacher's in another order and with noise, other noise in each
-stage. The sides take turns, round after round; the first round does not count. Times are medians, on the wall's clock as solvers run in threads; a
-ratio is the median over rounds of one_by_one / batched, so that above 1 batching pays. `same_pairs`: that both found the same, and in what share of rows.
+No detector runs. The teacher's boxes and logits are random. The student's are the teacher's in another order, with
+noise that differs per stage. The two sides are measured alternately for several rounds; the first round is not counted.
+Times are medians of wall-clock times, because the solvers use threads. A ratio is the median over rounds of
+one_by_one / batched, so a value above 1 means that batching is faster. `same_pairs` is the fraction of queries for
+which both sides found the same pair.
 """
 
 import argparse
@@ -20,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +35,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
-from detdistill.detectors.queries.frames import to_pixels
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.geometry import pair_all
+from detdistill.geometry import pair_all, to_pixels
 from detdistill.losses import query_costs
 from detdistill.types import Predictions, Targets
+
+Milliseconds = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes. boxes: ground truths an image."""
+    """Sizes of the batch. boxes: ground truths per image."""
 
     stages: int = 6
     images: int = 8
@@ -51,11 +57,18 @@ class Setting:
 
 
 QUICK = Setting(stages=2, images=2, queries=40, classes=8, boxes=5, repeats=2)
-SIDE = 640  # pixels of the padded batch
+SIDE = 640  # width and height of the padded batch in pixels
 
 
 class Scenery:
-    """logits (L, B, Q, K), boxes (L, B, Q, 4), cx cy w h in 0..1, of student and teacher; and ground truth."""
+    """Random predictions of a student and a teacher, and ground truths.
+
+    student_logits, teacher_logits: (L, B, Q, K).
+    student_boxes, teacher_boxes: (L, B, Q, 4), cx cy w h in 0..1 of the padded batch.
+    target_boxes: (B, G, 4), in the same format. labels: (B, G).
+    frame: (B, 2), (height, width) of the padded batch in pixels.
+    stages, targets: the student's predictions and the ground truths as the types of the package, in pixels.
+    """
 
     def __init__(self, setting: Setting):
         generator = torch.Generator().manual_seed(0)
@@ -64,83 +77,103 @@ class Scenery:
             return torch.randn(shape, generator=generator)
 
         stages, images, queries, classes = setting.stages, setting.images, setting.queries, setting.classes
+        device = setting.device
         order = torch.randperm(queries, generator=generator)
-        boxes, logits = self._boxes(images, queries, generator), 2 * normal(images, queries, classes) - 4
-        self.teacher_boxes = (boxes + 0.01 * normal(stages, images, queries, 4)).clamp(0.01, 0.99).to(setting.device)
-        self.teacher_logits = (logits + normal(stages, images, queries, classes)).to(setting.device)
-        self.boxes = (boxes[:, order] + 0.05 * normal(stages, images, queries, 4)).clamp(0.01, 0.99).to(setting.device)
-        self.logits = (logits[:, order] + normal(stages, images, queries, classes)).to(setting.device)
-        self.frame = torch.tensor([[SIDE, SIDE]] * images, device=setting.device)
-        self.truths = self._boxes(images, setting.boxes, generator).to(setting.device)
-        self.labels = torch.randint(classes, (images, setting.boxes), generator=generator).to(setting.device)
-        valid = torch.ones((images, queries), dtype=torch.bool, device=setting.device)
-        pairs = zip(self.logits, to_pixels(self.boxes, self.frame), strict=True)
-        self.stages = [Predictions(own, "sigmoid", box, valid) for own, box in pairs]
-        self.targets = Targets(tuple(to_pixels(self.truths, self.frame)), tuple(self.labels))
+        boxes = self._random_boxes(images, queries, generator)
+        logits = 2 * normal(images, queries, classes) - 4
+        self.teacher_boxes = (boxes + 0.01 * normal(stages, images, queries, 4)).clamp(0.01, 0.99).to(device)
+        self.teacher_logits = (logits + normal(stages, images, queries, classes)).to(device)
+        self.student_boxes = (boxes[:, order] + 0.05 * normal(stages, images, queries, 4)).clamp(0.01, 0.99).to(device)
+        self.student_logits = (logits[:, order] + normal(stages, images, queries, classes)).to(device)
+        self.frame = torch.tensor([[SIDE, SIDE]] * images, device=device)
+        self.target_boxes = self._random_boxes(images, setting.boxes, generator).to(device)
+        self.labels = torch.randint(classes, (images, setting.boxes), generator=generator).to(device)
+        valid = torch.ones((images, queries), dtype=torch.bool, device=device)
+        pixel_boxes = to_pixels(self.student_boxes, self.frame)
+        self.stages = [
+            Predictions(stage_logits, "sigmoid", stage_boxes, valid)
+            for stage_logits, stage_boxes in zip(self.student_logits, pixel_boxes, strict=True)
+        ]
+        self.targets = Targets(tuple(to_pixels(self.target_boxes, self.frame)), tuple(self.labels))
 
     @staticmethod
-    def _boxes(images: int, count: int, generator: torch.Generator) -> Tensor:
-        drawn = torch.rand(images, count, 4, generator=generator)
-        return torch.cat([0.2 + 0.6 * drawn[..., :2], 0.05 + 0.3 * drawn[..., 2:]], dim=-1)
+    def _random_boxes(images: int, count: int, generator: torch.Generator) -> Tensor:
+        """(images, count, 4): cx cy in 0.2..0.8, w h in 0.05..0.35."""
+        uniform = torch.rand(images, count, 4, generator=generator)
+        return torch.cat([0.2 + 0.6 * uniform[..., :2], 0.05 + 0.3 * uniform[..., 2:]], dim=-1)
 
-    def costs(self, *place: int) -> Tensor:
-        """Of every student query to every teacher query: of all, or of the stage and image at `place`."""
-        teacher = self.teacher_logits[place].sigmoid()
-        return query_costs(self.logits[place], teacher, self.boxes[place], self.teacher_boxes[place])
+    def costs(self, *index: int) -> Tensor:
+        """The cost of every student query with every teacher query, (..., Q, Q).
+
+        index: a stage, or a stage and an image. Without it, the costs of all stages and images.
+        """
+        return query_costs(
+            self.student_logits[index],
+            self.teacher_logits[index].sigmoid(),
+            self.student_boxes[index],
+            self.teacher_boxes[index],
+        )
 
 
-def clocked(piece: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Milliseconds, and what it gives."""
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """The time of one call in milliseconds, and its result."""
     settle(device)
-    begin = time.perf_counter()
-    made = piece()
+    start = time.perf_counter()
+    result = function()
     settle(device)
-    return (time.perf_counter() - begin) * 1000, made
+    return (time.perf_counter() - start) * 1000, result
 
 
-def batched_queries(scenery: Scenery, device: torch.device) -> tuple[dict[str, float], Tensor]:
-    """Milliseconds by part, and the pairs (L, B, Q)."""
-    cost, table = clocked(scenery.costs, device)
-    solve, pairs = clocked(lambda: pair_all(table.flatten(0, 1)).view(table.shape[:3]), device)
-    return {"cost": cost, "solve": solve, "total": cost + solve}, pairs.cpu()
+def batched_queries(scenery: Scenery, device: torch.device) -> tuple[Milliseconds, Tensor]:
+    """Pair all queries at once. Returns the time per part, and the teacher query of each student query (L, B, Q)."""
+    cost_time, costs = timed(scenery.costs, device)
+    solve_time, pairs = timed(lambda: pair_all(costs.flatten(0, 1)).view(costs.shape[:3]), device)
+    return {"cost": cost_time, "solve": solve_time, "total": cost_time + solve_time}, pairs.cpu()
 
 
-def single_queries(scenery: Scenery, device: torch.device) -> tuple[dict[str, float], Tensor]:
-    """The same, a stage of an image at a time."""
-    shape = scenery.logits.shape[:3]
-    spent, pairs = {"cost": 0.0, "solve": 0.0}, torch.full(shape, -1)
+def single_queries(scenery: Scenery, device: torch.device) -> tuple[Milliseconds, Tensor]:
+    """Pair the queries of one stage of one image at a time. Returns the same as `batched_queries`."""
+    shape = scenery.student_logits.shape[:3]
+    times, pairs = {"cost": 0.0, "solve": 0.0}, torch.full(shape, -1)
     for stage in range(shape[0]):
         for image in range(shape[1]):
-            cost, table = clocked(lambda place=(stage, image): scenery.costs(*place), device)
-            solve, (rows, columns) = clocked(lambda table=table: linear_sum_assignment(table.cpu().numpy()), device)
+            cost_time, costs = timed(lambda index=(stage, image): scenery.costs(*index), device)
+            solve_time, (rows, columns) = timed(
+                lambda costs=costs: linear_sum_assignment(costs.cpu().numpy()),
+                device,
+            )
             pairs[stage, image, rows] = torch.from_numpy(columns)
-            spent = {"cost": spent["cost"] + cost, "solve": spent["solve"] + solve}
-    return {**spent, "total": sum(spent.values())}, pairs
+            times = {"cost": times["cost"] + cost_time, "solve": times["solve"] + solve_time}
+    return {**times, "total": sum(times.values())}, pairs
 
 
-def batched_targets(scenery: Scenery, device: torch.device) -> tuple[dict[str, float], Tensor]:
-    """Our matcher: milliseconds, and the ground truth of each query (L, B, Q), -1 for none."""
-    spent, found = clocked(lambda: Matcher(2.0, 5.0, 2.0)(scenery.stages, scenery.frame, scenery.targets), device)
-    return {"total": spent}, torch.stack([own.matched for own in found]).cpu()
+def batched_targets(scenery: Scenery, device: torch.device) -> tuple[Milliseconds, Tensor]:
+    """Match with our matcher. Returns the time, and the ground truth of each query (L, B, Q), -1 for none."""
+    matcher = Matcher(2.0, 5.0, 2.0)
+    total_time, assignments = timed(lambda: matcher(scenery.stages, scenery.frame, scenery.targets), device)
+    return {"total": total_time}, torch.stack([assignment.matched for assignment in assignments]).cpu()
 
 
-def single_targets(scenery: Scenery, device: torch.device) -> tuple[dict[str, float], Tensor]:
-    """The host's."""
-    match = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
-    targets = [{"class_labels": own, "boxes": boxes} for own, boxes in zip(scenery.labels, scenery.truths, strict=True)]
+def single_targets(scenery: Scenery, device: torch.device) -> tuple[Milliseconds, Tensor]:
+    """Match with the matcher of transformers, stage by stage. Returns the same as `batched_targets`."""
+    matcher = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
+    targets = [
+        {"class_labels": labels, "boxes": boxes}
+        for labels, boxes in zip(scenery.labels, scenery.target_boxes, strict=True)
+    ]
 
-    def stages() -> list[Any]:
+    def match_stages() -> list[Any]:
         return [
-            match({"logits": logits, "pred_boxes": boxes}, targets)
-            for logits, boxes in zip(scenery.logits, scenery.boxes, strict=True)
+            matcher({"logits": logits, "pred_boxes": boxes}, targets)
+            for logits, boxes in zip(scenery.student_logits, scenery.student_boxes, strict=True)
         ]
 
-    spent, found = clocked(stages, device)
-    pairs = torch.full(scenery.logits.shape[:3], -1)
-    for stage, images in enumerate(found):
+    total_time, matches = timed(match_stages, device)
+    pairs = torch.full(scenery.student_logits.shape[:3], -1)
+    for stage, images in enumerate(matches):
         for image, (rows, columns) in enumerate(images):
             pairs[stage, image, rows] = columns
-    return {"total": spent}, pairs
+    return {"total": total_time}, pairs
 
 
 PIECES = {"queries": (batched_queries, single_queries), "targets": (batched_targets, single_targets)}
@@ -148,50 +181,53 @@ PIECES = {"queries": (batched_queries, single_queries), "targets": (batched_targ
 
 @torch.no_grad()
 def measure(setting: Setting) -> dict[str, Any]:
-    """By piece: medians in milliseconds of both sides, ratios, and the share of rows in which they agree."""
+    """For each piece: the median times of both sides in milliseconds, their ratios, and `same_pairs`."""
     scenery, device = Scenery(setting), torch.device(setting.device)
-    rounds: dict[str, list[tuple[Mapping[str, float], Mapping[str, float]]]] = {name: [] for name in PIECES}
-    same = {}
+    rounds: dict[str, list[tuple[Milliseconds, Milliseconds]]] = {name: [] for name in PIECES}
+    same_pairs = {}
     for number in range(setting.repeats + 1):
         for name, (batched, single) in PIECES.items():
-            (first, pairs), (second, others) = batched(scenery, device), single(scenery, device)
-            same[name] = (pairs == others).double().mean().item()
-            if number:  # the first round does not count
-                rounds[name].append((first, second))
-    return {name: {**summary(rounds[name]), "same_pairs": same[name]} for name in PIECES}
+            batched_times, batched_pairs = batched(scenery, device)
+            single_times, single_pairs = single(scenery, device)
+            same_pairs[name] = (batched_pairs == single_pairs).double().mean().item()
+            if number > 0:  # the first round is not counted
+                rounds[name].append((batched_times, single_times))
+    return {name: {**summary(rounds[name]), "same_pairs": same_pairs[name]} for name in PIECES}
 
 
 def summary(rounds: list[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians over rounds of (batched, one_by_one) and of their ratios."""
+    """Medians over the rounds of the two times (batched, one_by_one) and of their ratio."""
     parts = list(rounds[0][0])
-    sides = {
-        side: {f"{part}_ms": round(statistics.median(row[index][part] for row in rounds), 2) for part in parts}
-        for index, side in enumerate(("batched", "one_by_one"))
-    }
-    ratios = {
-        part: round(statistics.median(single[part] / batched[part] for batched, single in rounds), 2) for part in parts
-    }
+    sides = {}
+    for index, side in enumerate(("batched", "one_by_one")):
+        sides[side] = {f"{part}_ms": round(statistics.median(row[index][part] for row in rounds), 2) for part in parts}
+    ratios = {}
+    for part in parts:
+        ratio = statistics.median(single[part] / batched[part] for batched, single in rounds)
+        ratios[part] = round(ratio, 2)
     return {**sides, "ratio": ratios}
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 stages, 2 images, 40 queries, two rounds")
-    parser.add_argument("--repeats", type=int, help="rounds that count")
-    parser.add_argument("--threads", type=int, help="torch's; default: as the environment says")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write there too")
+    parser.add_argument("--repeats", type=int, help="rounds that are counted")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; default: as set by the environment")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one"
+    )
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     return parser.parse_args()
 
 
 def main() -> int:
-    options = arguments()
+    options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
     base = QUICK if options.quick else Setting()
     setting = replace(base, device=options.device, repeats=options.repeats or base.repeats)
     result = measure(setting)
-    result["environment"] = {**environment(setting), **asdict(setting), "cores": os.cpu_count()}
+    result["environment"] = {**environment(setting), "cores": os.cpu_count()}
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:

@@ -1,13 +1,21 @@
-"""What distillation costs: one training step of the plain student, the teacher's look, and the distillation step, in turn.
+"""Measure the cost of distillation: the time of a training step with methods, compared with the sum of its parts.
 
-    python bench/step.py [--quick] [--detector gfl fcos] [--method pkd crosskd pkd,crosskd] [--image-size 320] [--batch-size 8]
-                         [--repeats 15] [--threads 1] [--device cpu] [--json FILE]
+    python bench/step.py [--quick] [--detector gfl fcos] [--method pkd crosskd pkd,crosskd] [--image-size 320]
+                         [--batch-size 8] [--repeats 15] [--threads 1] [--device cpu] [--json FILE]
 
-    ratio = distillation step / (student step + teacher's look [+ the teacher's tail]),    the median over rounds
+    ratio = distillation step / (student step + teacher's forward pass [+ teacher's tail]),   median over rounds
 
-A round runs each of them once, one after another, so that a machine whose speed drifts slows them alike: quote ratios, not milliseconds.
-The look is as deep as the method's need. The tail is what CrossKD adds by its definition: the teacher's layers after position i, forward and
-backward to their inputs, on features of the student's. What is left over 1 is our overhead and the arithmetic of the method's own loss.
+Each round runs every part once, one after another, so a change in the speed of the machine slows all parts alike.
+Quote ratios, not milliseconds. The teacher's forward pass stops when the methods have what they read.
+CrossKD by its definition also runs the teacher's tail: the layers of the teacher's head after position i, forward and
+backward to their input, on features of the student. The tail is part of the ideal time. If a method runs another part
+of a detector again (`proposals.classify`, `queries.redecode`), this part is not in the ideal time.
+A ratio above 1 is the overhead of this package and the arithmetic of the method's loss.
+
+Each detector is measured with each method. If a method cannot serve a detector, the table and the JSON file have a row
+with the `reason` instead of a ratio. If a measurement fails, the row has the error as `reason` and `failed` is true,
+and the exit code is 1.
+Without --detector and --method, pairs that a method cannot serve are left out.
 """
 
 import argparse
@@ -29,31 +37,45 @@ from detdistill.detectors.build import build
 from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.optim import build_optimizer, set_learning_rate
+from detdistill.errors import UserError
 from detdistill.methods import Method
 from detdistill.recipe import ModelConfig, TrainConfig
-from detdistill.run.pairing import build_methods, resolve
+from detdistill.run.pairing import build_methods, check_methods, resolve
 from detdistill.testing import scene
 from detdistill.types import Detector, DetectorOutput, Need, TowerState
 
 CLASSES = tuple("abcdef")
-PUBLISHED = {name: record.strides for name, record in DETECTORS.items() if record.strides}
-STRIDES = PUBLISHED | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
-DENSE = ("gfl", "retinanet", "fcos", "atss")
-TARGETS = {"pkd": 1.05}  # of the ratio
+PUBLISHED_STRIDES = {name: record.strides for name, record in DETECTORS.items() if record.strides}
+DEFAULT_STRIDES = (8, 16, 32, 64, 128)
+STRIDES = PUBLISHED_STRIDES | {"faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
+QUICK_DETECTORS = ("gfl", "retinanet", "fcos")
+DEFAULT_METHODS = ("pkd", "crosskd")
+TARGET_RATIOS = {"pkd": 1.05}
+HEADER = """| detector | method | student ms | teacher ms | tail ms | distill ms | ratio | range over rounds |
+|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together: a student and a teacher as HEAD:BACKBONE, and methods."""
+    """One row of the table: a student and a teacher as HEAD:BACKBONE, and the methods that run together."""
 
     student: str
     teacher: str
     methods: tuple[str, ...]
 
+    def names(self) -> dict[str, str]:
+        """The fields of the row that say what was measured."""
+        return {
+            "detector": self.student.split(":")[0],
+            "method": "+".join(self.methods),
+            "student": self.student,
+            "teacher": self.teacher,
+        }
+
 
 @dataclass(frozen=True)
 class Setting:
-    """How it is measured. channels, tower_depth: of both detectors. strides: how many levels at most."""
+    """The sizes of the measurement. channels, tower_depth: of both detectors. levels: largest number of levels."""
 
     image_size: int
     batch_size: int
@@ -68,38 +90,39 @@ QUICK = Setting(image_size=192, batch_size=4, channels=64, tower_depth=2, levels
 FULL = Setting(image_size=320, batch_size=8, channels=128, tower_depth=4, levels=5, repeats=15)
 
 
-def cases(heads: Sequence[str], methods: Sequence[str], student: str, teacher: str) -> list[Case]:
-    """Every head with every method that takes it; DETRDistill those with learned queries."""
-    listed = [(head, tuple(method.split(","))) for head in heads for method in methods]
-    learned = tuple(name for name, record in DETECTORS.items() if record.learned_queries)
-    serves = {("pkd",): tuple(DETECTORS), ("detrdistill",): learned}
-    return [
-        Case(f"{head}:{student}", f"{head}:{teacher}", names)
-        for head, names in listed
-        if head in serves.get(names, DENSE)
-    ]
+class RefusalError(Exception):
+    """A method cannot serve the pair. The message is the reason of the method."""
 
 
 class Bench:
-    """One case made ready: its detectors, methods and batch, and the timed pieces as functions without arguments."""
+    """The detectors, methods and batch of one case, and the functions that are measured.
+
+    Raises RefusalError if a method cannot serve the pair, and UserError if a detector cannot be built.
+    """
 
     def __init__(self, case: Case, setting: Setting):
         self.setting, self.device = setting, torch.device(setting.device)
         torch.manual_seed(0)
-        self.student, self.teacher = (self._detector(name) for name in (case.student, case.teacher))
+        self.student = self._detector(case.student)
+        self.teacher = self._detector(case.teacher)
         cast(nn.Module, self.teacher).eval().requires_grad_(False)
-        options = resolve({name: {} for name in case.methods}, self.student.info, self.teacher.info)
-        self.methods = build_methods(options, self.student.info, self.teacher.info)
+        options = {name: {} for name in case.methods}
+        try:
+            resolved = resolve(options, self.student.info, self.teacher.info)
+            self.methods = build_methods(resolved, self.student.info, self.teacher.info)
+        except UserError as error:
+            raise RefusalError(str(error)) from None
         batch, targets = scene(
             len(CLASSES), (setting.image_size * 4 // 5, setting.image_size), setting.batch_size, cut=False
         )
         self.batch, self.targets = batch.to(self.device), targets.to(self.device)
         self.need = Distillation(self.student, self.methods).need
-        self.plain, self.taught = self._stepper([]), self._stepper(self.methods)
+        self._step_without_methods = self._make_step([])
+        self._step_with_methods = self._make_step(self.methods)
 
     def _detector(self, name: str) -> Detector:
         setting = self.setting
-        strides = STRIDES.get(name.split(":")[0], (8, 16, 32, 64, 128))[: setting.levels]
+        strides = STRIDES.get(name.split(":")[0], DEFAULT_STRIDES)[: setting.levels]
         config = ModelConfig(
             name=name,
             strides=strides,
@@ -110,8 +133,11 @@ class Bench:
         )
         return cast(Any, build(config, CLASSES)).to(self.device)
 
-    def _stepper(self, methods: Sequence[Method]) -> Callable[[DetectorOutput | None], None]:
-        """A training step as the engine does it, at a rate of 0: every round does the same work."""
+    def _make_step(self, methods: Sequence[Method]) -> Callable[[DetectorOutput | None], None]:
+        """A function that runs one training step in the same way as the engine.
+
+        The learning rate is 0, so that every round does the same work.
+        """
         distillation = Distillation(self.student, methods).to(self.device).train()
         optimizer = build_optimizer(distillation, TrainConfig())
         set_learning_rate(optimizer, 0.0)
@@ -127,17 +153,23 @@ class Bench:
         return step
 
     def student_step(self) -> None:
-        self.plain(None)
+        """A training step on the task losses alone."""
+        self._step_without_methods(None)
 
-    def teacher_look(self) -> DetectorOutput:
+    def teacher_forward(self) -> DetectorOutput:
+        """The teacher's forward pass, up to the last part that the methods read."""
         with torch.no_grad():
             return self.teacher.observe(self.batch, need=self.need)
 
     def distillation_step(self) -> None:
-        self.taught(self.teacher_look())
+        """The teacher's forward pass and a training step on the task losses and the terms of the methods."""
+        self._step_with_methods(self.teacher_forward())
 
     def tail(self) -> Callable[[], None] | None:
-        """The teacher's layers from each state that a method enters, forward, and backward to that state; None where no method does."""
+        """A function that runs the teacher's head from each tower state that the methods read, or None without states.
+
+        It runs the layers after the state forward, and backward to the state.
+        """
         if not self.need.towers:
             return None
         with torch.no_grad():
@@ -147,99 +179,120 @@ class Bench:
         def run() -> None:
             for state in towers.states.values():
                 resumed = towers.resume(TowerState(state.depth, leaves(state.classification), leaves(state.regression)))
-                compared = resumed.boxes if resumed.edges is None else resumed.edges
-                (resumed.logits.sum() + compared.sum()).backward()
+                box_part = resumed.boxes if resumed.edges is None else resumed.edges
+                (resumed.logits.sum() + box_part.sum()).backward()
 
         return run
 
 
 def leaves(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The same maps as leaves that ask for gradients."""
+    """The same maps, detached, as leaves that receive gradients."""
     return tuple(level.detach().requires_grad_() for level in levels)
 
 
 def clock(device: torch.device) -> tuple[str, Callable[[], float]]:
-    """Its name and the clock, in seconds. On one CPU thread the time that the process itself was given: other processes can't stretch it."""
+    """The name of the clock, and a function that returns its time in seconds.
+
+    On one CPU thread it is the CPU time of the process, so other processes have little influence.
+    """
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return "process", time.process_time
     return "wall", time.perf_counter
 
 
-def timed(piece: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds."""
+def milliseconds(function: Callable[[], object], device: torch.device) -> float:
+    """The time of one call of the function."""
     _, now = clock(device)
     settle(device)
-    begin = now()
-    piece()
+    start = now()
+    function()
     settle(device)
-    return (now() - begin) * 1000
+    return (now() - start) * 1000
 
 
 def settle(device: torch.device) -> None:
-    """Wait for the device's queue."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def peak(piece: Callable[[], object], device: torch.device) -> float | None:
-    """Megabytes that the piece has in use at most, of the GPU's allocator; None on other devices, whose allocators don't tell."""
+def peak_megabytes(function: Callable[[], object], device: torch.device) -> float | None:
+    """Peak memory of torch's allocator on a GPU during the call. None on other devices, which do not report it."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    piece()
+    function()
     settle(device)
     return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
 
 
-def rounds(pieces: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of each piece in each round, after one round that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in pieces}
+def run_rounds(parts: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of each part in each round. One more round runs first and is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(repeats + 1):
-        for name, piece in pieces.items():
-            spent = timed(piece, device)
-            if number:
-                found[name].append(spent)
-    return found
+        for name, function in parts.items():
+            duration = milliseconds(function, device)
+            if number > 0:
+                times[name].append(duration)
+    return times
 
 
 def measure(case: Case, setting: Setting) -> dict[str, Any]:
-    """One row."""
+    """The row of a case with its times and ratio. Raises as `Bench` does."""
     bench = Bench(case, setting)
-    pieces: dict[str, Callable[[], object]] = {
+    parts: dict[str, Callable[[], object]] = {
         "student": bench.student_step,
-        "teacher": bench.teacher_look,
+        "teacher": bench.teacher_forward,
         "distill": bench.distillation_step,
     }
     tail = bench.tail()
     if tail is not None:
-        pieces["tail"] = tail
-    found = rounds(pieces, setting.repeats, bench.device)
-    zeros = [0.0] * setting.repeats
-    parts = zip(found["student"], found["teacher"], found.get("tail", zeros), strict=True)
-    ideals = [sum(part) for part in parts]
-    whole = [mine / ideal for mine, ideal in zip(found["distill"], ideals, strict=True)]
-    bare = [mine / (s + t) for mine, s, t in zip(found["distill"], found["student"], found["teacher"], strict=True)]
-    times = {f"{name}_ms": round(statistics.median(values), 2) for name, values in found.items()}
+        parts["tail"] = tail
+    times = {"tail": [0.0] * setting.repeats} | run_rounds(parts, setting.repeats, bench.device)
+    rounds = list(zip(times["distill"], times["student"], times["teacher"], times["tail"], strict=True))
+    ideal_times = [student + teacher + tail for _, student, teacher, tail in rounds]
+    ratios = [distill / (student + teacher + tail) for distill, student, teacher, tail in rounds]
+    ratios_without_tail = [distill / (student + teacher) for distill, student, teacher, _ in rounds]
+    names = case.names()
     return {
-        "detector": case.student.split(":")[0],
-        "method": "+".join(case.methods),
-        "student": case.student,
-        "teacher": case.teacher,
-        **{"tail_ms": 0.0, **times},
-        "ideal_ms": round(statistics.median(ideals), 2),
-        "ratio": round(statistics.median(whole), 4),
-        "ratio_spread": [round(min(whole), 4), round(max(whole), 4)],
-        "ratio_without_tail": round(statistics.median(bare), 4),
-        "target": TARGETS.get("+".join(case.methods)),
-        "student_peak_mb": peak(bench.student_step, bench.device),
-        "distill_peak_mb": peak(bench.distillation_step, bench.device),
+        **names,
+        **{f"{name}_ms": round(statistics.median(values), 2) for name, values in times.items()},
+        "ideal_ms": round(statistics.median(ideal_times), 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_spread": [round(min(ratios), 4), round(max(ratios), 4)],
+        "ratio_without_tail": round(statistics.median(ratios_without_tail), 4),
+        "target": TARGET_RATIOS.get(names["method"]),
+        "student_peak_mb": peak_megabytes(bench.student_step, bench.device),
+        "distill_peak_mb": peak_megabytes(bench.distillation_step, bench.device),
     }
 
 
+def row_of(case: Case, setting: Setting) -> dict[str, Any]:
+    """The row of a case: its measurement, or `reason` if a method cannot serve the pair.
+
+    If anything else goes wrong, `reason` is the error and `failed` is True.
+    """
+    try:
+        return measure(case, setting)
+    except RefusalError as error:
+        return {**case.names(), "reason": str(error)}
+    except Exception as error:  # a failure in one case must not hide the rows of the other cases
+        return {**case.names(), "reason": f"{type(error).__name__}: {' '.join(str(error).split())}", "failed": True}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """The row as a line of a markdown table: the times and the ratio, or the reason why there are none."""
+    if "reason" in row:
+        return f"| {row['detector']} | {row['method']} | {row['reason']} | | | | | |"
+    times = " | ".join(f"{row[f'{name}_ms']:.1f}" for name in ("student", "teacher", "tail", "distill"))
+    low, high = row["ratio_spread"]
+    return f"| {row['detector']} | {row['method']} | {times} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
+
+
 def environment(setting: Setting) -> dict[str, Any]:
-    """What the numbers hang on."""
+    """The settings, the hardware and the versions that the numbers depend on."""
     device = torch.device(setting.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -257,49 +310,63 @@ def environment(setting: Setting) -> dict[str, Any]:
     }
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small maps and few rounds: under a minute on one core")
+    parser.add_argument("--quick", action="store_true", help="small images and few rounds: under a minute on one core")
     parser.add_argument(
-        "--detector", nargs="+", choices=list(DETECTORS), help="default: all; with --quick gfl, retinanet, fcos"
+        "--detector",
+        nargs="+",
+        choices=list(DETECTORS),
+        help=f"default: all; with --quick {', '.join(QUICK_DETECTORS)}",
     )
     parser.add_argument(
-        "--method", nargs="+", default=["pkd", "crosskd"], help="names, joined by commas where they work together"
+        "--method",
+        nargs="+",
+        help=f"a name, or names joined by commas to run them together; default: {' '.join(DEFAULT_METHODS)}",
     )
-    parser.add_argument("--student", default="mobilenetv2_035", help="backbone")
-    parser.add_argument("--teacher", default="resnet18", help="backbone")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--student", default="mobilenetv2_035", help="backbone of the student")
+    parser.add_argument("--teacher", default="resnet18", help="backbone of the teacher")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one"
+    )
     for name in ("image-size", "batch-size", "channels", "tower-depth", "levels", "repeats"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+        default, quick = (getattr(setting, name.replace("-", "_")) for setting in (FULL, QUICK))
+        parser.add_argument(f"--{name}", type=int, help=f"default: {default}; with --quick {quick}")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    try:
+        for methods in options.method or ():
+            check_methods({name: {} for name in methods.split(",")})
+    except UserError as error:
+        parser.error(f"--method: {error}")
+    return options
 
 
-def main() -> None:
-    options = arguments()
+def main() -> int:
+    options = parse_arguments()
     torch.set_num_threads(options.threads)
     base = asdict(QUICK if options.quick else FULL)
-    given = {name: getattr(options, name) for name in base if getattr(options, name) is not None}
-    setting = Setting(**{**base, **given})
-    heads = options.detector or (["gfl", "retinanet", "fcos"] if options.quick else list(DETECTORS))
-    rows = []
-    print(
-        "| detector | method | student ms | teacher ms | tail ms | distill ms | ratio | over rounds |\n|---|---|---|---|---|---|---|---|"
-    )
-    for case in cases(heads, options.method, options.student, options.teacher):
-        row = measure(case, setting)
-        rows.append(row)
-        times = " | ".join(f"{row[f'{name}_ms']:.1f}" for name in ("student", "teacher", "tail", "distill"))
-        low, high = row["ratio_spread"]
-        print(
-            f"| {row['detector']} | {row['method']} | {times} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |",
-            flush=True,
-        )
-    result = {"rows": rows, "environment": environment(setting)}
+    changes = {name: getattr(options, name) for name in base if getattr(options, name) is not None}
+    setting = Setting(**{**base, **changes})
+    detectors = options.detector or (QUICK_DETECTORS if options.quick else tuple(DETECTORS))
+    is_default = options.detector is None and options.method is None
+    rows: list[dict[str, Any]] = []
+    print(HEADER)
+    for head in detectors:
+        for methods in options.method or DEFAULT_METHODS:
+            case = Case(f"{head}:{options.student}", f"{head}:{options.teacher}", tuple(methods.split(",")))
+            row = row_of(case, setting)
+            is_refused = "reason" in row and not row.get("failed")
+            if is_default and is_refused:
+                continue
+            rows.append(row)
+            print(line(row), flush=True)
     if options.json:
+        result = {"rows": rows, "environment": environment(setting)}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 1 if any(row.get("failed") for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,26 +1,43 @@
-"""The pages keep their word: code runs, commands parse, names exist, and what is written by hand agrees with the code."""
+"""The pages are true: code blocks run, commands parse, names and links exist, and generated pages equal the code."""
 
 import importlib.util
+import json
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from detdistill import cli
 from detdistill.cli import flags
 from detdistill.detectors.registry import DETECTORS, names
 from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS
+from detdistill.methods.method import option_meanings
 from detdistill.recipe import Recipe, parse
 from detdistill.run.folder import FILES
-from detdistill.run.pairing import check_methods, served
+from detdistill.run.pairing import check_methods
+from detdistill.run.plugins import REGISTRIES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "docs/guide.md", "docs/decisions.md", "docs/results.md", "docs/reference.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/guide.md",
+    "docs/decisions.md",
+    "docs/results.md",
+    "docs/reference.md",
+    "docs/methods.md",
+)
+GENERATED = ("docs/reference.md", "docs/methods.md")
 TINY = {"shapes:400": "shapes:8", "batch_size=16": "batch_size=4"}  # what the tests put in place of what a page says
 TEACHER = ["--data", "shapes:8", "--image-size", "64", "--batch-size", "4", "--device", "cpu", "--max-steps", "1"]
 TEACHER += [
@@ -91,6 +108,16 @@ def run(page: str) -> dict[str, Any]:
     return names
 
 
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a page adds to the registries is removed after the test."""
+    before = {name: dict(registry) for name, registry in REGISTRIES.items()}
+    yield
+    for name, registry in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[name])
+
+
 def test_the_readme_runs(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(teacher.parent.parent)
     assert run("README.md")["distillation"].need.pyramids == {"neck"}
@@ -108,6 +135,51 @@ def test_the_guide_runs_whole_and_with_a_loop_of_ones_own(teacher: Path, monkeyp
     assert Path("runs/taught/model.safetensors").exists()
     assert Path("student.pt").exists()
     assert len(names["detections"]) == 2
+
+
+def own_files(folder: Path) -> list[str]:
+    """The guide's files of one's own, written into a folder, as --import flags."""
+    flags = []
+    for block in blocks("docs/guide.md", "python"):
+        if block.startswith("# my_"):
+            path = folder / block.split("\n", 1)[0].removeprefix("# ")
+            path.write_text(block)
+            flags += ["--import", str(path)]
+    assert len(flags) == 6
+    return flags
+
+
+def test_the_guides_own_method_detector_and_format_reach_the_command_line(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    imports = own_files(tmp_path)
+    for number in range(10):
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    classes = json.loads((teacher / "model.json").read_text())["classes"]
+    rows = [f"{number}.png,{classes[number % len(classes)]},8,8,40,48" for number in range(10)]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
+    size = [
+        "--image-size",
+        "64",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--max-steps",
+        "1",
+        "--backbone-weights",
+        "none",
+    ]
+    shape = ["--model.strides", "8,16,32", "--model.channels", "32", "--model.tower-depth", "2"]
+    pair = ["--student", "points:resnet10t", "--teacher", str(teacher), "--method", "cosine,crosskd"]
+    out = tmp_path / "out"
+    weak = ["--teacher.allow-weak", "--teacher.sample", "0", "--out", str(out)]
+    assert cli.main(["distill", *imports, *pair, "--data", str(tmp_path), *size, *shape, *weak]) == 0
+    assert "data: CSV; images: train 8, test 2; 6 classes" in capsys.readouterr().out
+    assert {"cosine_features", "crosskd_class"} <= json.loads((out / "log.jsonl").read_text().splitlines()[0]).keys()
+    assert cli.main(["list", "methods", *imports]) == 0
+    assert "cosine" in capsys.readouterr().out
+    assert cli.main(["evaluate", *imports, "--model", str(out), "--data", str(tmp_path), "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
@@ -140,12 +212,14 @@ def test_named_fields_options_and_flags_exist(page: str) -> None:
         for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", span):
             if flag.startswith("--methods."):
                 assert_option(flag.removeprefix("--"))
+            elif flag.startswith("--model.options"):
+                assert flags.Recipe.model_fields["model"].annotation.model_fields["options"]
             else:
                 assert flag.replace("_", "-") in known, flag
         if re.fullmatch(r"methods(\.\w+){2}", span):
             assert_option(span)
         elif re.fullmatch(rf"({'|'.join(Recipe.model_fields)})(\.\w+)+", span) and span not in (*FILES, "data.yaml"):
-            assert any(path == span or path.startswith(f"{span}.") for path in flags.FIELDS), span
+            assert span == "model.options" or any(f"{path}.".startswith(f"{span}.") for path in flags.FIELDS), span
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -167,32 +241,48 @@ def test_yaml_is_a_recipe() -> None:
         check_methods(recipe.methods)
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    place = ROOT / "docs" / "reference.py"
-    spec = importlib.util.spec_from_file_location("reference", place)
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    """The script that writes the generated pages."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert text("docs/reference.md") == module.write(), "docs/reference.md is old: run `make docs`"
+    return module
 
 
-def test_the_readme_says_which_method_serves_which_detector() -> None:
-    head, *rows = table("README.md", "What is inside")
-    said = {
-        row[0]: [detector for detector, word in zip(head[1:], row[1:], strict=True) if word == "yes"] for row in rows
-    }
-    assert said == served()
-    part = [detector for detector, word in zip(head[1:], rows[-4][1:], strict=True) if word == "part"]
-    assert rows[-4][0] == "detrdistill"
-    assert part == [head for head in names("queries") if not DETECTORS[head].learned_queries]
+@pytest.mark.parametrize("page", GENERATED)
+def test_a_generated_page_is_what_the_code_says(page: str, generator: ModuleType) -> None:
+    content = generator.PAGES[Path(page).name]()
+    assert text(page) == content, f"{page} is out of date: run `make docs`"
 
 
-def test_the_guide_names_every_method_and_every_file_of_a_run() -> None:
-    methods = [row[0].strip("`") for row in table("docs/guide.md", "Methods, and when each applies")[1:]]
-    assert methods == list(METHODS)
-    files = re.findall(r"`([^`]+)`", " ".join(row[0] for row in table("docs/guide.md", "A run's folder")))
-    assert set(files) == {*FILES, "checkpoint/"}
+def test_the_matrix_has_every_method_and_every_detector() -> None:
+    head, *rows = table("docs/methods.md", "Detectors and methods")
+    assert [cell.strip("`") for cell in head[1:]] == list(DETECTORS)
+    assert [row[0].strip("`") for row in rows] == list(METHODS)
+    part = [
+        head
+        for head, cell in zip(DETECTORS, rows[list(METHODS).index("detrdistill")][1:], strict=True)
+        if cell == "part"
+    ]
+    assert part == [name for name in names("queries") if not DETECTORS[name].learned_queries]
+
+
+def test_every_option_of_a_method_has_a_meaning() -> None:
+    for name, method in METHODS.items():
+        missing = [option for option, meaning in option_meanings(method.Config).items() if not meaning]
+        assert missing == [], f"the docstring of {method.Config.__name__} ({name}) does not explain {missing}"
+
+
+def test_the_guide_names_every_file_of_a_run() -> None:
+    cells = " ".join(row[0] for row in table("docs/guide.md", "A run's folder"))
+    assert set(re.findall(r"`([^`]+)`", cells)) == {*FILES, "checkpoint/"}
+
+
+def test_the_readme_fits_on_two_screens() -> None:
+    assert len(text("README.md").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-"""A quick share of `bench/conformance.py`: every detector with a method it takes, and all of them refused what they can't serve."""
+"""A quick part of `bench/conformance.py`: each method on one detector that it serves, and all refusals."""
 
 import copy
 import re
@@ -16,89 +16,87 @@ from detdistill.testing import check_pair, learn, scene
 from detdistill.types import Detector, DetectorInfo
 from tests.detectors.builders import CLASSES, DENSE, SETS, tiny
 
-WITHOUT_CELLS = ("faster_rcnn", "mask_rcnn", *SETS)  # no dense head for a method to compare
+TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 EXAMPLE = scene(len(CLASSES), (64, 96))
 STEPS = 3
-PINNED = {"mimicking": "gfl"}  # a RetinaNet takes more than three steps for it
-LOUD = {
+FIXED_HEADS = {"mimicking": "gfl"}  # with a RetinaNet, the terms need more than three steps to fall
+LARGE_WEIGHTS = {  # with the default weights, the gradients of the labels are larger, and the terms do not fall
     "clockdistill": {"weight_foreground": 0.1},
     "go_lsd": {"weight": 300.0},
-}  # so small here that the labels outweigh it
+}
 
 
 @cache
-def begun(head: str, seed: int = 1) -> Detector:
-    """A detector that has begun to learn the batch: a teacher says something, and a student's own loss falls from here on."""
+def trained(head: str, seed: int = 1) -> Detector:
+    """A detector after a short training on the labels of the batch, except heads with queries other than D-FINE.
+
+    The predictions of a teacher are then useful, and the task losses of a student fall from here on.
+    """
     detector = tiny(head, seed=seed)
     learn(detector, None, [], EXAMPLE, steps=0 if head in SETS and head != "d_fine" else 15, lr=1e-3)
     return detector
 
 
-def built(options: dict, student: DetectorInfo, teacher: DetectorInfo) -> list:
+def build(options: dict, student: DetectorInfo, teacher: DetectorInfo) -> list:
+    """The methods with these options, the rest from their presets."""
     return build_methods(resolve(options, student, teacher), student, teacher)
 
 
 @cache
-def shared_out() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(method, head) pairs that are served, the heads taking turns, and those that are not."""
+def pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Two lists of (method, head): one pair to train for each method, and all pairs that are refused.
+
+    The methods are trained on different heads in turn, so that every head is used.
+    """
     infos = {head: tiny(head).info for head in DETECTORS}
-    share, refused = [], []
+    trained_pairs, refused_pairs = [], []
     for number, method in enumerate(METHODS):
-        heads = [head for head, info in infos.items() if serves(method, info)]
-        turns = [head for head in heads if head not in SETS] or [
-            head for head in heads if head in ("deformable_detr", "d_fine")
-        ]
-        share.append((method, PINNED.get(method, turns[number % len(turns)])))
-        refused += [(method, head) for head in DETECTORS if head not in heads]
-    return share, refused
+        heads = [head for head, info in infos.items() if is_served(method, info)]
+        candidates = [head for head in heads if head not in SETS]
+        if not candidates:
+            candidates = [head for head in heads if head in ("deformable_detr", "d_fine")]
+        trained_pairs.append((method, FIXED_HEADS.get(method, candidates[number % len(candidates)])))
+        refused_pairs += [(method, head) for head in DETECTORS if head not in heads]
+    return trained_pairs, refused_pairs
 
 
-def serves(method: str, info: DetectorInfo) -> bool:
+def is_served(method: str, info: DetectorInfo) -> bool:
+    """False if the method refuses the pair with a message that names a problem and a remedy.
+
+    Any other message also returns True, so that the test of this pair then fails.
+    """
     try:
-        built({method: {}}, info, info)
+        build({method: {}}, info, info)
     except UserError as error:
-        return not re.fullmatch(rf"method {method}: .+; .+", str(error))  # what is lacking, and a remedy
+        return not re.fullmatch(rf"method {method}: .+; .+", str(error))
     return True
 
 
-@pytest.mark.parametrize(("method", "head"), shared_out()[0])
-def test_every_method_teaches_a_detector_of_its_own_kind(method: str, head: str):
-    student, teacher = begun(head, seed=0), begun(head)
-    moved = check_pair(
-        student,
-        teacher,
-        built({method: {"warmup_steps": 0, **LOUD.get(method, {})}}, student.info, teacher.info),
-        EXAMPLE,
-        steps=STEPS,
-    )
-    assert moved["total"][0] > moved[method][0] > 0
+@pytest.mark.parametrize(("method", "head"), pairs()[0])
+def test_every_method_trains_with_a_teacher_of_the_same_head(method: str, head: str):
+    student, teacher = trained(head, seed=0), trained(head)
+    options = {method: {"warmup_steps": 0, **LARGE_WEIGHTS.get(method, {})}}
+    sums = check_pair(student, teacher, build(options, student.info, teacher.info), EXAMPLE, steps=STEPS)
+    assert sums["total"][0] > sums[method][0] > 0
 
 
-def test_what_reads_a_dense_head_refuses_the_others_and_what_reads_rois_refuses_dense_heads():
-    refused = set(shared_out()[1])
-    for method in ("crosskd", "mimicking", "ld", "bckd"):
-        assert {(method, head) for head in WITHOUT_CELLS} <= refused
-    for method in ("kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017"):
+def test_methods_refuse_heads_without_the_parts_that_they_read():
+    refused = set(pairs()[1])
+    for method in ("crosskd", "mimicking", "ld", "bckd"):  # read a dense head
+        assert {(method, head) for head in (*TWO_STAGE, *SETS)} <= refused
+    for method in ("kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017"):  # read an RoI head
         assert {(method, head) for head in (*DENSE, *SETS)} <= refused
-    for method in ("detrdistill", "kddetr", "go_lsd"):
-        assert {(method, head) for head in (*DENSE, "faster_rcnn", "mask_rcnn")} <= refused
-    assert not {method for method, _ in refused} & {
-        "pkd",
-        "fitnets",
-        "at",
-        "reviewkd",
-        "cwd",
-        "mgd",
-        "fgd",
-        "fgfi",
-        "defeat",
-    }
+    for method in ("detrdistill", "kddetr", "go_lsd"):  # read queries
+        assert {(method, head) for head in (*DENSE, *TWO_STAGE)} <= refused
+    serve_all = {"pkd", "fitnets", "at", "reviewkd", "cwd", "mgd", "fgd", "fgfi", "defeat"}
+    assert not {method for method, _ in refused} & serve_all
 
 
 @pytest.mark.parametrize(("head", "teacher_head"), [("fcos", "gfl"), ("retinanet", "atss"), ("atss", "fcos")])
-def test_other_families_teach_by_features_and_by_their_own_head_together(head: str, teacher_head: str):
-    student, teacher = tiny(head, channels=48), begun(teacher_head)  # other widths: connectors
-    methods = built({"pkd": {}, "crosskd": {}}, student.info, teacher.info)
+def test_a_teacher_with_another_dense_head_trains_features_and_predictions(head: str, teacher_head: str):
+    student = tiny(head, channels=48)  # the widths differ, so that the methods need connectors
+    teacher = trained(teacher_head)
+    methods = build({"pkd": {}, "crosskd": {}}, student.info, teacher.info)
     check_pair(student, teacher, methods, EXAMPLE, steps=STEPS)
 
 
@@ -112,48 +110,41 @@ def test_other_families_teach_by_features_and_by_their_own_head_together(head: s
         ("mask_rcnn", "d_fine"),
     ],
 )
-def test_set_predictors_and_the_others_teach_each_other_by_features(head: str, teacher_head: str):
-    student, teacher = tiny(head, channels=64), begun(teacher_head)  # other widths: connectors
-    methods = built({"pkd": {"least_positions": 4}, "mgd": {}, "token_alignment": {}}, student.info, teacher.info)
+def test_features_train_between_heads_with_queries_and_other_heads(head: str, teacher_head: str):
+    student = tiny(head, channels=64)  # the widths differ, so that the methods need connectors
+    teacher = trained(teacher_head)
+    methods = build({"pkd": {"least_positions": 4}, "mgd": {}, "token_alignment": {}}, student.info, teacher.info)
     check_pair(student, teacher, methods[1:], EXAMPLE, steps=STEPS)
     check_pair(student, teacher, methods[:1], EXAMPLE, steps=STEPS)
 
 
-def test_queries_of_other_families_teach_where_their_parts_fit():
-    student, teacher = tiny("conditional_detr"), begun("deformable_detr")
-    check_pair(student, teacher, built({"detrdistill": {}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
-    with pytest.raises(
-        UserError, match="reads the content of queries, which the teacher's conditional_detr hasn't got"
-    ):
-        built({"detrdistill": {}}, teacher.info, student.info)
+def test_queries_of_another_head_train_only_if_the_student_has_their_parts():
+    student, teacher = tiny("conditional_detr"), trained("deformable_detr")
+    check_pair(student, teacher, build({"detrdistill": {}}, student.info, teacher.info), EXAMPLE, steps=STEPS)
+    message = r"reads the content of queries, which the teacher's queries \(conditional_detr\) do not have"
+    with pytest.raises(UserError, match=message):
+        build({"detrdistill": {}}, teacher.info, student.info)
 
 
-def test_a_method_that_can_not_fall_is_told():
-    student, teacher = tiny("gfl"), begun("gfl")
-    with pytest.raises(AssertionError, match="total did not fall in 0 steps"):
-        check_pair(student, teacher, built({"pkd": {}}, student.info, teacher.info), EXAMPLE, steps=0)
+def test_check_pair_raises_if_the_terms_do_not_fall_or_are_not_finite():
+    student, teacher = tiny("gfl"), trained("gfl")
+    with pytest.raises(AssertionError, match="the sum of the terms of pkd did not fall in 0 steps"):
+        check_pair(student, teacher, build({"pkd": {}}, student.info, teacher.info), EXAMPLE, steps=0)
     broken = copy.deepcopy(student)
     next(iter(broken.parameters())).data.fill_(float("nan"))
     with pytest.raises(AssertionError, match="not finite after 0 steps"):
-        check_pair(broken, teacher, built({"pkd": {}}, student.info, teacher.info), EXAMPLE, steps=1)
+        check_pair(broken, teacher, build({"pkd": {}}, student.info, teacher.info), EXAMPLE, steps=1)
 
 
-def test_the_bench_writes_its_table_and_fails_with_a_failing_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_bench_writes_its_table_and_a_failed_cell_sets_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     bench = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "conformance.py"))
     files = [tmp_path / "cells.json", tmp_path / "cells.md"]
-    argv = [
-        "conformance.py",
-        "--detector",
-        "faster_rcnn",
-        "--method",
-        "crosskd",
-        "--json",
-        str(files[0]),
-        "--markdown",
-        str(files[1]),
-    ]
+    argv = ["conformance.py", "--detector", "faster_rcnn", "--method", "crosskd"]
+    argv += ["--json", str(files[0]), "--markdown", str(files[1])]
     monkeypatch.setattr("sys.argv", argv)
-    monkeypatch.setitem(bench["main"].__globals__, "begun", lambda head, *_: begun(head.partition(":")[0]))
+    monkeypatch.setitem(bench["main"].__globals__, "trained", lambda name, *_: trained(name.partition(":")[0]))
     assert bench["main"]() == 0
     assert "| faster_rcnn | faster_rcnn | no [1] |" in files[1].read_text()
     monkeypatch.setitem(bench["main"].__globals__, "check_pair", lambda *_, **__: 1 / 0)

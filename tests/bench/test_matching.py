@@ -1,4 +1,4 @@
-"""The bench of matching measures two ways to the same pairs."""
+"""`bench/matching.py` compares two ways to find the same pairs."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,14 @@ FOLDER = Path(__file__).parents[2] / "bench"
 
 @pytest.fixture
 def matching(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module `matching`."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import matching  # type: ignore[import-not-found]
 
     return matching
 
 
-def test_both_sides_find_the_same_and_are_timed(
+def test_both_sides_find_the_same_pairs_and_are_timed(
     matching: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     file = tmp_path / "matching.json"
@@ -32,33 +33,33 @@ def test_both_sides_find_the_same_and_are_timed(
         piece = result[name]
         assert piece["same_pairs"] == 1
         for side in ("batched", "one_by_one"):
-            assert set(piece[side]) == {f"{part}_ms" for part in parts} and all(
-                value > 0 for value in piece[side].values()
-            )
+            assert set(piece[side]) == {f"{part}_ms" for part in parts}
+            assert all(value > 0 for value in piece[side].values())
         assert set(piece["ratio"]) == parts and all(value > 0 for value in piece["ratio"].values())
     assert (result["environment"]["queries"], result["environment"]["repeats"]) == (40, 2)
 
 
-def test_the_pairs_are_one_to_one_and_mostly_the_drawn_ones(matching: Any):
+def test_the_pairs_are_one_to_one_and_mostly_the_order_of_the_student(matching: Any):
     scenery = matching.Scenery(matching.QUICK)
     _, pairs = matching.batched_queries(scenery, torch.device("cpu"))
     assert torch.equal(pairs.sort(-1).values, torch.arange(40).expand(2, 2, 40))
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))  # the first that the scenery draws
-    assert (pairs == order).double().mean() > 0.5  # noise moves some
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))  # the first random numbers of the scenery
+    assert (pairs == order).double().mean() > 0.5  # not 1, because of the noise
     _, matched = matching.batched_targets(scenery, torch.device("cpu"))
     assert ((matched >= 0).sum(-1) == 5).all()
 
 
-def test_a_cost_by_itself_is_its_place_in_all(matching: Any):
+def test_the_costs_of_one_image_equal_the_costs_of_the_batch(matching: Any):
     scenery = matching.Scenery(matching.QUICK)
-    every = scenery.costs()
-    assert every.shape == (2, 2, 40, 40)
-    torch.testing.assert_close(scenery.costs(1, 0), every[1, 0])
-    expected = query_costs(scenery.logits, scenery.teacher_logits.sigmoid(), scenery.boxes, scenery.teacher_boxes)
-    assert torch.equal(every, expected)
+    costs = scenery.costs()
+    assert costs.shape == (2, 2, 40, 40)
+    torch.testing.assert_close(scenery.costs(1, 0), costs[1, 0])
+    teacher_scores = scenery.teacher_logits.sigmoid()
+    expected = query_costs(scenery.student_logits, teacher_scores, scenery.student_boxes, scenery.teacher_boxes)
+    assert torch.equal(costs, expected)
 
 
-def test_a_summary_by_hand(matching: Any):
+def test_the_summary_of_three_rounds(matching: Any):
     rounds = [({"total": 2.0}, {"total": 6.0}), ({"total": 4.0}, {"total": 4.0}), ({"total": 1.0}, {"total": 9.0})]
     assert matching.summary(rounds) == {
         "batched": {"total_ms": 2.0},

@@ -1,4 +1,4 @@
-"""The table of runs that were made one by one is the table that a comparison makes of them."""
+"""`bench/standings.py` makes the same table as `detdistill compare`."""
 
 import shutil
 from pathlib import Path
@@ -25,51 +25,85 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `teacher` and the comparison `table` of plain training and pkd."""
     folder = tmp_path_factory.mktemp("runs")
     train(Recipe.model_validate(FIELDS), folder / "teacher")
-    taught = load(None, FIELDS | {"teacher": {"sample": 0, "path": str(folder / "teacher")}}, ["pkd"])
-    compare([Entry("pkd", taught)], 1, folder / "table", resamples=20)
+    recipe = load(None, FIELDS | {"teacher": {"sample": 0, "path": str(folder / "teacher")}}, ["pkd"])
+    compare([Entry("pkd", recipe)], 1, folder / "table", resamples=20)
     return folder
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of `standings.py` with these arguments."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import standings  # type: ignore[import-not-found]
 
-    monkeypatch.setattr("sys.argv", ["standings.py", *map(str, words)])
+    monkeypatch.setattr("sys.argv", ["standings.py", *map(str, arguments)])
     return standings.main()
 
 
-def test_it_says_what_a_comparison_says(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    assert called(monkeypatch, table / "table", "--teacher", table / "teacher", "--resamples", 20) == 0
-    mine, theirs = capsys.readouterr().out.splitlines(), (table / "table" / "comparison.md").read_text().splitlines()
-    assert mine[2:] == theirs[2:]
-    assert len(mine) == 6
-
-
-def test_what_is_not_finished_is_left_out_and_other_recipes_are_refused(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_the_table_equals_the_table_of_a_comparison(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    shutil.copytree(table / "table", tmp_path / "table")
-    shutil.copytree(tmp_path / "table" / "pkd", tmp_path / "table" / "begun")
-    (tmp_path / "table" / "begun" / "seed-0" / "metrics.json").unlink()
-    assert called(monkeypatch, tmp_path / "table", "--resamples", 20) == 0
-    said = capsys.readouterr()
-    assert f"begun: left out, not finished: {tmp_path}/table/begun/seed-0" in said.err
-    assert "begun" not in said.out
-    recipe = tmp_path / "table" / "pkd" / "seed-0" / "recipe.yaml"
-    text = recipe.read_text()
-    for field, other, told in (
-        ("seed: 0", "seed: 1", "train.seed is 1 and there 0"),
-        ("log_every: ", "log_every: 1", None),
-    ):
-        recipe.write_text(text.replace(field, other))
-        assert called(monkeypatch, tmp_path / "table", "--resamples", 20) == (2 if told else 0)
-        assert told is None or told in capsys.readouterr().err
-    shutil.copytree(tmp_path / "table" / "pkd", tmp_path / "table" / "other")
-    recipe.write_text(text.replace("inherit: []", "inherit: [neck]"))
-    assert called(monkeypatch, tmp_path / "table") == 2
+    assert run_main(monkeypatch, runs / "table", "--teacher", runs / "teacher", "--resamples", 20) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = (runs / "table" / "comparison.md").read_text().splitlines()
+    assert lines[2:] == expected[2:]
+    assert len(lines) == 6
+
+
+@pytest.fixture
+def table(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the comparison that a test may change."""
+    return Path(shutil.copytree(runs / "table", tmp_path / "table"))
+
+
+def test_a_label_with_an_unfinished_run_is_left_out(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(table / "pkd", table / "unfinished")
+    (table / "unfinished" / "seed-0" / "metrics.json").unlink()
+    assert run_main(monkeypatch, table, "--resamples", 20) == 0
+    output = capsys.readouterr()
+    assert f"unfinished: left out, not finished: {table}/unfinished/seed-0" in output.err
+    assert "unfinished" not in output.out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed: 0", "seed: 1", "train.seed is 1 instead of 0"),
+        ("log_every: ", "log_every: 1", None),  # does not change the result of a run
+    ],
+)
+def test_fields_that_change_the_result_must_be_equal(
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    field: str,
+    value: str,
+    message: str | None,
+):
+    recipe = table / "pkd" / "seed-0" / "recipe.yaml"
+    assert field in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(field, value))
+    assert run_main(monkeypatch, table, "--resamples", 20) == (2 if message else 0)
+    assert message is None or message in capsys.readouterr().err
+
+
+def test_distilled_runs_with_different_teacher_fields_are_an_error(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(table / "pkd", table / "second")
+    recipe = table / "pkd" / "seed-0" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("inherit: []", "inherit: [neck]"))
+    assert run_main(monkeypatch, table) == 2
     assert "teacher.inherit" in capsys.readouterr().err
-    assert called(monkeypatch, tmp_path) == 2
+
+
+def test_a_folder_without_a_plain_run_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert run_main(monkeypatch, tmp_path) == 2
     assert "no finished run none/SEED" in capsys.readouterr().err
