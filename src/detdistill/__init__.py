@@ -3,9 +3,10 @@
     teacher = dd.load("runs/teacher")
     student = dd.build("gfl:resnet18", classes=["circle", "square"])
     distillation = dd.Distillation(student, [method])
-    terms = distillation(batch, targets, teacher_output=teacher.observe(batch, need=distillation.need))
+    teacher_output = teacher.observe(batch, need=distillation.need)
+    terms = distillation(batch, targets, teacher_output=teacher_output)
 
-The names below are fetched on first use, so that `import detdistill` and `detdistill --help` don't wait for torch.
+The names are imported on first use, so that `import detdistill` and `detdistill --help` do not wait for torch.
 """
 
 from importlib import import_module
@@ -14,44 +15,31 @@ from typing import TYPE_CHECKING, Any
 from detdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from detdistill import geometry, losses, methods, types
+    from detdistill import geometry, losses, methods, testing, types
     from detdistill.engine.distillation import Distillation
     from detdistill.engine.fit import fit
     from detdistill.engine.schedule import Schedule
-    from detdistill.run import build, distill, evaluate, export, load, predict, train
+    from detdistill.run import build, compare, demo, distill, evaluate, export, load, predict, train
 
-__all__ = [
-    "Distillation",
-    "Schedule",
-    "UserError",
-    "build",
-    "distill",
-    "evaluate",
-    "export",
-    "fit",
-    "geometry",
-    "load",
-    "losses",
-    "methods",
-    "predict",
-    "testing",
-    "train",
-    "types",
-]
-
-_MODULES = ("geometry", "losses", "methods", "testing", "types")
-_HOMES = {  # the others live in detdistill.run
+MODULES = ("geometry", "losses", "methods", "testing", "types")
+HOMES = {
     "Distillation": "detdistill.engine.distillation",
     "Schedule": "detdistill.engine.schedule",
     "fit": "detdistill.engine.fit",
+    **dict.fromkeys(
+        ("build", "compare", "demo", "distill", "evaluate", "export", "load", "predict", "train"), "detdistill.run"
+    ),
 }
+"""The module of each name that is imported on first use."""
+
+__all__ = ["UserError", *HOMES, *MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in MODULES:
         return import_module(f"detdistill.{name}")
-    if name in __all__:
-        return getattr(import_module(_HOMES.get(name, "detdistill.run")), name)
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'detdistill' has no attribute {name!r}")
 
 

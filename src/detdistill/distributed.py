@@ -1,8 +1,8 @@
 """The processes of one run, as torchrun starts them: rank, world size, and what they exchange.
 
-`rank`, `world_size` and `is_main` read torchrun's environment and import no torch, so that the command line can ask them.
-The other functions talk over the process group; with a single process, or before the group exists, they return their
-input unchanged.
+`rank`, `world_size` and `is_main` read torchrun's environment and import no torch, so that the command line can ask
+them. The other functions talk over the process group; with a single process, or before the group exists, they return
+their input unchanged.
 """
 
 import os
@@ -61,14 +61,16 @@ def sum_over_processes(values: "Tensor") -> "tuple[Tensor, int]":
 def mean_over_processes(count: "Tensor", floor: float = 1.0) -> "Tensor":
     """A normalizer averaged over the processes, at least `floor`; any shape, without gradient.
 
-    With it, N processes give the same loss as one process with the whole batch, and a batch without objects stays finite.
+    With it, N processes give the same loss as one process with the whole batch, and a batch without objects stays
+    finite.
     """
     total, processes = sum_over_processes(count.detach().clone())
     return (total / processes if processes > 1 else total).clamp(min=floor)
 
 
 def gather_rows(values: "Tensor") -> "tuple[Tensor, int]":
-    """The rows (n, ...) of all processes in the order of their ranks, without gradient, and the index of this process's first row.
+    """The rows (n, ...) of all processes in the order of their ranks, without gradient, and the index of this process's
+    first row.
 
     n may differ between processes. Every process must call it.
     """

@@ -1,19 +1,24 @@
-"""The smallest things that look like a Distillation, a Detector, a method and a loader to the engine."""
+"""Small stand-ins for a Distillation, a Detector, a method and a loader, and readers of what a run writes."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detdistill.engine.watch import Sight
+from detdistill.engine.checkpoint import checkpoint_path
+from detdistill.engine.watch import Reading
 from detdistill.methods import Method
 from detdistill.recipe import TrainConfig
 from detdistill.types import Batch, DetectorOutput, Need, Pyramid, Targets, TrainState
 
+TIMES = ("images_per_second", "data_seconds")  # columns of a log row that differ between equal runs
 
-class Student(nn.Module):
-    """A convolution, a norm, dropout and a linear layer; the first two are the backbone."""
+
+class FakeStudent(nn.Module):
+    """A convolution, a norm, dropout and a linear layer. The convolution and the norm are the backbone."""
 
     def __init__(self, norm: bool = True, dropout: float = 0.5) -> None:
         super().__init__()
@@ -28,26 +33,29 @@ class Student(nn.Module):
         return self.head(self.dropout(self.backbone(images).relu()).mean((2, 3)))
 
 
-class Teacher(nn.Module):
-    """A student's like that is asked, and remembers how."""
+class FakeTeacher(nn.Module):
+    """A FakeStudent that records its calls.
+
+    calls: per call of `observe`, (training mode, gradients are enabled, need).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Student()
-        self.seen: list[tuple[bool, bool, Need]] = []
+        self.model = FakeStudent()
+        self.calls: list[tuple[bool, bool, Need]] = []
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> Any:
-        self.seen.append((self.training, torch.is_grad_enabled(), need))
+        self.calls.append((self.training, torch.is_grad_enabled(), need))
         return self.model(batch.images / 255)
 
 
-class Distillation(nn.Module):
-    """Two task terms, and one of a method with a connector of its own."""
+class FakeDistillation(nn.Module):
+    """Two task terms, and one term of a method with a connector."""
 
-    def __init__(self, student: Student, methods: bool = True) -> None:
+    def __init__(self, student: FakeStudent, has_method: bool = True) -> None:
         super().__init__()
         self.student = student
-        self.methods = nn.ModuleList([nn.Linear(2, 2)] if methods else [])
+        self.methods = nn.ModuleList([nn.Linear(2, 2)] if has_method else [])
         self.need = Need(pyramids=frozenset({"neck"}))
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
@@ -75,30 +83,36 @@ class Distillation(nn.Module):
         return terms
 
 
-class Host(nn.Module):
-    """A real detector's outputs at the smallest cost: a neck of two levels, a head with an in-place ReLU."""
+class SmallDetector(nn.Module):
+    """The outputs of a real detector at the lowest cost: a neck of two levels, and a head with an in-place ReLU.
+
+    needs: the `need` of each call of `observe`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
         self.necks = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, stride=2)])
         self.head = nn.Conv2d(4, 2, 1)
-        self.seen: list[Need] = []
+        self.needs: list[Need] = []
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
-        self.seen.append(need)
-        body = self.backbone(batch.images / 255).relu_()
-        levels = tuple(neck(body) for neck in self.necks)
+        self.needs.append(need)
+        features = self.backbone(batch.images / 255).relu_()
+        levels = tuple(neck(features) for neck in self.necks)
         losses = {}
         if targets is not None:
-            said = sum(self.head(level).relu_().mean((2, 3)) for level in levels)
+            output = sum(self.head(level).relu_().mean((2, 3)) for level in levels)
             goal = torch.stack([boxes.sum(0)[:2] for boxes in targets.boxes])
-            losses = {"box": (said - goal).square().mean(), "class": said.square().mean()}
+            losses = {"box": (output - goal).square().mean(), "class": output.square().mean()}
         return DetectorOutput({"neck": Pyramid(levels, (1, 2), batch.sizes)}, losses=losses)
 
 
 class Match(Method):
-    """Squares of the difference of two necks, `weight` times, in two terms."""
+    """Mean squared difference of the two necks, times `weight`: one term per level, `fine` and `coarse`.
+
+    pyramid: name of the pyramid in `need`.
+    """
 
     def __init__(self, weight: float = 1.0, name: str = "match", pyramid: str = "neck") -> None:
         super().__init__()
@@ -114,13 +128,16 @@ class Match(Method):
         targets: Targets,
         state: TrainState = TrainState(),
     ) -> dict[str, Tensor]:
-        pairs = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
-        fine, coarse = ((one - two.detach()).square().mean() for one, two in pairs)
-        return {"fine": self.weight * fine, "coarse": self.weight * coarse}
+        terms = {}
+        for index, part in enumerate(("fine", "coarse")):
+            student_level = student_output.pyramids["neck"].levels[index]
+            teacher_level = teacher_output.pyramids["neck"].levels[index]
+            terms[part] = self.weight * (student_level - teacher_level.detach()).square().mean()
+        return terms
 
 
-class Blind(Match):
-    """Its terms don't reach the neck."""
+class DetachedMatch(Match):
+    """Its terms give the neck no gradient."""
 
     def forward(
         self,
@@ -132,22 +149,29 @@ class Blind(Match):
         return {part: term.detach() for part, term in super().forward(student_output, teacher_output, targets).items()}
 
 
-def host(seed: int = 0) -> Host:
-    """A host with weights from `seed`."""
-    torch.manual_seed(seed)
-    return Host()
+class FakeLoader:
+    """Random images that depend on the seed, the epoch and the number of the batch only.
 
-
-class Loader:
-    """Images drawn from the seed, the epoch and the batch's number. `spoil` draws from torch's own generator too, as a bad loader does."""
+    batches: per epoch. draws_globally: True also draws from torch's global generator, as a bad loader does. share: the
+    part of each batch that is returned.
+    """
 
     def __init__(
-        self, batches: int = 5, batch_size: int = 4, seed: int = 0, spoil: bool = False, share: slice = slice(None)
+        self,
+        batches: int = 5,
+        batch_size: int = 4,
+        seed: int = 0,
+        draws_globally: bool = False,
+        share: slice = slice(None),
     ) -> None:
-        self.steps, self.batch_size, self.seed, self.spoil, self.share = batches, batch_size, seed, spoil, share
+        self.steps = batches
+        self.batch_size = batch_size
+        self.seed = seed
+        self.draws_globally = draws_globally
+        self.share = share
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Batch, Targets]]:
-        if self.spoil:
+        if self.draws_globally:
             torch.rand(3)
         for index in range(start, self.steps):
             yield self.batch(number, index)
@@ -163,35 +187,58 @@ class Loader:
         return batch, Targets(tuple(boxes), tuple(torch.zeros(1, dtype=torch.long) for _ in range(count)))
 
 
-def distillation(methods: bool = True, seed: int = 0, **student: Any) -> Distillation:
-    """A distillation with weights from `seed`."""
-    torch.manual_seed(seed)
-    return Distillation(Student(**student), methods)
-
-
-def teacher() -> Teacher:
-    """A teacher, always the same."""
-    torch.manual_seed(99)
-    return Teacher()
-
-
-def config(**changes: Any) -> TrainConfig:
-    """Three epochs on the CPU, with everything on."""
-    return TrainConfig(
-        **{"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3, **changes}
-    )
-
-
-class Event:
-    """A copy that is under way, as on CUDA."""
+class FakeEvent:
+    """A CUDA event. is_awaited: True after `synchronize` was called."""
 
     def __init__(self) -> None:
-        self.awaited = False
+        self.is_awaited = False
 
     def synchronize(self) -> None:
-        self.awaited = True
+        self.is_awaited = True
 
 
-def send_later(step: int, images: tuple[str, ...], values: dict[str, Tensor]) -> Sight:
-    """`watch._send` as it is on CUDA: the values are there after the event only."""
-    return Sight(step, images, tuple(values), torch.stack([value.detach() for value in values.values()]), Event())  # type: ignore[arg-type]
+def small_detector(seed: int = 0) -> SmallDetector:
+    """A SmallDetector with weights from `seed`."""
+    torch.manual_seed(seed)
+    return SmallDetector()
+
+
+def fake_distillation(has_method: bool = True, seed: int = 0, **student: Any) -> FakeDistillation:
+    """A FakeDistillation with weights from `seed`. student: arguments of FakeStudent."""
+    torch.manual_seed(seed)
+    return FakeDistillation(FakeStudent(**student), has_method)
+
+
+def fake_teacher() -> FakeTeacher:
+    """A FakeTeacher with the same weights in every call."""
+    torch.manual_seed(99)
+    return FakeTeacher()
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    """Three epochs on the CPU, with warm-up and moving average."""
+    fields = {"epochs": 3, "device": "cpu", "lr": 0.01, "warmup_steps": 4, "ema": 0.9, "log_every": 3}
+    return TrainConfig(**{**fields, **changes})
+
+
+def send_later(step: int, images: tuple[str, ...], values: dict[str, Tensor]) -> Reading:
+    """A replacement of `watch._send` that acts as on CUDA: the values may be read only after the event."""
+    stacked = torch.stack([value.detach() for value in values.values()])
+    return Reading(step, images, tuple(values), stacked, FakeEvent())  # type: ignore[arg-type]
+
+
+def checkpoint_state(out: Path) -> dict[str, Any]:
+    """The content of the checkpoint of `out`, without what differs between equal runs."""
+    saved = torch.load(checkpoint_path(out), weights_only=True)
+    return {name: value for name, value in saved.items() if name not in ("seconds", "fingerprint")}
+
+
+def log_rows(out: Path) -> list[dict]:
+    """The rows of log.jsonl, without the times."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def assert_identical(actual: Any, expected: Any) -> None:
+    """Check that two trees of tensors are equal bit for bit."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

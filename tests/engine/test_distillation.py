@@ -1,4 +1,4 @@
-"""The objective: terms by name, weights by warm-up, methods by addition, and a teacher that is nowhere in it."""
+"""The objective: names of the terms, the sum over methods, warm-up, and a teacher that is not part of the module."""
 
 import pytest
 import torch
@@ -9,71 +9,96 @@ from detdistill.types import Need, TrainState
 from tests.detectors.builders import scene
 from tests.methods.pairs import built, pair
 
+from .fakes import FakeLoader, Match, small_detector
 
-def test_terms_add_up_and_keep_their_names():
+
+def test_each_method_has_the_terms_that_it_has_alone():
     student, teacher = pair("gfl")
     methods = [built(name, student, teacher) for name in ("pkd", "crosskd")]
-    both = Distillation(student, methods)
+    distillation = Distillation(student, methods)
     batch, targets = scene()
-    assert both.need == methods[0].need | methods[1].need
+    assert distillation.need == methods[0].need | methods[1].need
     with torch.no_grad():
-        lesson = teacher.observe(batch, need=both.need)
-    terms = both(batch, targets, lesson)
-    assert set(terms) == {
-        "task_classification",
-        "task_box",
-        "task_edges",
-        "pkd_features",
-        "crosskd_class",
-        "crosskd_box",
-    }
+        teacher_output = teacher.observe(batch, need=distillation.need)
+    terms = distillation(batch, targets, teacher_output)
+    task_terms = {"task_classification", "task_box", "task_edges"}
+    assert set(terms) == task_terms | {"pkd_features", "crosskd_class", "crosskd_box"}
     for method in methods:
-        alone = Distillation(student, [method])(batch, targets, lesson)
-        for name, term in alone.items():
+        for name, term in Distillation(student, [method])(batch, targets, teacher_output).items():
             torch.testing.assert_close(terms[name], term)
-    plain = Distillation(student)(batch, targets)
-    assert {name: term.item() for name, term in plain.items()} == {name: terms[name].item() for name in plain}
+    plain_terms = Distillation(student)(batch, targets)
+    assert {name: term.item() for name, term in plain_terms.items()} == {
+        name: terms[name].item() for name in plain_terms
+    }
 
 
-def test_warm_up_raises_the_methods_alone():
+def test_warm_up_changes_the_terms_of_methods_only():
     student, teacher = pair("fcos")
     distillation = Distillation(student, [built("pkd", student, teacher)], {"pkd": Schedule(warmup_steps=4)})
     batch, targets = scene()
     with torch.no_grad():
-        lesson = teacher.observe(batch, need=distillation.need)
-    runs = [distillation(batch, targets, lesson, TrainState(step)) for step in (0, 1, 4, 9)]
-    full = runs[2]["pkd_features"]
-    assert [(run["pkd_features"] / full).item() for run in runs] == pytest.approx([0, 0.25, 1, 1])
-    assert len({run["task_classification"].item() for run in runs}) == 1
+        teacher_output = teacher.observe(batch, need=distillation.need)
+    by_step = [distillation(batch, targets, teacher_output, TrainState(step)) for step in (0, 1, 4, 9)]
+    full = by_step[2]["pkd_features"]
+    assert [(terms["pkd_features"] / full).item() for terms in by_step] == pytest.approx([0, 0.25, 1, 1])
+    assert len({terms["task_classification"].item() for terms in by_step}) == 1
 
 
-def test_the_teacher_is_in_no_module_tree():
+def test_a_stopped_method_has_no_terms_and_needs_no_output():
+    methods = [Match(name="long"), Match(name="short", pyramid="backbone")]
+    student = small_detector()
+    distillation = Distillation(student, methods, {"short": Schedule(stop=0.3), "long": Schedule(stop=0.6)})
+    both = Need(pyramids=frozenset({"neck", "backbone"}))
+    neck = Need(pyramids=frozenset({"neck"}))
+    needs = [distillation.need_at(TrainState(step, 10)) for step in (0, 2, 3, 5, 6, 9)]
+    assert needs == [both, both, neck, neck, None, None]
+    assert distillation.need == both
+    batch, targets = FakeLoader().batch(0, 0)
+    teacher_output = small_detector(1).observe(batch)
+    prefixes = [
+        {name.split("_")[0] for name in distillation(batch, targets, teacher_output, TrainState(step, 10))}
+        for step in (2, 3)
+    ]
+    assert prefixes == [{"task", "long", "short"}, {"task", "long"}]
+    without_methods = distillation(batch, targets, None, TrainState(6, 10))  # no teacher output is needed
+    assert set(without_methods) == {"task_box", "task_class"}
+    assert student.needs == [both, neck, Need()]
+
+
+def test_the_teacher_is_not_part_of_the_module():
     student, teacher = pair("fcos", channels=48)
     distillation = Distillation(student, [built("pkd", student, teacher)])
     batch, targets = scene()
     with torch.no_grad():
-        lesson = teacher.observe(batch, need=distillation.need)
-    distillation(batch, targets, lesson)
-    owned = {id(p) for p in distillation.parameters()}
-    assert not owned & {id(p) for p in teacher.parameters()}
-    assert set(distillation.state_dict()) == {f"student.{n}" for n in student.state_dict()} | {
-        f"methods.{n}" for n in distillation.methods.state_dict()
-    }
-    assert distillation.methods.state_dict()  # connectors are here, and not in what is saved of the student
+        teacher_output = teacher.observe(batch, need=distillation.need)
+    distillation(batch, targets, teacher_output)
+    ids = {id(parameter) for parameter in distillation.parameters()}
+    assert not ids & {id(parameter) for parameter in teacher.parameters()}
+    student_names = {f"student.{name}" for name in student.state_dict()}
+    method_names = {f"methods.{name}" for name in distillation.methods.state_dict()}
+    assert set(distillation.state_dict()) == student_names | method_names
+    assert method_names  # connectors are part of the module, and not of the student
     distillation.train()
     assert not teacher.training
 
 
-def test_misuse_is_told():
+def test_wrong_arguments_are_refused():
     student, teacher = pair("fcos")
     method = built("pkd", student, teacher)
-    with pytest.raises(ValueError, match="each method once"):
+    with pytest.raises(ValueError, match="each method can be given once"):
         Distillation(student, [method, method])
-    with pytest.raises(ValueError, match="need a lesson"):
+    with pytest.raises(ValueError, match="methods need teacher_output"):
         Distillation(student, [method])(*scene())
-    with pytest.raises(ValueError, match="schedules of pdk, and the methods are pkd"):
+    with pytest.raises(ValueError, match="there are schedules for pdk, but the methods are pkd"):
         Distillation(student, [method], {"pdk": Schedule()})
 
 
-def test_without_methods_nothing_is_asked_of_a_teacher():
-    assert Distillation(pair("fcos")[0]).need == Need()
+def test_a_module_that_is_not_a_method_is_refused_with_what_it_lacks():
+    student, _ = pair("fcos")
+    with pytest.raises(TypeError, match=r"Linear is not a method: it is not a subclass of .*Method; `name` is missing"):
+        Distillation(student, [torch.nn.Linear(2, 2)])
+
+
+def test_without_methods_no_part_of_the_teacher_is_needed():
+    student, _ = pair("fcos")
+    assert Distillation(student).need == Need()

@@ -1,4 +1,4 @@
-"""Options of a method and of its schedule lie side by side in a recipe."""
+"""The options of methods and of their schedules, and the pairs of detectors that methods serve."""
 
 from dataclasses import fields
 
@@ -10,15 +10,15 @@ from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.presets import PRESETS
 from detdistill.recipe import load
-from detdistill.run.pairing import check_methods, configure, resolve, schedules
+from detdistill.run.pairing import check_methods, configure, resolve, schedules, served
 from tests.detectors.builders import tiny
 
-COMMON = {item.name for item in fields(Schedule)}
+SCHEDULE_OPTIONS = {item.name for item in fields(Schedule)}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_no_method_has_an_option_of_the_name_of_a_common_one(name: str) -> None:
-    assert not COMMON & {item.name for item in fields(METHODS[name].Config)}
+def test_no_option_of_a_method_has_the_name_of_a_schedule_option(name: str) -> None:
+    assert not SCHEDULE_OPTIONS & {item.name for item in fields(METHODS[name].Config)}
 
 
 def test_options_are_split_between_the_method_and_its_schedule() -> None:
@@ -27,23 +27,33 @@ def test_options_are_split_between_the_method_and_its_schedule() -> None:
     assert schedule == Schedule(decay="cosine", stop=0.8)
 
 
-def test_flags_give_them_too() -> None:
+def test_flags_set_options_of_the_schedule() -> None:
     recipe = load(None, flags.overrides({}, {"pkd": {"warmup-steps": "100", "decay": "linear", "balance": "0.5"}}))
     check_methods(recipe.methods)
     assert schedules(recipe.methods) == {"pkd": Schedule(warmup_steps=100, decay="linear", balance=0.5)}
 
 
-def test_a_resolved_recipe_has_them_all_and_presets_may_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_options_are_complete_and_include_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "pkd", {"fcos": {"warmup_steps": 400, "stop": 0.9}})
     info = tiny("fcos").info
-    found = resolve({"pkd": {"stop": 0.5}}, info, info)
-    assert found["pkd"].keys() == COMMON | {item.name for item in fields(METHODS["pkd"].Config)}
-    assert schedules(found) == {"pkd": Schedule(warmup_steps=400, stop=0.5)}
-    assert resolve(found, info, info) == found
+    resolved = resolve({"pkd": {"stop": 0.5}}, info, info)
+    assert resolved["pkd"].keys() == SCHEDULE_OPTIONS | {item.name for item in fields(METHODS["pkd"].Config)}
+    assert schedules(resolved) == {"pkd": Schedule(warmup_steps=400, stop=0.5)}
+    assert resolve(resolved, info, info) == resolved
+
+
+def test_user_options_replace_presets_and_presets_replace_defaults() -> None:
+    gfl = tiny("gfl").info
+    published = resolve({"crosskd": {}, "pkd": {}}, gfl, gfl)
+    assert published["crosskd"]["weight_box"] == 4.0  # the preset for GFL; the default is 1
+    assert published["crosskd"]["align"] is True  # a default
+    with_options = resolve({"crosskd": {"weight_box": 2, "student_depth": "none"}}, gfl, gfl)["crosskd"]
+    assert (with_options["weight_box"], with_options["student_depth"]) == (2.0, None)
+    assert resolve(published, gfl, gfl) == published  # a resolved recipe stays as it is
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "part"),
     [
         ({"warmup_step": 3}, "unknown option 'warmup_step'; did you mean 'warmup_steps'"),
         ({"wieght": 3}, "did you mean 'weight'"),
@@ -57,8 +67,22 @@ def test_a_resolved_recipe_has_them_all_and_presets_may_give_them(monkeypatch: p
         ({"stop": "none"}, "methods.pkd.stop is 'none': "),
     ],
 )
-def test_wrong_options_are_named(options: dict, told: str) -> None:
+def test_a_wrong_option_is_refused_with_its_name(options: dict, part: str) -> None:
     with pytest.raises(UserError) as caught:
         check_methods({"pkd": options})
-    assert told in str(caught.value)
+    assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_method_is_refused_with_a_similar_name_or_all_names() -> None:
+    with pytest.raises(UserError, match=r"unknown method 'pkdd'; did you mean 'pkd'.*your own needs --import FILE"):
+        check_methods({"pkdd": {}})
+    with pytest.raises(UserError, match=f"unknown method 'zzzz'; known are {', '.join(METHODS)}"):
+        check_methods({"zzzz": {}})
+
+
+def test_a_method_serves_the_heads_that_have_what_it_reads() -> None:
+    heads = served(["crosskd", "kd"])
+    assert heads.keys() == {"crosskd", "kd"}
+    assert "gfl" in heads["crosskd"] and "faster_rcnn" not in heads["crosskd"]
+    assert "faster_rcnn" in heads["kd"] and "gfl" not in heads["kd"]

@@ -1,7 +1,12 @@
-"""The recipe as command-line flags: every field a dotted flag, the common ones a short flag too. Imports neither torch nor a detector."""
+"""The recipe as command-line flags: each field is a dotted flag, and common fields also have a short flag.
+
+Imports neither torch nor a detector.
+"""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,7 +19,6 @@ from pydantic_core import PydanticUndefined
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, nested
 
-# Short flags of the surface, and the field each one sets.
 SHORT = {
     "data": "data.path",
     "teacher": "teacher.path",
@@ -31,20 +35,30 @@ SHORT = {
     "backbone-weights": "model.backbone_weights",
     "on-bad-record": "data.on_bad_record",
 }
-_COMMON = Group("Common flags", sort_key=1)
+"""Short flags, and the field that each one sets."""
+COMMON = Group("Common flags", sort_key=1)
+IMPORT = inspect.Parameter(
+    "imports",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[Path] | None,
+        Parameter(
+            name="--import",
+            help="a Python file with methods, detectors or data formats of your own; can be repeated",
+            group=COMMON,
+            negative=(),
+            consume_multiple=False,
+        ),
+    ],
+)
 
 
 def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted path and field of everything that one flag can set. `methods` is open, and read apart."""
+    """The dotted path and the field of everything that one flag can set. Open mappings (`methods`) are read apart."""
     for name, info in model.model_fields.items():
-        part = next(
-            (
-                kind
-                for kind in (info.annotation, *get_args(info.annotation))
-                if isinstance(kind, type) and issubclass(kind, BaseModel)
-            ),
-            None,
-        )
+        kinds = (info.annotation, *get_args(info.annotation))
+        part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if part is not None:
             yield from leaves(part, f"{prefix}{name}.")
         elif get_origin(info.annotation) is not dict:
@@ -55,51 +69,64 @@ FIELDS = dict(leaves())
 
 
 def takes(
-    *parts: str, own: Mapping[str, str] | None = None, **names: str
+    *parts: str, defaults: Mapping[str, str] | None = None, **names: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator: the command's `**fields` becomes a typed flag for each recipe field that begins with one of `parts`.
+    """A decorator that gives a command one typed flag per recipe field whose path begins with one of `parts`, and
+    --import.
 
-    own: defaults of this command, in words, where they aren't the recipe's. names: further short flags of this command, such as
-    student="model.name". The fields arrive under their dotted paths.
+    The fields that are set arrive in the command's `**fields` under their dotted paths; the plugins are loaded before
+    the command runs. defaults: in words, where this command differs from the recipe. names: further short flags of this
+    command, such as student="model.name".
     """
     short = {**SHORT, **names}
-    chosen = {path: info for path, info in FIELDS.items() if path.startswith(parts)}
+    chosen = {path: info for path, info in FIELDS.items() if parts and path.startswith(parts)}
     flags = [
-        _flag(path, info, [name for name, target in short.items() if target == path], (own or {}).get(path))
+        _flag(path, info, [name for name, target in short.items() if target == path], (defaults or {}).get(path))
         for path, info in chosen.items()
     ]
     paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [item for item in inspect.signature(function).parameters.values() if item.kind is not item.VAR_KEYWORD]
+        signature = inspect.signature(function)
+        explicit = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
 
         def command(*arguments: Any, **keywords: Any) -> None:
-            given = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
-            function(*arguments, **{name: value for name, value in keywords.items() if name not in paths}, **given)
+            _load_plugins(keywords.pop("imports", None) or ())
+            fields = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
+            others = {name: value for name, value in keywords.items() if name not in paths}
+            function(*arguments, **others, **fields)
 
+        parameters = [*explicit, IMPORT, *flags]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        command.__annotations__ = {item.name: item.annotation for item in [*own, *flags]}
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {item.name: item.annotation for item in parameters}
         return command
 
     return decorate
 
 
+def _load_plugins(files: Iterable[Path]) -> None:
+    """Load plugins if there are any. The check is cheap; the plugins themselves import torch."""
+    if files or entry_points(group="detdistill.plugins"):
+        from detdistill.run.plugins import load_plugins
+
+        load_plugins(files)
+
+
 def _flag(path: str, info: FieldInfo, short: list[str], default: str | None) -> inspect.Parameter:
     dotted = path.replace("_", "-")
-    kind = bool if info.annotation is bool else str
+    kind: Any = bool if info.annotation is bool else str
     parameter = Parameter(
-        # The dotted name first: cyclopts takes --data for the beginning of --data.path otherwise.
+        # The dotted name first, or cyclopts takes --data for the beginning of --data.path.
         name=[f"--{name}" for name in (dotted, *short)],
         help=f"{info.description or ''} {_choices(info)}{_shown(info.default if default is None else default)}".strip(),
-        group=_COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
+        group=COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
         negative=(),
         show_default=False,
     )
+    annotation = Annotated[kind | None, parameter]
     name = path.replace(".", "__")
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, parameter]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _choices(info: FieldInfo) -> str:
@@ -113,9 +140,11 @@ def _shown(default: Any) -> str:
 
 
 def tidy(tokens: list[str]) -> list[str]:
-    """Tokens with flag names in one spelling (`--train.max_steps` as `--train.max-steps`) and `--switch true` as `--switch=true`.
+    """The tokens with one spelling per flag: `--train.max_steps` as `--train.max-steps`, `--switch true` as
+    `--switch=true`.
 
-    A bare `--methods` is `--method`: its dotted forms are the methods' options, and one name can't be both.
+    A bare `--methods` becomes `--method`: cyclopts can't give one name to both a value and the dotted options of
+    methods.
     """
     switches = {f"--{path.replace('_', '-')}" for path, info in FIELDS.items() if info.annotation is bool}
     tidied: list[str] = []
@@ -131,42 +160,54 @@ def tidy(tokens: list[str]) -> list[str]:
     return tidied
 
 
-def names(listed: str | None, flag: str) -> list[str] | None:
-    """`pkd,cross-kd` to ["pkd", "cross_kd"]; None stays None."""
-    if listed is None:
+def names(text: str | None, flag: str) -> list[str] | None:
+    """`pkd,cross-kd` as ["pkd", "cross_kd"]; None stays None. Raises UserError for an empty name."""
+    if text is None:
         return None
-    found = [name.strip().replace("-", "_") for name in listed.split(",")]
-    if not all(found):
+    listed = [_plain(name.strip()) for name in text.split(",")]
+    if not all(listed):
         raise UserError(
-            f"{flag} {listed!r}: names with commas between them, such as pkd,crosskd; see `detdistill list methods`"
+            f"{flag} {text!r}: give names separated by commas, such as pkd,crosskd; see `detdistill list methods`"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(listed))
 
 
-def labels(listed: str) -> list[str]:
-    """`none, pkd + cross-kd` to ["none", "pkd+cross_kd"]: what is compared, each one method or several that are joined."""
-    found = []
-    for entry in names(listed, "--methods") or ():
+def labels(text: str) -> list[str]:
+    """`none, pkd + cross-kd` as ["none", "pkd+cross_kd"]: what is compared, each one method or several joined ones."""
+    listed = []
+    for entry in names(text, "--methods") or ():
         joined = [name.strip() for name in entry.split("+")]
-        if not all(joined) or len(set(joined)) < len(joined) or ("none" in joined and len(joined) > 1):
+        repeated = len(set(joined)) < len(joined)
+        if not all(joined) or repeated or ("none" in joined and len(joined) > 1):
             raise UserError(
-                f"--methods {entry!r}: different methods with + between them, such as pkd+crosskd; none, plain training, alone"
+                f"--methods {entry!r}: join different methods with +, such as pkd+crosskd; none (plain training) "
+                "stands "
+                "alone"
             )
-        found.append("+".join(joined))
-    return list(dict.fromkeys(found))
+        listed.append("+".join(joined))
+    return list(dict.fromkeys(listed))
 
 
-def overrides(fields: Mapping[str, Any], options: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
-    """What the command line says, as a nested mapping to lay over a recipe.
+def overrides(
+    fields: Mapping[str, Any],
+    methods: Mapping[str, Mapping[str, str]] | None = None,
+    model: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What the command line sets, as a nested mapping to lay over a recipe.
 
-    fields: dotted path to text. options: method to its options. `8,16,32` is a list; `none` is none where the field may be none.
+    fields: dotted path to text; `8,16,32` becomes a list, and `none` None where the field allows it. methods: method
+    name to its options. model: options of one detector family alone.
     """
     tree = nested({path: _value(value, FIELDS[path].annotation) for path, value in fields.items()})
-    if options:
-        tree["methods"] = {
-            _plain(name): {_plain(key): _loose(text) for key, text in given.items()} for name, given in options.items()
-        }
+    if methods:
+        tree["methods"] = {_plain(name): _options(options) for name, options in methods.items()}
+    if model:
+        tree.setdefault("model", {})["options"] = _options(model)
     return tree
+
+
+def _options(options: Mapping[str, str]) -> dict[str, Any]:
+    return {_plain(name): _loose(text) for name, text in options.items()}
 
 
 def _plain(name: str) -> str:
@@ -185,7 +226,7 @@ def _value(text: Any, annotation: Any) -> Any:
 
 
 def _loose(text: str) -> Any:
-    """An option of a method: YAML says its type here; the method's own fields check it later."""
+    """The value of an open option, with the type that YAML gives it; the option's own type is checked later."""
     listed = f"[{text}]" if "," in text and not text.lstrip().startswith("[") else text
     try:
         return yaml.safe_load(listed)

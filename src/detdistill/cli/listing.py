@@ -28,7 +28,7 @@ def listing(what: str, name: str | None, console: Console) -> None:
 
 
 def heads_in_words(heads: Collection[str]) -> str:
-    """Heads in few words: `all`, a group such as `dense` or `learned queries`, a group with its exceptions, or names."""
+    """Heads in few words: `all`, a group such as `dense`, a group with its exceptions, `learned queries`, or names."""
     from detdistill.detectors.registry import DETECTORS, names
 
     groups = {"dense": names("dense"), "RoI": names("two-stage"), "queries": names("queries")}
@@ -121,7 +121,8 @@ def _methods(console: Console) -> None:
     kinds = {"dense": names("dense"), "RoI": names("two-stage"), "queries": names("queries")}
     console.print("; ".join(f"{word}: {', '.join(members)}" for word, members in kinds.items()) + ".", soft_wrap=False)
     console.print(
-        "ld also serves retinanet, fcos and atss if they are built with --model.edges. detrdistill also serves rt_detr, "
+        "ld also serves retinanet, fcos and atss if they are built with --model.edges. detrdistill also serves "
+        "rt_detr, "
         "rt_detr_v2, d_fine and a two-stage deformable_detr with --methods.detrdistill.weight-assignment 0.",
         soft_wrap=False,
     )

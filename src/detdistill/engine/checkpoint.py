@@ -1,4 +1,4 @@
-"""The whole state of a run in one file, put in place at once, and back again to the bit."""
+"""The checkpoint of a run: one file with its whole state, replaced atomically and restored bit for bit."""
 
 import json
 import pickle
@@ -18,27 +18,31 @@ from detdistill.files import replacing
 
 @dataclass
 class Training:
-    """What changes as a run goes on. There are no random states among it: `engine.fit` makes them anew for every step.
+    """What changes during a run. Random states are not part of it: `engine.fit` seeds every step.
 
-    step: optimizer steps done. images: seen, over all processes. seconds: spent, over all resumptions.
+    step: number of optimizer steps done. images: number of images seen, over all processes. seconds: spent, over all
+    resumptions. average: moving average of the student. scaler: torch's GradScaler under fp16.
     """
 
     distillation: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None = None
-    scaler: Any = None  # torch's GradScaler under fp16
+    scaler: Any = None
     step: int = 0
     images: int = 0
     seconds: float = 0.0
 
 
 def checkpoint_path(out: Path) -> Path:
-    """Where the checkpoint of the run folder `out` is."""
+    """The checkpoint file of the run folder `out`."""
     return out / "checkpoint" / "state.pt"
 
 
 def save_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Path) -> None:
-    """Write the checkpoint of `out`; loadable with `weights_only=True`. fingerprint: what a resumption must have in common with the run."""
+    """Write the checkpoint of `out`, loadable with `weights_only=True`.
+
+    fingerprint: the settings that a resumed run must share with this one.
+    """
     state = {
         "distillation": training.distillation.state_dict(),
         "optimizer": training.optimizer.state_dict(),
@@ -54,18 +58,16 @@ def save_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
 
 
 def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Path) -> None:
-    """Put `training` where the checkpoint of `out` left it. Raises UserError where there is none, or it is of another run."""
+    """Restore `training` from the checkpoint of `out`. Raises UserError if it is missing or belongs to another run."""
     path = checkpoint_path(out)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: there is no checkpoint to resume; begin the run anew with --overwrite in place of --resume"
-        ) from None
+        raise UserError(f"{path}: there is no checkpoint to resume; start again with --overwrite") from None
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: not a checkpoint that can be read ({reason}); begin again with --overwrite") from None
-    _compare(path, json.loads(state["fingerprint"]), flat(fingerprint))
+        raise UserError(f"{path}: the checkpoint can't be read ({reason}); start again with --overwrite") from None
+    _check_same(path, json.loads(state["fingerprint"]), flat(fingerprint))
     try:
         training.distillation.load_state_dict(state["distillation"])
         training.optimizer.load_state_dict(state["optimizer"])
@@ -74,31 +76,31 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: the checkpoint is of another model ({reason}); take the run's own recipe, or another --out"
+            f"{path}: the checkpoint belongs to another model ({reason}); use the recipe of that run, or another --out"
         ) from None
     if training.scaler is not None:
         training.scaler.load_state_dict(state["scaler"])
     training.step, training.images, training.seconds = state["step"], state["images"], state["seconds"]
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} to {"train.lr": 1}, as JSON gives it back (tuples become lists)."""
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} as {"train.lr": 1}, with values as JSON returns them (tuples become lists)."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            leaves |= flat(value, f"{above}{name}.")
+            leaves |= flat(value, f"{prefix}{name}.")
         else:
-            leaves[f"{above}{name}"] = json.loads(json.dumps(value, default=str))
+            leaves[f"{prefix}{name}"] = json.loads(json.dumps(value, default=str))
     return leaves
 
 
-def _compare(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [
-        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
     ]
     if changed:
         raise UserError(
-            f"{path}: can't resume, since {', '.join(changed)}; take the run's own recipe, or another --out"
+            f"{path}: can't resume, since {', '.join(changed)}; use the recipe of that run, or another --out"
         )

@@ -1,4 +1,4 @@
-"""Where a run computes: one device, or many processes started by torchrun."""
+"""Where a run computes: one device, or several processes started by torchrun."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from detdistill.distributed import world_size
 from detdistill.errors import UserError
 from detdistill.recipe import TrainConfig
 
-_RESET = Path("/proc/self/clear_refs")  # writing 5 resets the peak; Linux alone has it
+_RESET = Path("/proc/self/clear_refs")  # Linux resets the peak of resident memory when 5 is written here
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Raises UserError where it isn't there."""
+    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Raises UserError if this machine does not have it."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -23,19 +23,19 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda, cuda:1 or mps") from None
-    there = {
+        raise UserError(f"--device {name}: unknown device; use auto, cpu, cuda, cuda:1 or mps") from None
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there.get(device.type, False):
-        raise UserError(f"--device {name}: this machine has none that torch can use; --device cpu works everywhere")
+    if not available.get(device.type, False):
+        raise UserError(f"--device {name}: torch finds no such device on this machine; --device cpu works everywhere")
     return device
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """`peak_memory` counts from here on."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement for `peak_memory`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access(_RESET, os.W_OK):
@@ -43,7 +43,9 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: the most that torch had allocated on a GPU, or that this process had resident on Linux; None where neither can be told."""
+    """Peak memory in bytes: allocated by torch on a GPU, or resident in this process on Linux; None if it can't be
+    measured.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or not os.access(_RESET, os.W_OK):
@@ -53,19 +55,19 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run; its processes are those that torchrun started. Raises UserError on an impossible device or precision.
+    """The accelerator of a run, over the processes that torchrun started.
 
-    accelerate keeps one state for the whole Python process, and refuses another precision or device later. A program that trains twice
-    may well ask for one, so the state is let go first; the process group, if any, lives on in torch.distributed.
+    accelerate keeps one state per Python process and refuses another precision or device later. A program may train
+    twice with different ones, so the state is reset first; an existing process group stays. Raises UserError for an
+    impossible device or precision.
     """
     device = find_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32")
     if device.type == "cuda" and device.index is not None:
         if world_size() > 1:
-            raise UserError(f"--device {device}: under torchrun every process has a GPU of its own; use --device cuda")
+            raise UserError(f"--device {device}: under torchrun every process uses its own GPU; use --device cuda")
         torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=device.type == "cpu"
-    )
+    precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")

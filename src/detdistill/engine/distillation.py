@@ -1,4 +1,4 @@
-"""The objective: task terms of the student and terms of the methods, in one module for any training loop."""
+"""The objective: the task terms of the student and the terms of the methods, in one module for any training loop."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,17 +14,18 @@ from detdistill.engine.balance import Balance
 from detdistill.engine.gradients import neck_norms, shares, sum_of
 from detdistill.engine.schedule import Schedule
 from detdistill.methods import Method
+from detdistill.methods.method import problems
 from detdistill.types import Batch, Detector, DetectorOutput, Need, Targets, TrainState
 
 Terms = dict[str, Tensor]
 
 
 class Distillation(nn.Module):
-    """A student and the methods that teach it. The teacher is not in here: it comes with each call, as its lesson.
+    """A student and the methods that teach it. The teacher is not part of the module: its output comes with each call.
 
-    need: what the lesson must hold: `teacher.observe(batch, need=distillation.need)`, under no_grad, never inference_mode. scaler: torch's
-    GradScaler where a loop has one, so that gradients are measured at its scale. ratios, gradients: what the last call with `measure` found, see
-    `forward`.
+    need: what `teacher_output` must hold: `teacher.observe(batch, need=distillation.need)`, under no_grad, never under
+    inference_mode. scaler: torch's GradScaler if the training loop has one, so that gradients are measured at its
+    scale. ratios, gradients: what the last call with `measure` found; see `forward`.
     """
 
     def __init__(
@@ -34,39 +35,44 @@ class Distillation(nn.Module):
         schedules: Mapping[str, Schedule] | None = None,
         balance_every: int = 10,
     ):
-        """schedules: of a method's weight, by its name; one that isn't there stays as it is. balance_every: steps between two measurements of
-        gradients, where a schedule has a `balance`."""
+        """schedules: of a method's weight, by name; a method without one keeps its weight. balance_every: steps between
+        two measurements of gradients, for schedules with a `balance`. Raises TypeError for something that is not a
+        method, and ValueError for a method that is given twice or a schedule without its method.
+        """
         super().__init__()
+        for method in methods:
+            if not isinstance(method, Method):
+                faults = "; ".join(problems(type(method)))
+                raise TypeError(f"{type(method).__name__} is not a method: {faults}")
         names = [method.name for method in methods]
         if len(set(names)) < len(names):
-            raise ValueError(f"each method once, got {names}")
-        if strange := set(schedules or ()) - set(names):
-            raise ValueError(
-                f"schedules of {', '.join(sorted(strange))}, and the methods are {', '.join(names) or 'none'}"
-            )
+            raise ValueError(f"each method can be given once, got {', '.join(names)}")
+        if unknown := set(schedules or ()) - set(names):
+            chosen = ", ".join(names) or "none"
+            raise ValueError(f"there are schedules for {', '.join(sorted(unknown))}, but the methods are {chosen}")
         self.student = student
         self.methods = nn.ModuleList(methods)
         self.schedules = {name: (schedules or {}).get(name, Schedule()) for name in names}
         targets = {name: schedule.balance for name, schedule in self.schedules.items()}
-        self.balances = nn.ModuleDict(
-            {name: Balance(name, target) for name, target in targets.items() if target is not None}
-        )
+        balances = {name: Balance(name, target) for name, target in targets.items() if target is not None}
+        self.balances = nn.ModuleDict(balances)
         self.balance_every = balance_every
         self.need, self.student_need = _needs(methods)
         self.scaler: Any | None = None
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
 
-    def need_at(self, state: TrainState) -> Need | None:
-        """What the lesson must hold by now; None where all methods are silent, and no lesson is needed."""
-        speaking = self.active(state)
-        return _needs(speaking)[0] if speaking else None
-
     def active(self, state: TrainState) -> list[Method]:
         """The methods that have not stopped."""
-        return [
-            method for method in cast(Iterable[Method], self.methods) if not self.schedules[method.name].inactive(state)
-        ]
+        methods = cast(Iterable[Method], self.methods)
+        return [method for method in methods if not self.schedules[method.name].inactive(state)]
+
+    def need_at(self, state: TrainState) -> Need | None:
+        """What `teacher_output` must hold at this step; None if no method is active, so that no teacher output is
+        needed.
+        """
+        active = self.active(state)
+        return _needs(active)[0] if active else None
 
     def forward(
         self,
@@ -76,77 +82,79 @@ class Distillation(nn.Module):
         state: TrainState = TrainState(),
         measure: bool = False,
     ) -> Terms:
-        """Terms (), weighted: `task_<name>` and `<method>_<part>`. Their plain sum is the objective.
+        """Weighted scalar terms, named `task_<name>` and `<method>_<part>`. The objective is their plain sum.
 
-        measure: leave the norm of every term's gradient at the neck in `gradients`, as `gradient_<term>` and its share of their sum as
-        `share_<term>`, and in `ratios` that of each method's sum to the task's, as `ratio_<method>`. It costs a backward pass through
-        the head for each, and changes nothing else.
+        measure: also measure gradients at the student's neck. `gradients` then holds the norm of every term's gradient
+        as `gradient_<term>` and its share of the sum of norms as `share_<term>`; `ratios` holds, as `ratio_<method>`,
+        the norm of each method's summed terms divided by that of the task. This costs one backward pass through the
+        head per term and does not change the terms. Raises ValueError if a method is active and there is no
+        `teacher_output`.
         """
-        speaking = self.active(state)
-        if speaking and teacher_output is None:
-            raise ValueError("methods need a lesson: teacher.observe(batch, need=distillation.need)")
-        output = self.student.observe(batch, targets, need=_needs(speaking)[1])
-        neck = output.pyramids["neck"].levels
-        terms = {f"task_{name}": term for name, term in output.losses.items()}
+        active = self.active(state)
+        if active and teacher_output is None:
+            raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
+        student_output = self.student.observe(batch, targets, need=_needs(active)[1])
+        neck = student_output.pyramids["neck"].levels
+        task = {f"task_{name}": term for name, term in student_output.losses.items()}
         state = state if state.ids is not None else replace(state, ids=batch.ids)
-        taught = {
-            method.name: {
-                f"{method.name}_{part}": term for part, term in method(output, teacher_output, targets, state).items()
-            }
-            for method in speaking
-        }
+        terms: dict[str, Terms] = {}
+        for method in active:
+            parts = method(student_output, teacher_output, targets, state)
+            terms[method.name] = {f"{method.name}_{part}": term for part, term in parts.items()}
         if self.training and torch.is_grad_enabled():
-            self._balance(terms, self._due(taught, state), neck, targets)
-        for name, parts in taught.items():
+            self._update_balances(task, self._due(terms, state), neck, targets)
+        for name, parts in terms.items():
             factor: float | Tensor = self.schedules[name].factor(state)
             if name in self.balances:
-                factor = (
-                    factor * cast(Balance, self.balances[name]).factor
-                )  # a tensor of its own: the buffer will change in place
-            taught[name] = {part: factor * term for part, term in parts.items()}
+                # The product is a new tensor: the buffer changes in place before the backward pass needs it.
+                factor = factor * cast(Balance, self.balances[name]).factor
+            terms[name] = {part: factor * term for part, term in parts.items()}
         if measure:
-            self._measure(terms, taught, neck)
-        return reduce(or_, taught.values(), terms)
+            self._measure_gradients(task, terms, neck)
+        return reduce(or_, terms.values(), task)
 
     def factors(self) -> dict[str, float]:
-        """What balance multiplies each method's terms by: `balance_<method>`."""
+        """The factor of each balanced method's terms, as `balance_<method>`."""
         return {f"balance_{name}": cast(Balance, balance).factor.item() for name, balance in self.balances.items()}
 
-    def _due(self, taught: Mapping[str, Terms], state: TrainState) -> dict[str, Terms]:
-        """The terms of the balanced methods whose turn it is: at every `balance_every`th step, and until a first measurement succeeds."""
-        turn = state.step % self.balance_every == 0
-        return {
-            name: taught[name]
-            for name in self.balances
-            if name in taught and (turn or cast(Balance, self.balances[name]).waiting())
-        }
+    def _due(self, terms: Mapping[str, Terms], state: TrainState) -> dict[str, Terms]:
+        """The terms of the balanced methods that are measured now: every `balance_every` steps, and until the first
+        measurement succeeds.
+        """
+        regular = state.step % self.balance_every == 0
+        due = {}
+        for name in self.balances:
+            if name in terms and (regular or cast(Balance, self.balances[name]).waiting()):
+                due[name] = terms[name]
+        return due
 
-    def _balance(self, task: Terms, taught: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets) -> None:
-        """Measure the gradients of the task and of these methods, and move their factors."""
-        balanced = {name: sum_of(parts) for name, parts in taught.items()}
-        if not balanced:
+    def _update_balances(
+        self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets
+    ) -> None:
+        """Measure the gradients of the task and of these methods, and update the methods' factors."""
+        if not terms:
             return
-        pull = sum_of(task)
-        norms = neck_norms({"task": pull, **balanced}, neck, self.scaler)
-        objects, _ = sum_over_processes(pull.new_tensor(sum(len(labels) for labels in targets.labels)))
-        for name in balanced:
+        task_sum = sum_of(task)
+        sums = {name: sum_of(parts) for name, parts in terms.items()}
+        norms = neck_norms({"task": task_sum, **sums}, neck, self.scaler)
+        objects, _ = sum_over_processes(task_sum.new_tensor(sum(len(labels) for labels in targets.labels)))
+        for name in sums:
             cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=objects.item() > 0)
 
-    def _measure(self, task: Terms, taught: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:
-        """See `forward`."""
-        norms = neck_norms(reduce(or_, taught.values(), task), neck, self.scaler)
-        sums = neck_norms(
-            {"": sum_of(task), **{name: sum_of(parts) for name, parts in taught.items()}}, neck, self.scaler
-        )
-        whole = sums.pop("")
-        self.ratios = {f"ratio_{name}": norm / whole if whole else 0.0 for name, norm in sums.items()}
+    def _measure_gradients(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:
+        """Fill `ratios` and `gradients`; see `forward`."""
+        norms = neck_norms(reduce(or_, terms.values(), task), neck, self.scaler)
+        sums = {name: sum_of(parts) for name, parts in terms.items()}
+        sum_norms = neck_norms({"": sum_of(task), **sums}, neck, self.scaler)
+        task_norm = sum_norms.pop("")
+        self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
         self.gradients = {f"gradient_{name}": norm for name, norm in norms.items()}
         self.gradients |= {f"share_{name}": share for name, share in shares(norms).items()}
 
 
 def _needs(methods: Iterable[Method]) -> tuple[Need, Need]:
-    """Of the teacher's output and of the student's."""
+    """What the methods read of the teacher's output, and of the student's output."""
     methods = list(methods)
-    return reduce(or_, (method.need for method in methods), Need()), reduce(
-        or_, (method.student_need for method in methods), Need()
-    )
+    teacher_need = reduce(or_, (method.need for method in methods), Need())
+    student_need = reduce(or_, (method.student_need for method in methods), Need())
+    return teacher_need, student_need

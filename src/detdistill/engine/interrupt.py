@@ -1,4 +1,4 @@
-"""Ctrl-C comes between two steps, never within one."""
+"""Lets Ctrl-C interrupt a run between two steps only."""
 
 import signal
 import threading
@@ -9,25 +9,24 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold SIGINT back until the block is done, then raise KeyboardInterrupt.
+    """Delay SIGINT until the block is done, then raise KeyboardInterrupt.
 
-    Does nothing outside the main thread, where Python delivers no signal, and where the program handles SIGINT in a way of its own.
+    It does nothing outside the main thread, to which Python delivers no signals, or if the program has its own SIGINT
+    handler.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    default_handler = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not default_handler:
         yield
         return
-    came: list[int] = []
+    signals: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+    def record(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
+    if signals:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""log.jsonl: one line a logged step, and the same file whether or not the run was interrupted."""
+"""log.jsonl: one line per logged step. The file is the same whether or not the run was interrupted."""
 
 import json
 import math
@@ -14,14 +14,14 @@ Item = TypeVar("Item")
 
 
 def log_path(out: Path) -> Path:
-    """Where the log of the run folder `out` is."""
+    """The log file of the run folder `out`."""
     return out / "log.jsonl"
 
 
 class Log:
-    """Appends rows to the log of `out`. Lines of steps after `step` are cut off: the run does those steps again.
+    """Appends rows to the log of `out`. Lines after `step` are removed first, since the run repeats those steps.
 
-    out: None in the processes that don't write, since one log is enough.
+    out: None in processes that don't write.
     """
 
     def __init__(self, out: Path | None, step: int) -> None:
@@ -34,7 +34,9 @@ class Log:
         self.file = path.open("a")
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
-        """A row becomes a line. What is not finite (a gradient that the fp16 scaler skips) becomes null: JSON has no word for it."""
+        """Write a row as one line. Infinite and NaN values (a gradient that the fp16 scaler skips) become null, as JSON
+        has neither.
+        """
         if self.file is None:
             return
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
@@ -52,13 +54,13 @@ class Log:
 
 
 class Meter:
-    """Images and seconds, those spent waiting for data apart, since the last row."""
+    """Counts images and seconds since the last row; seconds of waiting for data are counted separately."""
 
     def __init__(self) -> None:
         self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, with the time that each took to come counted as waiting."""
+        """Yield `items`; the time until each one arrives counts as waiting."""
         iterator = iter(items)
         while True:
             begin = time.perf_counter()
@@ -78,7 +80,7 @@ class Meter:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The log's lines up to `step`. Reading ends at a line that a kill cut short."""
+    """The lines of the log up to `step`, and only those before a line that a killed process left incomplete."""
     lines: list[str] = []
     if not path.exists():
         return lines

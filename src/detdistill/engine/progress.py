@@ -1,4 +1,4 @@
-"""How a run tells the person who waits for it: a bar on a terminal, some twenty plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, about twenty plain lines elsewhere."""
 
 import math
 import time
@@ -11,12 +11,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-LINES = 20  # of a run, where there is no terminal
-TELLING = ("images_per_second", "data_seconds", "step", "epoch", "lr", "grad_norm")  # in a row, and not a loss term
+LINES = 20  # per run, without a terminal
+NOT_TERMS = (
+    "images_per_second",
+    "data_seconds",
+    "step",
+    "epoch",
+    "lr",
+    "grad_norm",
+)  # columns of a log row that are not loss terms
 
 
 class Progress:
-    """Shows steps `start` to `last` of a run of `epochs` with `per_epoch` steps; rows come every `every` steps."""
+    """Shows the steps `start` to `last` of a run: `epochs` epochs of `per_epoch` steps, with a log row every `every`
+    steps.
+    """
 
     def __init__(self, console: Console, *, start: int, last: int, epochs: int, per_epoch: int, every: int) -> None:
         self.console, self.start, self.last, self.epochs, self.per_epoch = console, start, last, epochs, per_epoch
@@ -36,7 +45,7 @@ class Progress:
         )
 
     def advance(self, step: int, row: Mapping[str, float] | None = None) -> None:
-        """Step `step` is done. row: its line of the log, where it has one."""
+        """Show that step `step` is done. row: its log row, or None if the step is not logged."""
         if self.live is not None:
             self.bar.update(self.task, completed=step, description=self._epoch(step - 1))
             if row is not None:
@@ -64,7 +73,7 @@ class Progress:
 
 
 def _terms(row: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in TELLING)
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in NOT_TERMS)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""How much a method weighs as a run goes on: options that every method has, beside those of its own `Config`."""
+"""The weight of a method during a run: options that every method has besides those of its own `Config`."""
 
 import math
 from dataclasses import dataclass
@@ -11,9 +11,12 @@ from detdistill.types import TrainState
 
 @dataclass(frozen=True)
 class Schedule:
-    """warmup_steps: steps over which the weight rises linearly from 0. decay: the weight's way to 0, which it reaches at `stop`; none: it stays.
-    stop: share of the run after which the method is silent, and the teacher no longer asked for it. balance: the gradient of the method's terms
-    at the student's neck is kept near this many times that of the task's; none: the weight is what the options say."""
+    """warmup_steps: number of steps over which the weight rises linearly from 0.
+    decay: how the weight falls to 0, which it reaches at `stop`; none: it stays constant.
+    stop: share of the run after which the method is inactive and needs no teacher output.
+    balance: keeps the gradient of the method's terms at the student's neck near this multiple of the task's gradient;
+    none: the weight is constant.
+    """
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -21,18 +24,24 @@ class Schedule:
     balance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def inactive(self, state: TrainState) -> bool:
-        """Nothing is computed from here on. Raises ValueError where the run's length decides and the state doesn't tell it."""
+        """True once the method has stopped.
+
+        Raises ValueError if that depends on the length of the run and the state does not hold it.
+        """
         if self.stop == 1 and self.decay == "none":
             return False
         if state.steps is None:
             raise ValueError(
-                "a weight that decays or stops needs to know how long the run is: call with state=TrainState(step, steps)"
+                "a weight that decays or stops needs the length of the run: pass state=TrainState(step, steps)"
             )
         return state.progress >= self.stop
 
     def factor(self, state: TrainState) -> float:
-        """What the method's terms are multiplied by, 0..1: min(1, step / warmup_steps) times, with x = progress / stop, 1 - x or
-        (1 + cos pi x) / 2. Raises ValueError as `inactive`."""
+        """The factor of the method's terms, 0..1: min(1, step / warmup_steps) times the decay.
+
+        With x = progress / stop, the decay is 1 - x (linear) or (1 + cos pi x) / 2 (cosine). Raises ValueError as
+        `inactive`.
+        """
         if self.inactive(state):
             return 0.0
         rise = min(1.0, state.step / self.warmup_steps) if self.warmup_steps else 1.0

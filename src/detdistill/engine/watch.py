@@ -1,4 +1,4 @@
-"""Nothing that is not finite goes unseen: design rule 7."""
+"""Stops the run if a loss term or the gradient becomes NaN or infinite (rule 7 of the design)."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -13,8 +13,8 @@ class NotFiniteError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The values of one step, on their way to the CPU."""
+class Reading:
+    """The values of one step on their way to the CPU. arrived: CUDA event after the copy, or None on the CPU."""
 
     step: int
     images: tuple[str, ...]
@@ -24,52 +24,56 @@ class Sight:
 
 
 class Watch:
-    """Looks at the values of every step. On the CPU before the optimizer's step, so that no weight takes a NaN.
+    """Checks the values of every step. On the CPU it does so before the optimizer's step, so that no weight takes a
+    NaN.
 
-    On CUDA reading a value makes the host wait for it and leaves the GPU idle after. So the values of a step are copied behind its back
-    and read while the next one is computed. By then the weights may have taken one bad step; but `settle` comes before every
-    checkpoint and every logged line, so nothing of it is ever saved.
+    On CUDA, reading a value makes the host wait for the GPU. So the values of a step are copied asynchronously and read
+    while the next step is computed. By then the weights may have taken one bad step; but `settle` is called before
+    every checkpoint and every logged line, so nothing of it is saved.
     """
 
     def __init__(self, exempt: Collection[str] = ()) -> None:
         """exempt: values that may overflow, such as the gradient under fp16, whose scaler then skips the step."""
         self.exempt = exempt
-        self.waiting: Sight | None = None
+        self.pending: Reading | None = None
         self.latest: dict[str, float] = {}
 
     def look(self, step: int, images: tuple[str, ...], values: Mapping[str, Tensor]) -> None:
-        """values: scalars of step `step`, by name. Raises NotFiniteError: of this step on the CPU, of the one before on CUDA."""
-        before, self.waiting = self.waiting, _send(step, images, values)
+        """Check scalars of step `step`, by name. Raises NotFiniteError: for this step on the CPU, for the previous one
+        on CUDA.
+        """
+        before, self.pending = self.pending, _send(step, images, values)
         if before is not None:
             self._read(before)
-        if self.waiting.arrived is None:
+        if self.pending.arrived is None:
             self.settle()
 
     def settle(self) -> dict[str, float]:
-        """The latest step's values, found finite. Raises NotFiniteError where they are not."""
-        if self.waiting is not None:
-            sight, self.waiting = self.waiting, None
-            self._read(sight)
+        """The values of the latest step, after they are checked. Raises NotFiniteError."""
+        if self.pending is not None:
+            reading, self.pending = self.pending, None
+            self._read(reading)
         return self.latest
 
-    def _read(self, sight: Sight) -> None:
-        if sight.arrived is not None:
-            sight.arrived.synchronize()
-        self.latest = dict(zip(sight.names, sight.values.tolist(), strict=True))
+    def _read(self, reading: Reading) -> None:
+        if reading.arrived is not None:
+            reading.arrived.synchronize()
+        self.latest = dict(zip(reading.names, reading.values.tolist(), strict=True))
         bad = [name for name, value in self.latest.items() if not math.isfinite(value) and name not in self.exempt]
         if bad:
-            what = ", ".join(f"{name} is {self.latest[name]}" for name in bad)
+            values = ", ".join(f"{name} is {self.latest[name]}" for name in bad)
             raise NotFiniteError(
-                f"step {sight.step}: {what}; the batch was {', '.join(sight.images)}. "
-                "A lower --lr or a longer --train.warmup_steps often helps; else look at these images"
+                f"step {reading.step}: {values}; the batch was {', '.join(reading.images)}. "
+                "Try a lower --lr or a longer --train.warmup_steps, and check these images"
             )
 
 
-def _send(step: int, images: tuple[str, ...], values: Mapping[str, Tensor]) -> Sight:
-    together = torch.stack([value.detach().float() for value in values.values()])
-    if together.device.type != "cuda":
-        return Sight(step, images, tuple(values), together.cpu(), None)
-    landing = torch.empty(together.shape, pin_memory=True).copy_(together, non_blocking=True)
+def _send(step: int, images: tuple[str, ...], values: Mapping[str, Tensor]) -> Reading:
+    """Start the copy of the values to the CPU."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    if stacked.device.type != "cuda":
+        return Reading(step, images, tuple(values), stacked.cpu(), None)
+    copy = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
-    return Sight(step, images, tuple(values), landing, arrived)
+    return Reading(step, images, tuple(values), copy, arrived)

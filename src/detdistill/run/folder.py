@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, and how it is found again: recipe, environment, weights, metrics."""
+"""The folder of one run: recipe, environment, weights, metrics."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
-from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
+from detdistill.recipe import DataConfig, ModelConfig, Recipe, parse, read_yaml
 
 FILES = (
     "recipe.yaml",
@@ -31,7 +31,7 @@ FILES = (
     "model.safetensors",
     "model.json",
 )
-_PACKAGES = (
+PACKAGES = (
     "detdistill",
     "torch",
     "torchvision",
@@ -42,31 +42,31 @@ _PACKAGES = (
     "safetensors",
     "numpy",
     "pillow",
-)
+)  # versions of these are written to environment.json
 
 
-class _Inline(yaml.SafeDumper):
-    """Lists on one line, so that a recipe stays on a page."""
+class _InlineLists(yaml.SafeDumper):
+    """Writes each list on one line, so that a recipe fits on a page."""
 
 
-_Inline.add_representer(
+_InlineLists.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, every field of it."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Inline, sort_keys=False)
+    """The recipe as YAML with every field."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_InlineLists, sort_keys=False)
 
 
-class Card(BaseModel):
-    """model.json: what is needed, besides the weights, to build the detector again and to read its answers."""
+class ModelCard(BaseModel):
+    """model.json: what is needed besides the weights to build the detector again and to read its predictions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelConfig
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # the data set's own ids, in the order of the classes
+    category_ids: tuple[int, ...]  # ids of the data set, in the order of the classes
     image_size: int | tuple[int, int]
 
 
@@ -78,120 +78,150 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        """True once the metrics are written."""
         return (self.path / "metrics.json").exists()
 
     def recipe(self) -> Recipe | None:
-        """The recipe it was started with, or None."""
+        """The recipe of the run, or None if there is none yet."""
         path = self.path / "recipe.yaml"
         return parse(read_yaml(path), str(path)) if path.exists() else None
 
     def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
         return json.loads((self.path / "metrics.json").read_text())
 
     def begin(self, recipe: Recipe, *, overwrite: bool) -> None:
-        """Makes the folder and writes recipe and environment. What an earlier run left is removed first where `overwrite` says so; nothing else."""
+        """Create the folder and write recipe and environment.
+
+        With `overwrite`, the files of an earlier run are removed first, and no others. Raises UserError if the folder
+        can't be made.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {self.path}: can't be made ({error.strerror})") from None
+            raise UserError(f"--out {self.path}: the folder can't be created ({error.strerror})") from None
         if not is_main():
             return
         if overwrite:
-            self._empty()
-        self._write(recipe)
+            self._remove_files()
+        self._write_recipe(recipe)
         write_json(self.path / "environment.json", environment())
 
     def clear(self) -> None:
-        """Removes the run, and its folder where nothing else lies in it. Otherwise recipe.yaml stays, which says that it may be replaced."""
+        """Remove the run, and the folder if nothing else is in it.
+
+        Otherwise recipe.yaml stays: it marks the folder as one that may be overwritten.
+        """
         recipe = (self.path / "recipe.yaml").read_text()
-        self._empty()
+        self._remove_files()
         if any(self.path.iterdir()):
             write_text(self.path / "recipe.yaml", recipe)
         else:
             self.path.rmdir()
 
-    def _empty(self) -> None:
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
-
-    def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
-        """The run is finished once its metrics are there. The recipe is written again: a resumed run may have been given more steps.
-
-        results: the COCO results behind the metrics.
-        """
-        self._write(recipe)
-        write_text(self.path / "predictions.json", json.dumps(results, allow_nan=False) + "\n")
-        write_json(self.path / "metrics.json", metrics)
-
-    def _write(self, recipe: Recipe) -> None:
-        write_text(self.path / "recipe.yaml", recipe_text(recipe))
-
-    def card(self) -> Card:
-        """Raises UserError where model.json is missing or isn't one."""
-        path = self.path / "model.json"
-        try:
-            return Card.model_validate_json(path.read_text())
-        except OSError:
-            raise UserError(f"{self.path}: not a run folder with a trained model (it has no model.json)") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise UserError(
-                f"{path}: field {field!r}: {first['msg']}; the file was not written by this version"
-            ) from None
-
-    def save(self, model: Any, card: Card) -> None:
-        """The weights, and what is needed to build the detector again."""
+    def save(self, model: Any, card: ModelCard) -> None:
+        """Write the weights, and the card that is needed to build the detector again."""
         from safetensors.torch import save_model
 
         with replacing(self.path / "model.safetensors") as temporary:
             save_model(model, str(temporary))
-            temporary.chmod(0o644)  # safetensors makes files that nobody else can read
+            temporary.chmod(0o644)  # safetensors creates files that only their owner can read
         write_text(self.path / "model.json", card.model_dump_json(indent=2) + "\n")
+
+    def card(self) -> ModelCard:
+        """The content of model.json. Raises UserError if the file is missing or invalid."""
+        path = self.path / "model.json"
+        try:
+            return ModelCard.model_validate_json(path.read_text())
+        except OSError:
+            raise UserError(f"{self.path} is not a run folder with a trained model: it has no model.json") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{path}: field {field!r}: {first['msg']}; this version of detdistill did not write the file"
+            ) from None
+
+    def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
+        """Write predictions and metrics, after which the run counts as finished.
+
+        The recipe is written again, since a resumed run may have more steps. results: COCO results behind the metrics.
+        """
+        self._write_recipe(recipe)
+        write_text(self.path / "predictions.json", json.dumps(results, allow_nan=False) + "\n")
+        write_json(self.path / "metrics.json", metrics)
+
+    def _remove_files(self) -> None:
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        write_text(self.path / "recipe.yaml", recipe_text(recipe))
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a trained model lies there."""
+    """True if the folder holds a trained model."""
     return (Path(path) / "model.json").is_file()
 
 
-def choose(out: Path | None, name: str, *, resume: bool, overwrite: bool, mark: str = "recipe.yaml") -> Path:
-    """The folder for a new or resumed run: `out`, or runs/NAME, runs/NAME-2, ... Nothing is created yet.
+def choose_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool, mark: str = "recipe.yaml") -> Path:
+    """The folder of a new or resumed run: `out`, or runs/NAME, runs/NAME-2, ... Nothing is created.
 
-    mark: the file that says a folder is a run's, and may be overwritten. Raises UserError for a non-empty `out` without resume or
-    overwrite, and for one that overwrite must not touch.
+    mark: the file that marks a folder as one that may be overwritten. Raises UserError if `out` is not empty and
+    neither `resume` nor `overwrite` is set, and if `overwrite` would touch a folder without the mark.
     """
     if resume and overwrite:
-        raise UserError("--resume goes on with a run, --overwrite throws it away: give one of them")
+        raise UserError("--resume continues a run, --overwrite deletes it: give one of them")
     if out is None:
-        if resume:
-            raise UserError("--resume needs --out DIR, the folder of the run to go on with")
-        if world_size() > 1:
-            raise UserError("with several processes say --out DIR, so that all of them mean the same folder")
-        out, number = Path("runs") / name, 1
-        while out.exists():
-            number += 1
-            out = Path("runs") / f"{name}-{number}"
-        return out
+        return _new_folder(name, resume)
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: it is a file; name a folder")
+        raise UserError(f"--out {out} is a file: name a folder")
     filled = out.is_dir() and any(out.iterdir())
     if resume and not (out / mark).exists():
-        raise UserError(f"--resume: {out} holds no run (no {mark}); leave out --resume to begin one")
+        raise UserError(f"--resume: {out} holds no run (no {mark}); leave out --resume to start a new one")
     if filled and overwrite and not (out / mark).exists():
         raise UserError(
-            f"--overwrite: {out} is not empty and not a run folder, so it is left alone; name another --out"
+            f"--overwrite: {out} is not empty and not a run folder, so nothing is deleted; choose another --out"
         )
     if filled and not (resume or overwrite) and is_main():
         raise UserError(
-            f"--out {out} is not empty; go on with it by --resume, replace it by --overwrite, or name another folder"
+            f"--out {out} is not empty: continue it with --resume, replace it with --overwrite, or choose another "
+            "folder"
         )
     return out
 
 
+def _new_folder(name: str, resume: bool) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
+    if resume:
+        raise UserError("--resume needs --out DIR, the folder of the run to continue")
+    if world_size() > 1:
+        raise UserError("a run with several processes needs --out DIR, so that all of them use the same folder")
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def require_empty(out: Path, overwrite: bool) -> None:
+    """Raises UserError if `out` is a file, or a folder with something in it and `overwrite` is not set."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"--out {out} is not empty: replace its files with --overwrite, or choose another folder")
+
+
+def with_saved_image_size(config: DataConfig, model: str | Path) -> DataConfig:
+    """The config with the image size that the run folder `model` was trained with, unless the config sets one."""
+    if "image_size" in config.model_fields_set or not is_run(model):
+        return config
+    return config.model_copy(update={"image_size": RunFolder(Path(model)).card().image_size})
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command: what a reader of the numbers asks for."""
+    """Command, commit, machine and versions, for the reader of the numbers."""
     import torch
 
     return {
@@ -204,30 +234,22 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": world_size(),
-        "versions": _versions(),
+        "versions": {name: _version(name) for name in PACKAGES},
     }
 
 
-def _versions() -> Mapping[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str | None:
-    """Commit of the working folder, with `+` where there are changes; None outside git."""
+    """The commit of the working folder, with `+` if there are changes; None outside a git repository."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Detectors from what a person types: HEAD:BACKBONE, a run folder, or a teacher's weights."""
+"""Detectors from what a person types: HEAD:BACKBONE, a run folder, or the weights of a teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,35 +20,46 @@ from detdistill.types import Detector
 
 
 def build(name: str, classes: Sequence[str], **options: Any) -> Detector:
-    """A detector to train, such as build("gfl:resnet18", ["circle", "square"], channels=64). options: fields of ModelConfig."""
+    """A detector to train, such as build("gfl:resnet18", ["circle", "square"], channels=64).
+
+    options: fields of `ModelConfig`. Raises UserError if an option is unknown or does not fit the head or backbone.
+    """
     return builders.build(parse({"model": {"name": name, **options}}, "build").model, tuple(classes))
 
 
 def load(folder: str | Path) -> Detector:
-    """The trained detector of a run folder, in evaluation mode. Raises UserError where a weight is missing or doesn't fit."""
+    """The trained detector of a run folder, in evaluation mode. Raises UserError if a weight is missing or does not
+    fit.
+    """
     run = RunFolder(Path(folder))
     return _restore(run, run.card().model)
 
 
 def adopt(model: ModelConfig) -> ModelConfig:
-    """A model named by a run folder gets that run's architecture; what else is asked of it is checked when its weights are loaded."""
+    """The model config with the architecture of the run folder that it names, and with the default strides of its head.
+
+    Fields that are set explicitly stay; whether the weights fit them is checked when the weights are loaded.
+    """
     if not is_run(model.name):
         return builders.with_default_strides(model)
     saved = RunFolder(Path(model.name)).card().model
-    asked = {field: getattr(model, field) for field in model.model_fields_set}
-    return ModelConfig.model_validate({**saved.model_dump(), **asked})
+    explicit = {field: getattr(model, field) for field in model.model_fields_set}
+    return ModelConfig.model_validate({**saved.model_dump(), **explicit})
 
 
 def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detector, ModelConfig]:
-    """The detector to train, drawn from `seed` or with the weights of a run folder; and what it is, as HEAD:BACKBONE.
+    """The detector to train, and its config as HEAD:BACKBONE.
 
-    Raises UserError for a run folder of other classes.
+    Its weights are drawn from `seed`, or are those of the run folder that `model` names. Raises UserError if no model
+    is named, or if the run folder has other classes.
     """
     if not model.name:
         raise UserError("no model: give --model or --student HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
     if model.name.startswith(("torchvision:", "hf:", "timm:")):
         raise UserError(
-            f"model {model.name!r} is trained already, and can teach; to train give HEAD:BACKBONE, such as gfl:resnet18, or a run folder"
+            f"model {model.name!r} is already trained and can only teach; to train, give HEAD:BACKBONE, such as "
+            "gfl:resnet18, "
+            "or a run folder"
         )
     torch.manual_seed(seed)
     if not is_run(model.name):
@@ -57,55 +68,69 @@ def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detect
     card = run.card()
     if card.classes != tuple(classes):
         raise UserError(
-            f"model {model.name}: was trained on {', '.join(card.classes)}, the data have {', '.join(classes)}; build a new one"
+            f"model {model.name} was trained on the classes {', '.join(card.classes)}, but the data has "
+            f"{', '.join(classes)}; "
+            "build a new model"
         )
     config = model.model_copy(update={"name": card.model.name})
     return _restore(run, config), config
 
 
 def find(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, str]:
-    """A trained detector and how its weights met it. path: a run folder, or a teacher as `load_teacher` knows them. Raises UserError."""
+    """A trained detector, and a report of how its weights matched the architecture.
+
+    path: a run folder, or a teacher as described at `load_teacher`. Raises UserError if it can't be found or loaded.
+    """
     if not path:
-        raise UserError("no teacher: give a run folder, torchvision:NAME, hf:NAME or HEAD:BACKBONE=FILE with --teacher")
+        raise UserError("no teacher: give --teacher with a run folder, torchvision:NAME, hf:NAME or HEAD:BACKBONE=FILE")
     if is_run(path):
         detector = load(path)
         return detector, f"{path}: all {len(detector.state_dict())} tensors matched"
     if Path(path).is_dir():
         if (Path(path) / "config.json").is_file():
-            raise UserError(f"{path}: not a run folder; if transformers wrote it, say hf:{path}")
-        RunFolder(Path(path)).card()  # says what is missing there
+            raise UserError(f"{path} is not a run folder; if transformers wrote it, give hf:{path}")
+        RunFolder(Path(path)).card()  # raises UserError that says what is missing in the folder
     detector, report = load_teacher(path, tuple(classes), model)
     return detector, str(report)
 
 
+def find_detector(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, str]:
+    """As `find`, for --model. Raises UserError if the model only gives features and detects nothing."""
+    detector, report = find(path, classes, model)
+    if not detector.info.classes:
+        raise UserError(f"--model {path}: it only gives features and detects nothing; use it as a teacher of features")
+    return detector, report
+
+
 def _restore(run: RunFolder, model: ModelConfig) -> Detector:
-    """The architecture `model` with the run's weights, strictly."""
+    """The architecture `model` with the weights of the run. Raises UserError unless every tensor fits."""
     card = run.card()
-    config = model.model_copy(update={"name": card.model.name})
-    detector = builders.rebuild(config.model_copy(update={"backbone_weights": card.model.backbone_weights}), card.classes)
-    module, path = cast(nn.Module, detector), run.path / "model.safetensors"
+    saved = {"name": card.model.name, "backbone_weights": card.model.backbone_weights}
+    detector = builders.rebuild(model.model_copy(update=saved), card.classes)
+    path = run.path / "model.safetensors"
     try:
-        missing, unexpected = load_model(module, path, strict=False)  # knows which names share one tensor
+        # load_model resolves names that share one tensor.
+        missing, unexpected = load_model(cast(nn.Module, detector), path, strict=False)
     except FileNotFoundError:
         raise UserError(
-            f"{path}: there are no weights; the run did not finish, go on with it by --resume --out {run.path}"
+            f"{path} is missing: the run did not finish; continue it with --resume --out {run.path}"
         ) from None
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: not the weights of {config.name} as asked for ({reason})") from None
-    odd = [*missing, *unexpected]
-    if odd:
+        raise UserError(f"{path}: the weights do not match the architecture of {card.model.name} ({reason})") from None
+    unmatched = [*missing, *unexpected]
+    if unmatched:
         raise UserError(
-            f"{path}: {len(missing)} tensors are missing and {len(unexpected)} too many for {config.name}, such as {odd[0]!r}"
+            f"{path}: {len(missing)} tensors are missing and {len(unexpected)} are unexpected for {card.model.name}; "
+            f"the first is {unmatched[0]!r}"
         )
-    module.eval()
-    return detector
+    return detector.eval()
 
 
 def place(detector: Detector, device: str) -> torch.device:
-    """Put the detector on the device of that name; under torchrun, on this process's own GPU."""
-    found = find_device(device)
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", local_rank())
-    cast(nn.Module, detector).to(found)
-    return found
+    """Move the detector to the device of that name and return the device; under torchrun, the GPU of this process."""
+    target = find_device(device)
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", local_rank())
+    detector.to(target)
+    return target

@@ -1,4 +1,4 @@
-"""Student, teacher and methods meet: what can be wrong between them is found here, before the first step."""
+"""The methods of a run and their options. Whatever is wrong with them is found here, before the first step."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -18,90 +18,99 @@ from detdistill.recipe import ModelConfig, merge
 from detdistill.types import DetectorInfo
 
 Options = Mapping[str, Mapping[str, Any]]
+BUILT_IN = frozenset(DETECTORS)  # at import, before --import adds the user's own
 
 
 def check_methods(options: Options) -> None:
-    """Names and options of methods, which need neither teacher nor data. Raises UserError with the nearest name."""
-    for name, given in options.items():
+    """Check names and options of methods without a teacher or data. Raises UserError with the nearest known name."""
+    for name, values in options.items():
         if name not in METHODS:
-            near = nearest(name, METHODS) or f"; there are {', '.join(METHODS)}"
-            raise UserError(f"unknown method {name!r}{near} (see `detdistill list methods`)")
-        configure(name, given)
+            hint = nearest(name, METHODS) or f"; known are {', '.join(METHODS)}"
+            raise UserError(
+                f"unknown method {name!r}{hint} (see `detdistill list methods`; your own needs --import FILE)"
+            )
+        configure(name, values)
 
 
 def configure(name: str, options: Mapping[str, Any]) -> tuple[Any, Schedule]:
-    """The method's `Config` and the schedule of its weight with these options; the others keep their defaults. Raises UserError naming the
-    option."""
+    """The method's `Config` and the schedule of its weight. Options that are not given keep their defaults.
+
+    Raises UserError that names the option if it is unknown or has a wrong value.
+    """
     kinds = (METHODS[name].Config, Schedule)
-    home = {item.name: kind for kind in kinds for item in fields(kind)}
+    owner = {item.name: kind for kind in kinds for item in fields(kind)}
     for option in options:
-        if option not in home:
-            raise UserError(
-                f"methods.{name}: unknown option {option!r}{nearest(option, home)} (known: {', '.join(home)})"
-            )
-    config, schedule = (
-        _filled(name, kind, {option: value for option, value in options.items() if home[option] is kind})
-        for kind in kinds
-    )
-    return config, schedule
+        if option not in owner:
+            hint = nearest(option, owner)
+            raise UserError(f"methods.{name}: unknown option {option!r}{hint} (known: {', '.join(owner)})")
+    parts = [{option: value for option, value in options.items() if owner[option] is kind} for kind in kinds]
+    return _filled(name, kinds[0], parts[0]), _filled(name, Schedule, parts[1])
 
 
 def _filled(name: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
-    """The dataclass `kind` with these options, their types checked."""
+    """The dataclass `kind` with these options, after their types are checked."""
     hints = get_type_hints(kind)
-    given = {
+    values = {
         option: None if value == "none" and NoneType in get_args(hints[option]) else value
         for option, value in options.items()
     }
     try:
-        return TypeAdapter(kind).validate_python(given)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         option = next((str(part) for part in first["loc"] if part in hints), "options")
-        raise UserError(
-            f"methods.{name}.{option} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        ) from None
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise UserError(f"methods.{name}.{option} is {first['input']!r}: {message}") from None
 
 
 def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
-    """Every option of every method, its own and those of its schedule: the default, under the published preset of the pair, under what is
-    given."""
-    full = {
-        name: configure(name, merge(preset(name, student, teacher, options, given), given))
-        for name, given in options.items()
-    }
-    return {name: {**asdict(config), **asdict(schedule)} for name, (config, schedule) in full.items()}
+    """Every option of each method and its schedule: the user's value, else the published preset, else the default."""
+    resolved = {}
+    for name, values in options.items():
+        published = preset(name, student, teacher, options, values)
+        config, schedule = configure(name, merge(published, values))
+        resolved[name] = {**asdict(config), **asdict(schedule)}
+    return resolved
 
 
 def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> list[Method]:
-    """The methods of a resolved recipe. Raises UserError where one can't serve this pair, saying why."""
-    return [METHODS[name].build(configure(name, given)[0], student, teacher) for name, given in options.items()]
+    """The methods of a resolved recipe. Raises UserError with the reason if a method can't serve this pair."""
+    return [METHODS[name].build(configure(name, values)[0], student, teacher) for name, values in options.items()]
 
 
 def schedules(options: Options) -> dict[str, Schedule]:
-    """How each method of a resolved recipe weighs as the run goes on."""
-    return {name: configure(name, given)[1] for name, given in options.items()}
+    """The schedule of each method's weight in a resolved recipe."""
+    return {name: configure(name, values)[1] for name, values in options.items()}
 
 
-def served(methods: Iterable[str] = tuple(METHODS)) -> dict[str, list[str]]:
-    """By method, the heads that it can teach among themselves, found out by asking it."""
-    return {name: [head for head, info in _small_detectors().items() if _serves(name, info)] for name in methods}
+def served(methods: Iterable[str] | None = None) -> dict[str, list[str]]:
+    """For each method (None: all), the heads that it serves if student and teacher both have this head.
 
-
-@cache
-def _small_detectors() -> Mapping[str, DetectorInfo]:
-    """By head, what it says of itself; they are built for that."""
+    A head of the user's own is left out if it can't be built small, on a resnet18.
+    """
+    chosen = METHODS if methods is None else methods
+    infos = {head: _small_info(head) for head in DETECTORS}
     return {
-        head: build(
-            ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none"), ("a", "b")
-        ).info
-        for head in DETECTORS
+        name: [head for head, info in infos.items() if info is not None and serves(name, info, info)] for name in chosen
     }
 
 
-def _serves(method: str, info: DetectorInfo) -> bool:
+def serves(method: str, student: DetectorInfo, teacher: DetectorInfo) -> bool:
+    """True if the method, with its published options, can distill between the two detectors."""
     try:
-        build_methods(resolve({method: {}}, info, info), info, info)
+        build_methods(resolve({method: {}}, student, teacher), student, teacher)
     except UserError:
         return False
     return True
+
+
+@cache
+def _small_info(head: str) -> DetectorInfo | None:
+    """The info of a small detector with this head, which has to be built for that."""
+    config = ModelConfig(name=f"{head}:resnet18", channels=32, queries=8, backbone_weights="none")
+    try:
+        return build(config, ("a", "b")).info
+    except Exception:
+        if head in BUILT_IN:
+            raise
+        return None

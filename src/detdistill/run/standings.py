@@ -1,4 +1,4 @@
-"""The table of a comparison: means over seeds, gains over plain training with their intervals, and a verdict in words."""
+"""The table of a comparison: means over seeds, gains over plain training with intervals, and a verdict in words."""
 
 import json
 import statistics
@@ -16,141 +16,138 @@ from detdistill.run.folder import RunFolder
 
 PLAIN = "none"
 LEVEL = 0.95
+COLUMNS = ("method", "AP", "sd", "gain", "over seeds", "over images", "of the gap", "s per step", "peak memory")
 
 
 def rows(
-    found: Mapping[str, Sequence[Path]],
+    runs: Mapping[str, Sequence[Path]],
     teacher: float | None,
     data: Data,
     split: Split,
     batch_size: int,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    """A row a label, best first; plain training is the label `none`. found: run folders by label, a seed each, in the same order."""
+    """One row per label, best first. The label of plain training is `none`.
+
+    runs: run folders by label, one per seed, in the same order of seeds. teacher: its AP, or None if it could not be
+    measured.
+    """
     names = dict(zip(data.category_ids, data.classes, strict=True))
     truth = split.ground_truth()
     weights = evaluation.resample(len(split), resamples)
 
-    def resampled(run: Path) -> Any:
+    def resampled_precision(run: Path) -> Any:
         matches = evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names)
         return evaluation.average_precision(matches, weights)
 
-    precision = {label: [resampled(run) for run in runs] for label, runs in found.items()}
-    metrics = {label: [RunFolder(run).metrics() for run in runs] for label, runs in found.items()}
-    told = [
-        _row(label, metrics[label], metrics[PLAIN], teacher, batch_size) | _images(label, precision) for label in found
-    ]
-    for row in told:
-        row["verdict"] = (
-            verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"]) if row["method"] != PLAIN else ""
-        )
-    return sorted(told, key=lambda row: -(row["AP"] or 0.0))
+    precision = {label: [resampled_precision(run) for run in folders] for label, folders in runs.items()}
+    metrics = {label: [RunFolder(run).metrics() for run in folders] for label, folders in runs.items()}
+    table = []
+    for label in runs:
+        row = _row(label, metrics[label], metrics[PLAIN], teacher, batch_size)
+        row["gain_over_images"] = None
+        row["verdict"] = ""
+        if label != PLAIN:
+            row["gain_over_images"] = evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)
+            row["verdict"] = verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"])
+        table.append(row)
+    return sorted(table, key=lambda row: -(row["AP"] or 0.0))
 
 
 def _row(
     label: str,
-    own: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, Any]],
     plain: Sequence[Mapping[str, Any]],
     teacher: float | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    values = [metrics["AP"] or 0.0 for metrics in own]
-    gains = [mine - (theirs["AP"] or 0.0) for mine, theirs in zip(values, plain, strict=True)]
-    gap = None if teacher is None else teacher - statistics.mean(theirs["AP"] or 0.0 for theirs in plain)
+    """The row of a label without its interval over images. metrics, plain: of its runs and of plain training, one per
+    seed.
+    """
+    values = [run["AP"] or 0.0 for run in metrics]
+    plain_values = [run["AP"] or 0.0 for run in plain]
+    gains = [value - plain_value for value, plain_value in zip(values, plain_values, strict=True)]
+    gap = None if teacher is None else teacher - statistics.mean(plain_values)
     gain = statistics.mean(gains)
-    paces = [batch_size / metrics["images_per_second"] for metrics in own if metrics.get("images_per_second")]
-    memory = [metrics["peak_memory_bytes"] for metrics in own if metrics.get("peak_memory_bytes")]
+    seconds = [batch_size / run["images_per_second"] for run in metrics if run.get("images_per_second")]
+    memory = [run["peak_memory_bytes"] for run in metrics if run.get("peak_memory_bytes")]
     return {
         "method": label,
         "AP": statistics.mean(values),
-        "AP50": statistics.mean(metrics["AP50"] or 0.0 for metrics in own),
+        "AP50": statistics.mean(run["AP50"] or 0.0 for run in metrics),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "by_seed": values,
         "gain": gain,
         "gain_by_seed": gains,
         "gain_over_seeds": interval(gains),
         "gap_recovered": gain / gap if gap and gap > 0 else None,
-        "seconds_per_step": statistics.median(paces) if paces else None,
+        "seconds_per_step": statistics.median(seconds) if seconds else None,
         "peak_memory_bytes": max(memory) if memory else None,
     }
 
 
-def _images(label: str, precision: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return {
-        "gain_over_images": None
-        if label == PLAIN
-        else evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)
-    }
-
-
 def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Student's t interval of the mean of paired gains, one a seed; None for a single one."""
+    """Student's t interval of the mean of paired gains, one per seed; None for a single seed."""
     if len(gains) < 2:
         return None
-    half = float(student_t.ppf((1 + level) / 2, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    quantile = float(student_t.ppf((1 + level) / 2, len(gains) - 1))
+    half = quantile * statistics.stdev(gains) / len(gains) ** 0.5
     return statistics.mean(gains) - half, statistics.mean(gains) + half
 
 
 def verdict(gain: float, over_seeds: tuple[float, float] | None, over_images: tuple[float, float] | None) -> str:
-    """In words. A difference counts where both intervals leave out 0: another seed and other images would have shown it too."""
-    unsure = [
-        name for name, found in (("seeds", over_seeds), ("images", over_images)) if found and found[0] <= 0 <= found[1]
-    ]
+    """The difference in words. It counts if both intervals exclude 0: other seeds and images would show it too."""
+    intervals = {"seeds": over_seeds, "images": over_images}
+    unsure = [name for name, bounds in intervals.items() if bounds and bounds[0] <= 0 <= bounds[1]]
     if unsure:
-        return f"noise: other {' or '.join(unsure)} could turn it"
+        return f"noise: with other {' or '.join(unsure)} the sign could change"
     side = "better" if gain > 0 else "worse"
-    return side if over_seeds else f"{side} on these images; one seed tells nothing of others"
+    return side if over_seeds else f"{side} on these images; one seed says nothing about other seeds"
 
 
-def show(told: Mapping[str, Any], console: Console) -> None:
-    """The table, and each method's line in words."""
+def show(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the table, and one line in words per method."""
     console.print()
-    tables.table(console, list(_COLUMNS), [_cells(row) for row in told["rows"]])
-    teacher = tables.number(told["teacher"]["AP"])
+    tables.table(console, list(COLUMNS), [_cells(row) for row in summary["rows"]])
+    teacher = tables.number(summary["teacher"]["AP"])
+    seeds = ", ".join(map(str, summary["seeds"]))
     console.print(
-        f"\nteacher AP {teacher}; {told['split']} split, {told['images']} images; seeds {', '.join(map(str, told['seeds']))}. "
-        "Intervals of 95 %: over seeds (paired t) and over test images (paired bootstrap)."
+        f"\nteacher AP {teacher}; {summary['split']} split, {summary['images']} images; seeds {seeds}. "
+        "95 % intervals: over seeds (paired t) and over test images (paired bootstrap)."
     )
-    for row in told["rows"]:
+    for row in summary["rows"]:
         if row["method"] != PLAIN:
             console.print(f"{row['method']}: {row['gain']:+.1f} AP over plain training, {row['verdict']}")
-    for label, reason in told["stopped"].items():
+    for label, reason in summary["stopped"].items():
         console.print(f"{label}: {reason}")
 
 
-_COLUMNS = ("method", "AP", "sd", "gain", "over seeds", "over images", "of the gap", "s a step", "peak memory")
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The content of comparison.md: the table with the verdicts."""
+    lines = [f"| {' | '.join((*COLUMNS, 'verdict'))} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| {' | '.join((*_cells(row), row['verdict']))} |" for row in summary["rows"]]
+    lines += [f"| {label} |{' - |' * (len(COLUMNS) - 1)} {reason} |" for label, reason in summary["stopped"].items()]
+    title = f"Student {summary['student']} on {summary['data']}, {summary['split']} split ({summary['images']} images)"
+    teacher = tables.number(summary["teacher"]["AP"])
+    seeds = ", ".join(map(str, summary["seeds"]))
+    return f"{title}; teacher AP {teacher}; seeds {seeds}; 95 % intervals.\n\n" + "\n".join(lines) + "\n"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     plain = row["method"] == PLAIN
-    gap = row["gap_recovered"]
-    memory = row["peak_memory_bytes"]
+    gap, memory = row["gap_recovered"], row["peak_memory_bytes"]
     return [
         "plain" if plain else row["method"],
         tables.number(row["AP"]),
         tables.number(row["deviation"]),
         "-" if plain else f"{row['gain']:+.1f}",
-        "-" if plain else _span(row["gain_over_seeds"]),
-        "-" if plain else _span(row["gain_over_images"]),
+        "-" if plain else _bounds(row["gain_over_seeds"]),
+        "-" if plain else _bounds(row["gain_over_images"]),
         "-" if plain or gap is None else f"{100 * gap:.0f} %",
         tables.number(row["seconds_per_step"], 3),
         "-" if memory is None else f"{memory / 2**20:.0f} MiB",
     ]
 
 
-def _span(found: Sequence[float] | None) -> str:
-    return "-" if found is None else f"{found[0]:+.1f} .. {found[1]:+.1f}"
-
-
-def markdown(told: Mapping[str, Any]) -> str:
-    """comparison.md: the table for a page, with the verdicts."""
-    lines = [f"| {' | '.join((*_COLUMNS, 'verdict'))} |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    lines += [f"| {' | '.join((*_cells(row), row['verdict']))} |" for row in told["rows"]]
-    lines += [f"| {label} |{' - |' * (len(_COLUMNS) - 1)} {reason} |" for label, reason in told["stopped"].items()]
-    head = f"Student {told['student']} on {told['data']}, {told['split']} split ({told['images']} images)"
-    seeds = ", ".join(map(str, told["seeds"]))
-    return (
-        f"{head}; teacher AP {tables.number(told['teacher']['AP'])}; seeds {seeds}; intervals of 95 %.\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+def _bounds(bounds: Sequence[float] | None) -> str:
+    return "-" if bounds is None else f"{bounds[0]:+.1f} .. {bounds[1]:+.1f}"

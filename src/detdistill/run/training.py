@@ -1,7 +1,5 @@
-"""The verbs: a recipe becomes objects once, and they run. Each verb is the command of the same name, without the parsing."""
+"""`train` and `distill`: a recipe becomes objects, and they run."""
 
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +7,27 @@ from typing import Any
 
 from rich.console import Console
 
-from detdistill.data import Data, TrainLoader, open_data
-from detdistill.detectors.inherit import inherit
+from detdistill.data import Data, Split, TrainLoader
 from detdistill.distributed import is_main
-from detdistill.engine.device import open_accelerator
 from detdistill.engine.distillation import Distillation
-from detdistill.engine.fit import fit
+from detdistill.engine.fit import FitSummary, fit
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig, Recipe
-from detdistill.run.evaluating import Say, evaluate, export, measure, predict, shares, talker
-from detdistill.run.folder import Card, RunFolder, choose, is_run
-from detdistill.run.models import adopt, build, find, load, place, start
-from detdistill.run.pairing import build_methods, check_methods, resolve, schedules
-from detdistill.run.tables import number
+from detdistill.run.evaluating import loader_options, measure
+from detdistill.run.folder import ModelCard, RunFolder
+from detdistill.run.models import start
+from detdistill.run.pairing import schedules
+from detdistill.run.setup import (
+    RESULT_FREE,
+    begin,
+    check_recipe,
+    check_teacher,
+    digest,
+    make_pair,
+    open_with_notes,
+)
+from detdistill.run.tables import printer
 from detdistill.types import Detector
-
-__all__ = ["Outcome", "build", "distill", "evaluate", "export", "load", "predict", "train"]
-
-FREE = {
-    "train": {"device", "workers", "log_every", "log_gradients", "checkpoint_every"},
-    "teacher": {"sample", "floor", "allow_weak"},
-}  # no number hangs on these
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,27 @@ def train(
 ) -> Outcome:
     """Train `recipe.model` on `recipe.data` without a teacher. Raises UserError before anything is written."""
     if recipe.methods:
-        raise UserError(
-            f"the recipe distils (methods: {', '.join(recipe.methods)}); use `detdistill distill`, or take the methods out"
-        )
-    recipe, folder = _begin(recipe, out, resume, overwrite)
-    data = open_with_notes(recipe, talker(console))
-    student, config = start(recipe.model, data.classes, recipe.train.seed)
-    job = Job(recipe, config, data, Distillation(student), None, folder)
-    return job.run(resume=resume, overwrite=overwrite, console=console)
+        names = ", ".join(recipe.methods)
+        raise UserError(f"the recipe has methods ({names}): use `detdistill distill`, or remove them")
+    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
+    data = open_with_notes(recipe, printer(console))
+    student, model = start(recipe.model, data.classes, recipe.train.seed)
+    job = Job(recipe, model, data, folder, console)
+    if resume and job.is_finished():
+        return job.outcome()
+    distillation = Distillation(student)
+    loader = job.prepare(resume=resume, overwrite=overwrite)
+    summary = fit(
+        distillation,
+        loader,
+        teacher=None,
+        config=recipe.train,
+        out=folder,
+        resume=resume,
+        console=job.fit_console,
+        fingerprint=job.fingerprint(None),
+    )
+    return job.finish(student, summary)
 
 
 def distill(
@@ -68,163 +79,117 @@ def distill(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Train `recipe.model`, taught by `recipe.teacher` by way of `recipe.methods`. Raises UserError before anything is written."""
+    """Train `recipe.model` with the labels and with `recipe.methods`, which learn from `recipe.teacher`.
+
+    Raises UserError before anything is written.
+    """
     check_recipe(recipe)
-    recipe, folder = _begin(recipe, out, resume, overwrite)
-    say = talker(console)
+    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
+    say = printer(console)
     data = open_with_notes(recipe, say)
-    teacher, report = find(recipe.teacher.path, data.classes, recipe.teacher.model)
-    say(f"teacher: {report}")
-    student, config = start(recipe.model, data.classes, recipe.train.seed)
-    if recipe.teacher.inherit and not resume:  # a checkpoint has it in its weights
-        for line in inherit(student, teacher, recipe.teacher.inherit):
-            say(line)
-    recipe = recipe.model_copy(update={"methods": resolve(recipe.methods, student.info, teacher.info)})
-    methods = build_methods(recipe.methods, student.info, teacher.info)
-    distillation = Distillation(student, methods, schedules(recipe.methods), recipe.train.balance_every)
-    check_teacher(teacher, data, recipe, read=distillation.need.head, say=say)
-    job = Job(recipe, config, data, distillation, teacher, folder)
-    return job.run(resume=resume, overwrite=overwrite, console=console)
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """What can be said of a distillation without data or teacher. Raises UserError."""
-    if not recipe.methods:
-        raise UserError(
-            "no method: give --method, such as pkd,crosskd (`detdistill list methods`), or use `detdistill train`"
-        )
-    check_methods(recipe.methods)
-    if recipe.teacher.inherit and is_run(recipe.model.name):
-        raise UserError(
-            f"--inherit: the student {recipe.model.name} has been trained, and would lose it; give HEAD:BACKBONE, or no --inherit"
-        )
+    pair = make_pair(
+        recipe, data.classes, say, inherit_parts=not resume
+    )  # a checkpoint already holds what was inherited
+    options, methods = pair.methods(recipe.methods)
+    recipe = recipe.model_copy(update={"methods": options})
+    distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
+    check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
+    job = Job(recipe, pair.model, data, folder, console)
+    if resume and job.is_finished():
+        return job.outcome()
+    loader = job.prepare(resume=resume, overwrite=overwrite)
+    summary = fit(
+        distillation,
+        loader,
+        teacher=pair.teacher,
+        config=recipe.train,
+        out=folder,
+        resume=resume,
+        console=job.fit_console,
+        fingerprint=job.fingerprint(pair.teacher),
+    )
+    return job.finish(pair.student, summary)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe as objects. model: what the student is, HEAD:BACKBONE and all. folder: where it goes."""
+    """What surrounds the training loop: the folder before it, weights and metrics after it.
+
+    model: the student's config, as HEAD:BACKBONE.
+    """
 
     recipe: Recipe
     model: ModelConfig
     data: Data
-    distillation: Distillation
-    teacher: Detector | None
     folder: Path
+    console: Console | None
 
-    def run(self, *, resume: bool, overwrite: bool, console: Console | None) -> Outcome:
-        """Train, save, measure. A finished run that is resumed says so and is left as it is."""
-        recipe, say = self.recipe, talker(console)
-        run = RunFolder(self.folder)
-        if resume and run.finished and _comparable(run.recipe()) == _comparable(recipe):
-            say(f"{self.folder}: this run is finished; nothing is done again")
-            return Outcome(self.folder, run.metrics())
-        split = self.data.evaluation_split(recipe.data)  # before the first step, as it may not be there
-        training = self.data.training_split(recipe.data)
-        loader = TrainLoader(training, recipe.data, **shares(recipe.train), seed=recipe.train.seed)
+    @property
+    def run(self) -> RunFolder:
+        """The folder as a run."""
+        return RunFolder(self.folder)
+
+    @property
+    def fit_console(self) -> Console:
+        """The console of the training loop, silent if there is none."""
+        return self.console or Console(quiet=True)
+
+    @property
+    def splits(self) -> tuple[Split, Split]:
+        """The training and the evaluation split. Raises UserError if one does not exist."""
+        return self.data.training_split(self.recipe.data), self.data.evaluation_split(self.recipe.data)
+
+    def is_finished(self) -> bool:
+        """True if the run in the folder is finished and has the same settings; the user is told so."""
+        stored = self.run.recipe()
+        if not self.run.finished or stored is None or _settings(stored) != _settings(self.recipe):
+            return False
+        printer(self.console)(f"{self.folder}: this run is finished; nothing is left to do")
+        return True
+
+    def outcome(self) -> Outcome:
+        """The outcome of a finished run."""
+        return Outcome(self.folder, self.run.metrics())
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> TrainLoader:
+        """The training images. Creates the folder of a new run. Raises UserError if a split is missing, before anything
+        is written.
+        """
+        training, _ = self.splits
+        recipe = self.recipe
+        loader = TrainLoader(training, recipe.data, **loader_options(recipe.train), seed=recipe.train.seed)
         if not resume:
-            run.begin(recipe, overwrite=overwrite)
-        say(f"training {recipe.model.name} on {training.name} ({len(training)} images), into {self.folder}")
-        shared = recipe.model_dump(mode="json", include={"model", "data", "methods"}) | {
-            "teacher": digest(self.teacher)
-        }
-        shared |= {"inherit": recipe.teacher.inherit} if recipe.teacher.inherit else {}
-        summary = fit(
-            self.distillation,
-            loader,
-            teacher=self.teacher,
-            config=recipe.train,
-            out=self.folder,
-            resume=resume,
-            console=console or Console(quiet=True),
-            fingerprint=shared,
+            self.run.begin(recipe, overwrite=overwrite)
+        name, count = training.name, len(training)
+        printer(self.console)(f"training {recipe.model.name} on {name} ({count} images), output in {self.folder}")
+        return loader
+
+    def fingerprint(self, teacher: Detector | None) -> dict[str, Any]:
+        """The settings that a resumed run must share with this one."""
+        settings = self.recipe.model_dump(mode="json", include={"model", "data", "methods"})
+        inherited = self.recipe.teacher.inherit
+        return settings | {"teacher": digest(teacher)} | ({"inherit": inherited} if inherited else {})
+
+    def finish(self, student: Detector, summary: FitSummary) -> Outcome:
+        """Save the student, measure it on the evaluation split, and write the metrics."""
+        recipe = self.recipe
+        card = ModelCard(
+            model=self.model,
+            classes=self.data.classes,
+            category_ids=self.data.category_ids,
+            image_size=recipe.data.image_size,
         )
-        if is_main():  # before measuring: a test picture that can't be read must not cost the training
-            run.save(
-                self.distillation.student,
-                Card(model=self.model, **_labels(self.data), image_size=recipe.data.image_size),
-            )
-        metrics, results = measure(self.distillation.student, self.data, split, recipe.data, recipe.train)
+        if is_main():  # before the evaluation: an unreadable test image must not cost the training
+            self.run.save(student, card)
+        _, split = self.splits
+        metrics, results = measure(student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
         metrics |= {"peak_memory_bytes": summary.peak_memory_bytes}
         if is_main():
-            run.end(recipe, metrics, results)
+            self.run.end(recipe, metrics, results)
         return Outcome(self.folder, metrics)
 
 
-def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, read: bool, say: Say) -> None:
-    """Tell the teacher's AP on a sample: of the val split where there is one, else of the training images; never of the test split.
-
-    read: its predictions are learned from, so below `teacher.floor` UserError is raised. A teacher of other classes can't be measured.
-    """
-    config = recipe.teacher
-    if config.sample == 0:
-        return
-    if not teacher.info.classes:
-        say("teacher: it gives features and detects nothing, so there is no AP to measure")
-        return
-    if teacher.info.classes != data.classes:
-        say("teacher: it knows other classes than the data, so its AP here is not measured")
-        return
-    val = next((data.splits[name] for name in ("val", "valid") if name in data.splits), None)
-    split = (val or data.training_split(recipe.data)).take(config.sample)
-    place(teacher, recipe.train.device)
-    found, _ = measure(teacher, data, split, recipe.data, recipe.train, costs=False)
-    seen = {record.name for record in data.training_split(recipe.data).records} & {
-        record.name for record in split.records
-    }
-    known = f", {len(seen)} of them among the student's training images" if seen else ""
-    say(
-        f"teacher: AP {number(found['AP'])}, AP50 {number(found['AP50'])} on {len(split)} images of the {split.name} split{known}"
-    )
-    if read and not config.allow_weak and found["AP"] is not None and found["AP"] < config.floor:
-        raise UserError(
-            f"teacher {config.path}: its AP of {found['AP']:.1f} is below teacher.floor {config.floor:g}: is it trained, and on these classes? "
-            "Lower --teacher.floor, or go on with it by --teacher.allow-weak"
-        )
-
-
-def digest(teacher: Detector | None) -> str | None:
-    """A short name for exactly these weights: a run is not resumed under another teacher at the same path."""
-    if teacher is None:
-        return None
-    found = hashlib.sha256()
-    for name, value in teacher.state_dict().items():
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def _begin(recipe: Recipe, out: Path | None, resume: bool, overwrite: bool) -> tuple[Recipe, Path]:
-    """What can be said without data: the architecture of a run folder, the run's own folder, device and precision."""
-    recipe = recipe.model_copy(update={"model": adopt(recipe.model)})
-    folder = choose(out, _name(recipe), resume=resume, overwrite=overwrite)
-    read = [
-        path
-        for path in (recipe.model.name, recipe.teacher.path)
-        if is_run(path) and Path(path).resolve() == folder.resolve()
-    ]
-    if read:
-        raise UserError(f"--out {folder}: the run would write over the model it reads; name another folder")
-    open_accelerator(recipe.train)  # raises UserError on an impossible one; under torchrun the processes meet here
-    return recipe, folder
-
-
-def _name(recipe: Recipe) -> str:
-    """Of the default folder: runs/gfl-resnet18, runs/gfl-resnet18-pkd-crosskd."""
-    parts = [Path(recipe.model.name).name, *recipe.methods]
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-") or "run"
-
-
-def open_with_notes(recipe: Recipe, say: Say) -> Data:
-    """The data, and what is worth telling of them."""
-    data = open_data(recipe.data)
-    for note in data.notes:
-        say(note)
-    return data
-
-
-def _labels(data: Data) -> dict[str, Any]:
-    return {"classes": data.classes, "category_ids": data.category_ids}
-
-
-def _comparable(recipe: Recipe | None) -> dict[str, Any] | None:
-    return None if recipe is None else recipe.model_dump(mode="json", exclude=FREE)
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides the result."""
+    return recipe.model_dump(mode="json", exclude=RESULT_FREE)

@@ -1,0 +1,144 @@
+"""Methods, detectors and data formats of the user's own: files given with --import, and installed packages.
+
+A file adds its entries to the dicts that the package itself reads:
+
+    from detdistill.methods import METHODS
+    METHODS["my_method"] = MyMethod
+
+A package does the same in a module that it names as an entry point of the group `detdistill.plugins`. Plugins are
+Python code of the user's choice: they are loaded only from the command line and from installed packages, never because
+a recipe or a run folder names them.
+"""
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from detdistill.data.layout import FORMATS, Format
+from detdistill.detectors.registry import DETECTORS, DetectorRecord, resolve
+from detdistill.errors import UserError
+from detdistill.methods import METHODS
+from detdistill.methods.method import problems
+
+GROUP = "detdistill.plugins"
+REGISTRIES: Mapping[str, MutableMapping[str, Any]] = {
+    "METHODS": METHODS,
+    "DETECTORS": DETECTORS,
+    "FORMATS": FORMATS,
+}
+
+_loaded: set[str] = set()  # files and entry points of this process
+
+
+def load_plugins(files: Iterable[Path] = ()) -> None:
+    """Load the plugins of installed packages, then `files`, each once per process.
+
+    Raises UserError with everything that is wrong with a file. A broken installed package is reported as a warning, and
+    its entries are left out: a package of someone else must not stop a run that does not need it.
+    """
+    for point in entry_points(group=GROUP):
+        try:
+            _load_once(f"{GROUP} {point.name}", point.load)
+        except UserError as error:
+            warnings.warn(f"plugin left out: {error}", stacklevel=2)
+    for file in files:
+        path = file.expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"--import {file}: there is no such file; give a Python file")
+        _load_once(f"--import {file}", partial(_run_file, path), key=str(path))
+
+
+def _load_once(source: str, load: Callable[[], Any], key: str = "") -> None:
+    """Call `load` and check the entries that it adds. Raises UserError if it fails; then its entries are removed."""
+    key = key or source
+    if key in _loaded:
+        return
+    with _entries_kept() as before:
+        try:
+            load()
+        except UserError:
+            raise
+        except Exception as error:  # the user's own code
+            raise UserError(f"{source}: {_where(error)}{type(error).__name__}: {error}") from error
+        faults = [fault for name, registry in REGISTRIES.items() for fault in _faults(name, registry, before[name])]
+        if faults:
+            raise UserError(f"{source}: {'; '.join(faults)}")
+    _loaded.add(key)
+
+
+@contextmanager
+def _entries_kept() -> Iterator[dict[str, dict[str, Any]]]:
+    """The entries of all registries as they are; on an exception they are restored."""
+    before = {name: dict(registry) for name, registry in REGISTRIES.items()}
+    try:
+        yield before
+    except BaseException:
+        for name, registry in REGISTRIES.items():
+            registry.clear()
+            registry.update(before[name])
+        raise
+
+
+def _run_file(path: Path) -> None:
+    """Execute a Python file as a module of its own."""
+    name = f"detdistill_import_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--import {path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up by name
+    spec.loader.exec_module(module)
+
+
+def _faults(name: str, registry: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the entries that were added to a registry."""
+    faults = [
+        f"it replaces the built-in {name}[{key!r}]; choose another name"
+        for key, value in before.items()
+        if registry.get(key) is not value
+    ]
+    for key in registry.keys() - before.keys():
+        faults += [f"{name}[{key!r}]: {fault}" for fault in CHECKS[name](key, registry[key])]
+    return faults
+
+
+def _method_faults(key: str, method: Any) -> list[str]:
+    faults = problems(method)
+    if not faults and method.name != key:
+        faults.append(f"its `name` is {method.name!r}; use the same name")
+    return faults
+
+
+def _detector_faults(key: str, record: Any) -> list[str]:
+    if not isinstance(record, DetectorRecord):
+        return [f"a DetectorRecord is needed, got {type(record).__name__}"]
+    try:
+        builder = resolve(record.builder) if isinstance(record.builder, str) else record.builder
+    except (ImportError, AttributeError) as error:
+        return [f"its builder can't be imported ({error})"]
+    return [] if callable(builder) else ["its builder is not a function"]
+
+
+def _format_faults(key: str, format: Any) -> list[str]:
+    return [] if isinstance(format, Format) else [f"a Format is needed, got {type(format).__name__}"]
+
+
+CHECKS: Mapping[str, Callable[[str, Any], list[str]]] = {
+    "METHODS": _method_faults,
+    "DETECTORS": _detector_faults,
+    "FORMATS": _format_faults,
+}
+
+
+def _where(error: BaseException) -> str:
+    """`line N: ` of the innermost frame of the error, if it has one."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"line {trace.tb_lineno}: "

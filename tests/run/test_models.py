@@ -1,0 +1,88 @@
+"""Detectors that are built, loaded from a run folder, or trained further."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import detdistill as dd
+from detdistill import run
+from detdistill.errors import UserError
+from detdistill.run.folder import RunFolder
+from detdistill.run.models import find, find_detector
+
+from .recipes import MODEL, small_recipe
+
+
+def test_build_accepts_the_fields_of_the_model_only() -> None:
+    sizes = {"channels": 32, "tower_depth": 1, "strides": (8, 16, 32)}
+    detector = dd.build(MODEL, ["a", "b"], backbone_weights="none", **sizes)
+    assert (detector.info.classes, detector.info.strides, detector.info.towers.depth) == (("a", "b"), (8, 16, 32), 1)
+    with pytest.raises(UserError, match="did you mean 'channels'"):
+        dd.build(MODEL, ["a"], chanels=32)
+
+
+def test_a_loaded_detector_has_the_saved_weights_and_is_in_evaluation_mode(teacher_run: Path) -> None:
+    detector = dd.load(teacher_run)
+    saved = load_file(teacher_run / "model.safetensors")
+    state = detector.state_dict()
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in saved)
+    assert not detector.training
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cut", "deleted"])
+def test_weights_that_do_not_fit_are_refused(teacher_run: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(teacher_run, folder)
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    first = next(name for name in state if name.endswith("weight"))
+    if damage == "missing":
+        save_file({name: value for name, value in state.items() if name != first}, path)
+    elif damage == "extra":
+        save_file({**state, "surplus": torch.zeros(1)}, path)
+    elif damage == "shape":
+        save_file({**state, first: torch.zeros(1, 2, 3, 4, 5)}, path)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"damaged/model\.safetensors") as caught:
+        dd.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_continues_from_the_weights_of_a_run_folder(
+    teacher_run: Path, run_with_other_class: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(model={"name": str(teacher_run)}, train={"lr": 1e-12, "weight_decay": 0.0})
+    out = run.train(recipe, tmp_path / "continued").out
+    before = load_file(teacher_run / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    weights = [name for name in before if name.endswith("weight")]
+    assert weights
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in weights)
+    assert RunFolder(out).card().model.name == MODEL
+    with pytest.raises(UserError, match="ring"):
+        run.train(small_recipe(model={"name": str(run_with_other_class)}), tmp_path / "other_classes")
+    with pytest.raises(UserError, match="do not match the architecture of"):
+        run.train(small_recipe(model={"name": str(teacher_run), "channels": 64}), tmp_path / "wide")
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a run folder with a trained model: it has no model\.json"):
+        find(str(tmp_path), ("a",))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"if transformers wrote it, give hf:{tmp_path}"):
+        find(str(tmp_path), ("a",))
+
+
+def test_a_model_that_gives_features_only_is_refused_as_a_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = SimpleNamespace(info=SimpleNamespace(classes=()))
+    monkeypatch.setattr("detdistill.run.models.load_teacher", lambda *arguments: (detector, "report"))
+    with pytest.raises(UserError, match="--model timm:vit: it only gives features and detects nothing"):
+        find_detector("timm:vit", ())
