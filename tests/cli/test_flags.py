@@ -93,6 +93,12 @@ def test_an_option_of_one_detector_reaches_the_detector(monkeypatch: pytest.Monk
     assert adamixer_groups(recipe_of(command, monkeypatch).model) == [4]
 
 
+def test_options_of_the_teacher_are_apart_from_those_of_the_student() -> None:
+    recipe = load(None, flags.overrides({}, None, {"groups": "2"}, {"out-points": "16"}))
+    assert recipe.model.options == {"groups": 2}
+    assert recipe.teacher.model.options == {"out_points": 16}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

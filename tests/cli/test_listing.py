@@ -89,7 +89,7 @@ def test_the_details_of_a_detector_are_its_options_with_defaults(capsys: pytest.
     assert rows(printed)["--model.queries"][1] == "300"
     assert "--model.edge-bins" not in printed and "--model.encoder-layers" not in printed
     assert "queries: learned parameters" in printed
-    assert "groups: channels are sampled and mixed in this many separate groups." in " ".join(printed.split())
+    assert "channels are sampled and mixed in this many separate groups." in " ".join(printed.split())
     assert detdistill("list detectors gfl") == 0
     printed = capsys.readouterr().out
     assert rows(printed)["--model.edge-bins"][1] == "17"

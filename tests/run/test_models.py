@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 import detdistill as dd
 from detdistill import run
 from detdistill.errors import UserError
-from detdistill.run.folder import RunFolder
-from detdistill.run.models import find, find_detector
+from detdistill.recipe import ModelConfig
+from detdistill.run.folder import ModelCard, RunFolder
+from detdistill.run.models import adopt, find, find_detector
 
 from .recipes import MODEL, small_recipe
 
@@ -86,3 +87,11 @@ def test_a_model_that_gives_features_only_is_refused_as_a_detector(monkeypatch: 
     monkeypatch.setattr("detdistill.run.models.load_teacher", lambda *arguments: (detector, "report"))
     with pytest.raises(UserError, match="--model timm:vit: it only gives features and detects nothing"):
         find_detector("timm:vit", ())
+
+
+def test_a_set_option_leaves_the_other_options_of_a_run_folder_as_they_are(tmp_path: Path) -> None:
+    saved = ModelConfig(name="adamixer:resnet18", channels=64, options={"groups": 2, "heads": 4})
+    card = ModelCard(model=saved, classes=("disc",), category_ids=(1,), image_size=64)
+    (tmp_path / "model.json").write_text(card.model_dump_json())
+    adopted = adopt(ModelConfig(name=str(tmp_path), options={"groups": 8}))
+    assert (adopted.channels, adopted.options) == (64, {"groups": 8, "heads": 4})

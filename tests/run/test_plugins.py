@@ -255,7 +255,7 @@ def test_a_file_that_changes_a_built_in_entry_is_refused(
 ) -> None:
     order = list(METHODS)
     message = refusal(write(tmp_path, f"from detdistill.methods import METHODS\n{line}"), capsys)
-    assert "it replaces the built-in METHODS['pkd']; choose another name" in message
+    assert "it changes the existing entry METHODS['pkd']; choose another name" in message
     assert METHODS["pkd"] is PKD
     assert list(METHODS) == order
 
@@ -326,7 +326,10 @@ def test_the_entry_points_of_installed_packages_are_loaded(tmp_path: Path, monke
         ("import no_such_module", "No module named 'no_such_module'"),
         (METHOD.replace("Config = MeanConfig", "Config = 3"), "`Config` is not a dataclass"),
         (METHOD.replace("@classmethod", ""), "`build` is not a classmethod"),
-        ("from detdistill.methods import METHODS\nMETHODS['pkd'] = None", "it replaces the built-in METHODS['pkd']"),
+        (
+            "from detdistill.methods import METHODS\nMETHODS['pkd'] = None",
+            "it changes the existing entry METHODS['pkd']",
+        ),
     ],
 )
 def test_a_broken_entry_point_only_warns_and_adds_nothing(
@@ -342,3 +345,24 @@ def test_a_broken_entry_point_only_warns_and_adds_nothing(
     assert entries() == before
     assert METHODS["pkd"] is PKD
     assert "yolo" in FORMATS
+
+
+@pytest.mark.parametrize("option", ["warmup_steps", "decay", "stop", "balance"])
+def test_an_option_that_every_method_has_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "plugin.py"
+    file.write_text(
+        METHOD.replace("    weight: float = 1.0\n", f"    weight: float = 1.0\n    {option}: float = 1.0\n")
+    )
+    assert detdistill(f"list methods --import {file}") == 2
+    message = capsys.readouterr().err
+    assert f"its Config has {option}, which every method has already; choose other names" in message
+
+
+def test_two_files_of_the_same_name_are_two_modules(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "plugin.py" for folder in ("one", "two")]
+    for file, name in zip(files, ("first", "second"), strict=True):
+        file.parent.mkdir()
+        file.write_text(METHOD.replace("mean_method", name))
+    load_plugins(files)
+    assert METHODS["first"].__module__ != METHODS["second"].__module__
+    assert all(sys.modules[METHODS[name].__module__].METHODS is METHODS for name in ("first", "second"))

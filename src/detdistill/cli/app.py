@@ -25,6 +25,7 @@ from detdistill.cli.options import (
     RecipeFlag,
     Results,
     Resume,
+    TeacherOptions,
 )
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
@@ -86,13 +87,14 @@ def distill(
     methods: MethodOptions = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
+    teacher_options: TeacherOptions = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     **fields: Any,
 ) -> None:
     """Train a detector that also learns from a teacher."""
-    over = flags.overrides(fields, methods, model_options)
+    over = flags.overrides(fields, methods, model_options, teacher_options)
     chosen = flags.names(method, "--method")
     _check_options_used(methods, chosen, "--method")
     resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None)
@@ -116,6 +118,7 @@ def compare(
     methods: MethodOptions = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
+    teacher_options: TeacherOptions = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -128,7 +131,7 @@ def compare(
         )
     labels = flags.labels(method or "none")
     _check_options_used(methods, [name for label in labels for name in label.split("+")], "--methods")
-    over = flags.overrides(fields, methods, model_options)
+    over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
     recipes = {

@@ -192,17 +192,20 @@ def overrides(
     fields: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, str]] | None = None,
     model: Mapping[str, str] | None = None,
+    teacher: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What the command line sets, as a nested mapping to lay over a recipe.
 
     fields: dotted path to text; `8,16,32` becomes a list, and `none` None where the field allows it. methods: method
-    name to its options. model: options of one detector family alone.
+    name to its options. model, teacher: options of one detector family alone, for the student and for the teacher.
     """
     tree = nested({path: _value(value, FIELDS[path].annotation) for path, value in fields.items()})
     if methods:
         tree["methods"] = {_plain(name): _options(options) for name, options in methods.items()}
     if model:
         tree.setdefault("model", {})["options"] = _options(model)
+    if teacher:
+        tree.setdefault("teacher", {}).setdefault("model", {})["options"] = _options(teacher)
     return tree
 
 

@@ -71,6 +71,7 @@ def _detectors(console: Console) -> None:
 def _detector(name: str, console: Console) -> None:
     """One family: what it is, the strides it was published with, and its options."""
     from detdistill.detectors.registry import DETECTORS
+    from detdistill.methods.method import option_meanings
     from detdistill.recipe import ModelConfig
     from detdistill.run.tables import table
 
@@ -87,12 +88,12 @@ def _detector(name: str, console: Console) -> None:
     read = [field for field in ModelConfig.model_fields if field in common | record.options]
     rows = [[f"--model.{field.replace('_', '-')}", *_field(ModelConfig.model_fields[field])] for field in read]
     kind = record.options_class()
-    meanings = "" if kind is None else " ".join((getdoc(kind) or "").split())
-    for item in fields(kind) if kind is not None else ():
-        rows.append([f"--model.options.{item.name.replace('_', '-')}", _value(item.default), "see below"])
+    if kind is not None:
+        meanings = option_meanings(kind)
+        for item in fields(kind):
+            flag = f"--model.options.{item.name.replace('_', '-')}"
+            rows.append([flag, _value(item.default), meanings[item.name]])
     table(console, ["option", "default", "meaning"], rows)
-    if meanings:
-        console.print(meanings, soft_wrap=False)
 
 
 def _field(info: Any) -> list[str]:
@@ -133,6 +134,7 @@ def _method(name: str, console: Console) -> None:
     """One method: what it reads and learns, and its options with defaults and published values per detector."""
     from detdistill.engine.schedule import Schedule
     from detdistill.methods import METHODS
+    from detdistill.methods.method import option_meanings
     from detdistill.methods.presets import published_values
     from detdistill.run.pairing import served
     from detdistill.run.tables import table
@@ -150,14 +152,19 @@ def _method(name: str, console: Console) -> None:
         ("published AP on COCO", method.gain or "none that could be verified"),
     ):
         console.print(f"{title}: {text}", soft_wrap=False)
+    meanings = option_meanings(method.Config) | option_meanings(Schedule)
     rows = [
-        [item.name, _value(item.default), published_values(name, item.name, item.default, _value)]
+        [
+            item.name,
+            _value(item.default),
+            published_values(name, item.name, item.default, _value),
+            meanings[item.name],
+        ]
         for item in (*fields(method.Config), *fields(Schedule))
     ]
-    table(console, ["option", "default", "published"], rows)
+    table(console, ["option", "default", "published", "meaning"], rows)
     console.print(
-        f"Set an option with --methods.{name}.OPTION VALUE. Published values apply unless you set the option. "
-        "The meanings are in docs/reference.md.",
+        f"Set an option with --methods.{name}.OPTION VALUE. Published values apply unless you set the option.",
         soft_wrap=False,
     )
 

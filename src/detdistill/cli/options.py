@@ -32,6 +32,15 @@ ModelOptions = Annotated[
         negative=(),
     ),
 ]
+TeacherOptions = Annotated[
+    dict[str, str] | None,
+    Parameter(
+        name="--teacher.model.options",
+        help="the same for a teacher HEAD:BACKBONE=FILE",
+        group=COMMON,
+        negative=(),
+    ),
+]
 Model = Annotated[str, Parameter(help=f"a run folder, or {PRETRAINED}")]
 EvaluatedModel = Annotated[str, Parameter(help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict")]
 Results = Annotated[

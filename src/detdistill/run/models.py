@@ -44,6 +44,7 @@ def adopt(model: ModelConfig) -> ModelConfig:
         return builders.with_default_strides(model)
     saved = RunFolder(Path(model.name)).card().model
     explicit = {field: getattr(model, field) for field in model.model_fields_set}
+    explicit["options"] = {**saved.options, **model.options}
     return ModelConfig.model_validate({**saved.model_dump(), **explicit})
 
 

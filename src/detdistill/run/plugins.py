@@ -10,11 +10,14 @@ Python code of the user's choice: they are loaded only from the command line and
 a recipe or a run folder names them.
 """
 
+import hashlib
 import importlib.util
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 from detdistill.data.layout import FORMATS, Format
 from detdistill.detectors.registry import DETECTORS, DetectorRecord, resolve
+from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.method import problems
@@ -65,7 +69,7 @@ def _load_once(source: str, load: Callable[[], Any], key: str = "") -> None:
         except UserError:
             raise
         except Exception as error:  # the user's own code
-            raise UserError(f"{source}: {_where(error)}{type(error).__name__}: {error}") from error
+            raise UserError(f"{source}: {_line_of(error, key)}{type(error).__name__}: {error}") from error
         faults = [fault for name, registry in REGISTRIES.items() for fault in _faults(name, registry, before[name])]
         if faults:
             raise UserError(f"{source}: {'; '.join(faults)}")
@@ -87,7 +91,8 @@ def _entries_kept() -> Iterator[dict[str, dict[str, Any]]]:
 
 def _run_file(path: Path) -> None:
     """Execute a Python file as a module of its own."""
-    name = f"detdistill_import_{path.stem}"
+    # The name is unique, so that two files with the same stem do not replace each other.
+    name = f"detdistill_import_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--import {path}: not a Python file; its name must end in .py")
@@ -99,19 +104,24 @@ def _run_file(path: Path) -> None:
 def _faults(name: str, registry: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """What is wrong with the entries that were added to a registry."""
     faults = [
-        f"it replaces the built-in {name}[{key!r}]; choose another name"
+        f"it changes the existing entry {name}[{key!r}]; choose another name"
         for key, value in before.items()
         if registry.get(key) is not value
     ]
-    for key in registry.keys() - before.keys():
+    for key in (key for key in registry if key not in before):
         faults += [f"{name}[{key!r}]: {fault}" for fault in CHECKS[name](key, registry[key])]
     return faults
 
 
 def _method_faults(key: str, method: Any) -> list[str]:
     faults = problems(method)
-    if not faults and method.name != key:
+    if faults:
+        return faults
+    if method.name != key:
         faults.append(f"its `name` is {method.name!r}; use the same name")
+    shared = {item.name for item in fields(method.Config)} & {item.name for item in fields(Schedule)}
+    if shared:
+        faults.append(f"its Config has {', '.join(sorted(shared))}, which every method has already; choose other names")
     return faults
 
 
@@ -136,9 +146,9 @@ CHECKS: Mapping[str, Callable[[str, Any], list[str]]] = {
 }
 
 
-def _where(error: BaseException) -> str:
-    """`line N: ` of the innermost frame of the error, if it has one."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f"line {trace.tb_lineno}: "
+def _line_of(error: Exception, file: str) -> str:
+    """`line N: ` of the error in the user's file; empty if the file has no part in it, as with an entry point."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f"line {error.lineno}: "
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"line {lines[-1]}: " if lines else ""
