@@ -76,7 +76,7 @@ def test_the_named_methods_stay_with_the_options_of_the_file(tmp_path: Path) -> 
         ("data: {image_size: big}", ["'data.image_size' is 'big'"]),
         ("methods: {pkd: 3}", ["'methods.pkd' is 3"]),
         ("model: {options: 3}", ["'model.options' is 3"]),
-        ("train: {seed: 1}\ntrain: {seed: 2}", ["the key 'train' is repeated in line 2"]),
+        ("train: {seed: 1}\ntrain: {seed: 2}", ["line 2: the key 'train' is repeated"]),
         ("- a list", ["a recipe is a mapping"]),
         ("train: {lr: [}", ["invalid YAML"]),
     ],

@@ -139,7 +139,9 @@ class TrainConfig(Part):
     """Schedule and optimizer."""
 
     epochs: int = Field(12, ge=1, description="passes over the training images")
-    seed: int = Field(0, ge=0, description="of the initial weights, the order of the images and their augmentation")
+    seed: int = Field(
+        0, ge=0, description="random seed of the initial weights, the order of the images and their augmentation"
+    )
     batch_size: int = Field(8, ge=1, description="images per step, over all processes")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     lr: float = Field(0.001, gt=0, description="peak learning rate")
@@ -163,7 +165,7 @@ class TrainConfig(Part):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="precision of the forward pass; fp16 needs a GPU"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:1, mps")
     workers: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them")
     max_steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the learning-rate schedule still spans all epochs"
@@ -227,6 +229,8 @@ def load(
     content: dict[str, Any] = {}
     if source is not None:
         path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+        if not path.exists() and Path(source).is_dir() and source not in packaged():
+            raise UserError(f"--recipe {source}: the folder has no recipe.yaml; give a run folder or a file")
         if not path.exists() and source not in packaged():
             hint = nearest(source, packaged())
             raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{hint}")
@@ -246,8 +250,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # a list or a mapping, which the base class refuses
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value!r} is repeated in line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is repeated; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -255,16 +261,25 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UserError if it can't be read."""
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: invalid YAML: {yaml_problem(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
     return content
+
+
+def yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """The error in one line, with the number of the line in the file if it is known."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"the file is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def parse(content: Mapping[str, Any], source: str) -> Recipe:
@@ -275,6 +290,14 @@ def parse(content: Mapping[str, Any], source: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
+
+
+REMEDIES = {
+    "model_type": "write its fields as a mapping, `name: value`",
+    "dict_type": "write a mapping, `name: value`, or {} if it is empty",
+    "tuple_type": "write a list, such as [8, 16, 32]",
+}
+"""What to write instead, by the type of pydantic's error, where pydantic's own words are those of Python."""
 
 
 def _explain(error: ValidationError) -> str:
@@ -289,8 +312,12 @@ def _explain(error: ValidationError) -> str:
     # Names that pydantic adds for the alternatives of a type (`int`, `tuple`, 0) are left out.
     fields = [name for name, part in zip(place, parts, strict=True) if part is not None or place[0] == "methods"]
     field = ".".join(fields)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return f"field {field!r} is {first['input']!r}: it has too few values"
     if first["type"] == "missing":
         return f"field {field!r} is missing"
+    if first["type"] in REMEDIES:
+        return f"field {field!r} is {first['input']!r}: {REMEDIES[first['type']]}"
     if field == "data.image_size":  # pydantic names only one of the two forms
         return f"field 'data.image_size' is {first['input']!r}: give a side in pixels, or HEIGHT,WIDTH, each 1 or more"
     return f"field {field!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -24,7 +24,7 @@ def test_the_evaluation_split_is_never_the_training_split_unless_it_is_named(voc
 
 def test_a_split_without_objects_is_refused(coco_set):
     data = open_data(DataConfig(path=str(coco_set(annotations=[]))))
-    with pytest.raises(UserError, match="split 'train': its 2 images have no object"):
+    with pytest.raises(UserError, match="split 'train': no image has an object"):
         data.training_split(DataConfig())
 
 

@@ -96,7 +96,7 @@ def test_a_bad_line_stops_the_run_or_is_skipped_and_named(yolo_set, line, messag
         ("train: images/trian\nnames: [cat, dog]\n", "train: images/trian is neither a folder nor a list"),
         ("train: images/train\nnames: {a: cat}\n", "'names' has the keys a; use class numbers from 0"),
         ("- a\n", "the file is not a YAML mapping"),
-        ("a: [\n", "the file is not YAML"),
+        ("a: [\n", "invalid YAML: line 2: "),
     ],
 )
 def test_a_wrong_yaml_is_refused(yolo_set, yaml, message):

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
 from detdistill.cli import flags
+from detdistill.cli.messages import explain
 from detdistill.cli.options import (
     Compared,
     EvaluatedModel,
@@ -23,6 +24,7 @@ from detdistill.cli.options import (
     Out,
     Overwrite,
     RecipeFlag,
+    Replace,
     Results,
     Resume,
     TeacherOptions,
@@ -44,11 +46,15 @@ ORIGIN = "command line"  # where a wrong value comes from, in messages
 ARCHITECTURE = tuple(
     path for path in flags.FIELDS if path.startswith("model.") and path not in ("model.name", "model.backbone_weights")
 )
+DEMO = dict.fromkeys(
+    ("data.path", "data.image_size", "train.epochs", "train.lr", "train.weight_decay", "train.clip_norm"),
+    "as in the recipes demo-teacher and demo",
+)
 SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
 
 
 @app.command
-@flags.takes("data.", "train.")
+@flags.takes("data.", "train.", defaults=DEMO)
 def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
     """Train a teacher, a plain student and a distilled student on built-in images, and print the gain. Downloads
     nothing.
@@ -114,7 +120,9 @@ def compare(
         int | None,
         Parameter(help="runs per method, with seeds from --seed on [default: 3; with --resume, as many as exist]"),
     ] = None,
-    resamples: Annotated[int, Parameter(help="of the test images, for the interval over images")] = 1000,
+    resamples: Annotated[
+        int, Parameter(help="bootstrap resamples of the test images, for the interval over images")
+    ] = 1000,
     methods: MethodOptions = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
@@ -160,7 +168,7 @@ def evaluate(
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
     out: Results = None,
-    overwrite: Overwrite = False,
+    overwrite: Replace = False,
     **fields: Any,
 ) -> None:
     """Measure a detector: COCO metrics, AP per class, parameters, operations, latency."""
@@ -194,7 +202,7 @@ def predict(
             validator=validators.Number(gte=0, lte=1),
         ),
     ] = 0.3,
-    overwrite: Overwrite = False,
+    overwrite: Replace = False,
     **fields: Any,
 ) -> None:
     """Draw a detector's boxes on images, and write them as COCO-style JSON in pixels of the image files."""
@@ -222,7 +230,7 @@ def export(
     format: Annotated[
         Format, Parameter(help="transformers: a folder that its from_pretrained loads without detdistill")
     ] = "transformers",
-    overwrite: Annotated[bool, Parameter(help="replace the files of an earlier export in --out", negative=())] = False,
+    overwrite: Replace = False,
 ) -> None:
     """Export a trained detector and verify that the exported model gives the same boxes."""
     from detdistill import run
@@ -232,7 +240,11 @@ def export(
 
 @app.command(name="list")
 @flags.takes()
-def show(what: Literal["detectors", "methods", "recipes"], name: str | None = None, /) -> None:
+def show(
+    what: Annotated[Literal["detectors", "methods", "recipes"], Parameter(help="what to list")],
+    name: Annotated[str | None, Parameter(help="a detector or a method, to print everything about it")] = None,
+    /,
+) -> None:
     """List the detectors, methods or recipes; with a name, print everything about one detector or method."""
     from detdistill.cli.listing import listing
 
@@ -287,7 +299,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     try:
         app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_none")
     except (UserError, CycloptsError) as error:
-        print(f"detdistill: {' '.join(str(error).split())}", file=sys.stderr)
+        message = explain(error) if isinstance(error, CycloptsError) else str(error)
+        print(f"detdistill: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("detdistill: interrupted; continue with --resume --out DIR", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What `detdistill list` prints: the detectors, methods and recipes, or everything about one of them."""
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from inspect import getdoc, getmodule
 from typing import Any
 
@@ -76,30 +76,29 @@ def _detector(name: str, console: Console) -> None:
     from detdistill.run.tables import table
 
     if name not in DETECTORS:
-        raise UserError(f"list detectors {name}: there is no such detector{nearest(name, DETECTORS)}")
+        hint = nearest(name, DETECTORS)
+        raise UserError(f"list detectors {name}: there is no such detector{hint} (see `detdistill list detectors`)")
     record = DETECTORS[name]
     console.print(record.summary, soft_wrap=False)
     strides = record.strides or ModelConfig.model_fields["strides"].default
-    console.print(f"default strides: {', '.join(map(str, strides))}", soft_wrap=False)
+    console.print(f"default strides: {_value(strides)}", soft_wrap=False)
     queries = "learned parameters" if record.learned_queries else "chosen from each image"
     if record.group == "queries":
         console.print(f"queries: {queries}", soft_wrap=False)
     common = {"strides", "channels", "backbone_weights", "score_threshold", "detections"}
     read = [field for field in ModelConfig.model_fields if field in common | record.options]
-    rows = [[f"--model.{field.replace('_', '-')}", *_field(ModelConfig.model_fields[field])] for field in read]
+    rows = []
+    for field in read:
+        info = ModelConfig.model_fields[field]
+        default = strides if field == "strides" else info.default
+        rows.append([f"--model.{field.replace('_', '-')}", _value(default), info.description or ""])
     kind = record.options_class()
     if kind is not None:
         meanings = option_meanings(kind)
         for item in fields(kind):
             flag = f"--model.options.{item.name.replace('_', '-')}"
-            rows.append([flag, _value(item.default), meanings[item.name]])
+            rows.append([flag, _default(item), meanings[item.name]])
     table(console, ["option", "default", "meaning"], rows)
-
-
-def _field(info: Any) -> list[str]:
-    default = info.default
-    text = ", ".join(map(str, default)) if isinstance(default, tuple) else _value(default)
-    return [text, info.description or ""]
 
 
 def _methods(console: Console) -> None:
@@ -156,7 +155,7 @@ def _method(name: str, console: Console) -> None:
     rows = [
         [
             item.name,
-            _value(item.default),
+            _default(item),
             published_values(name, item.name, item.default, _value),
             meanings[item.name],
         ]
@@ -180,9 +179,16 @@ def _recipes(console: Console) -> None:
     table(console, ["recipe", "description"], [list(row) for row in summaries.items()])
 
 
+def _default(option: Field[Any]) -> str:
+    """The default of an option; `-` if it has no fixed one, which only options of the user's own can lack."""
+    return "-" if option.default is MISSING else _value(option.default)
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

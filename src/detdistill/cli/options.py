@@ -15,6 +15,7 @@ RecipeFlag = Annotated[
 Out = Annotated[Path | None, Parameter(help="folder of the run [default: runs/NAME, numbered]", group=COMMON)]
 Resume = Annotated[bool, Parameter(help="continue the run in --out, bit for bit", group=COMMON, negative=())]
 Overwrite = Annotated[bool, Parameter(help="replace the run in --out", group=COMMON, negative=())]
+Replace = Annotated[bool, Parameter(help="replace the files of an earlier call in --out", group=COMMON, negative=())]
 MethodOptions = Annotated[
     dict[str, dict[str, str]] | None,
     Parameter(
@@ -36,7 +37,7 @@ TeacherOptions = Annotated[
     dict[str, str] | None,
     Parameter(
         name="--teacher.model.options",
-        help="the same for a teacher HEAD:BACKBONE=FILE",
+        help="option of one detector alone, for a teacher HEAD:BACKBONE=FILE",
         group=COMMON,
         negative=(),
     ),

@@ -132,7 +132,13 @@ def _read_folder(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
             "correct the folder or give explicit paths in the recipe"
         )
     layout, *unread = layouts
-    return layout, FORMATS[layout].read(sources[layout], faults), unread
+    contents = FORMATS[layout].read(sources[layout], faults)
+    if not isinstance(contents, Contents):
+        raise UserError(
+            f"{path}: FORMATS[{layout!r}].read returned {type(contents).__name__}; "
+            "return detdistill.data.records.Contents"
+        )
+    return layout, contents, unread
 
 
 def _read_explicit(paths: Mapping[str, SplitPaths], faults: Faults) -> tuple[str, Contents]:

@@ -227,7 +227,7 @@ class Data:
 
     def training_split(self, config: DataConfig) -> Split:
         """The split data.train_split, or `train`. Raises UserError if it does not exist or has no objects."""
-        return _with_objects(self.split(config.train_split or "train"))
+        return _with_objects(self.split(config.train_split or "train"), "--data.train-split")
 
     def evaluation_split(self, config: DataConfig) -> Split:
         """The split data.eval_split; otherwise `test` if it exists, or `val`.
@@ -236,21 +236,20 @@ class Data:
         has no objects.
         """
         if config.eval_split is not None:
-            return _with_objects(self.split(config.eval_split))
+            return _with_objects(self.split(config.eval_split), "--data.eval-split")
         for name in ("test", "val", "valid"):
             if name in self.splits:
-                return _with_objects(self.splits[name])
+                return _with_objects(self.splits[name], "--data.eval-split")
         raise UserError(
             "the data set has neither a test nor a val split; "
             f"choose one of {', '.join(self.splits)} with --data.eval-split"
         )
 
 
-def _with_objects(split: Split) -> Split:
-    """The split. Raises UserError if it has no object."""
+def _with_objects(split: Split, flag: str) -> Split:
+    """The split. Raises UserError if it has no object. flag: chooses another split."""
     if not any((~record.crowds).any() for record in split.records):
         raise UserError(
-            f"split {split.name!r}: its {len(split)} images have no object; "
-            "correct the annotations or choose another split"
+            f"split {split.name!r}: no image has an object; correct the annotations or choose another split with {flag}"
         )
     return split

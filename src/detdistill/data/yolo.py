@@ -11,6 +11,7 @@ from detdistill.data.faults import Faults, Place, number, parsed
 from detdistill.data.images import images_in, read_headers, resolve_image
 from detdistill.data.records import Contents, Objects, Record
 from detdistill.errors import UserError
+from detdistill.recipe import yaml_problem
 
 SPLITS = ("train", "val", "valid", "test")
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -131,7 +132,7 @@ def _load_yaml(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: can't read the file ({error.strerror}); correct the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the file is not YAML ({' '.join(str(error).split())}); correct it") from None
+        raise UserError(f"{path}: invalid YAML: {yaml_problem(error)}") from None
 
 
 def _images_of(root: Path, path: Path, split: str, entry: object) -> list[Path]:

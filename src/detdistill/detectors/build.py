@@ -15,6 +15,7 @@ from detdistill.types import Detector
 VARIANTS = ("norm", "edges", "box_refine", "two_stage", "encoder_layers", "decoder_layers")
 """Fields of ModelConfig that change the architecture. A family that does not read such a field rejects any value of it
 but the default."""
+MEMBERS = ("info", "observe", "detect", "backbone_parameters")  # of every detector, besides those of nn.Module
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -48,10 +49,18 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
     record = DETECTORS[head]
     for field in VARIANTS:
         if field not in record.options and getattr(config, field) != ModelConfig.model_fields[field].default:
-            readers = ", ".join(name for name, reader in DETECTORS.items() if field in reader.options)
-            raise UserError(f"model.{field}: {head} has no such option; leave it out, or choose one of {readers}")
+            heads = ", ".join(name for name, family in DETECTORS.items() if field in family.options)
+            remedy = f"leave it out, or choose one of the heads {heads}"
+            raise UserError(f"model.{field}: {head} has no such option; {remedy}")
     options = family_options(head, record, config.options)
-    return record.build(with_default_strides(config), backbone, tuple(classes), **options)
+    detector = record.build(with_default_strides(config), backbone, tuple(classes), **options)
+    missing = [name for name in MEMBERS if not hasattr(detector, name)]
+    if missing:
+        raise UserError(
+            f"model {config.name!r}: its builder returned {type(detector).__name__} without {', '.join(missing)}; "
+            "return a detector as described in detdistill.types.Detector"
+        )
+    return detector
 
 
 def rebuild(config: ModelConfig, classes: Sequence[str]) -> Detector:
@@ -79,8 +88,8 @@ def family_options(head: str, record: DetectorRecord, options: Mapping[str, Any]
     known = [] if kind is None else [item.name for item in fields(kind)]
     for option in options:
         if option not in known:
-            remedy = f"its options are {', '.join(known)}" if known else "it has no options of its own"
-            raise UserError(f"model.options.{option}: {head} has no such option{nearest(option, known)}; {remedy}")
+            remedy = f" (known: {', '.join(known)})" if known else "; it has no options of its own, so leave it out"
+            raise UserError(f"model.options.{option}: {head} has no such option{nearest(option, known)}{remedy}")
     if kind is None or not options:
         return {}
     hints = get_type_hints(kind)
@@ -92,7 +101,9 @@ def family_options(head: str, record: DetectorRecord, options: Mapping[str, Any]
         checked = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = next((str(part) for part in first["loc"] if part in hints), "options")
+        field = ".".join(["model.options", *[str(part) for part in first["loc"] if part in hints][:1]])
+        if first["type"] == "missing":
+            raise UserError(f"{field} is missing: {head} has no default for it; set it with --{field} VALUE") from None
         message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise UserError(f"model.options.{option} is {first['input']!r}: {message}") from None
+        raise UserError(f"{field} is {first['input']!r}: {message}") from None
     return {option: getattr(checked, option) for option in options}

@@ -13,6 +13,7 @@ from detdistill.distributed import sum_over_processes
 from detdistill.engine.balance import Balance
 from detdistill.engine.gradients import neck_norms, shares, sum_of
 from detdistill.engine.schedule import Schedule
+from detdistill.errors import UserError
 from detdistill.methods import Method
 from detdistill.methods.method import problems
 from detdistill.types import Batch, Detector, DetectorOutput, Need, Targets, TrainState
@@ -99,7 +100,7 @@ class Distillation(nn.Module):
         state = state if state.ids is not None else replace(state, ids=batch.ids)
         terms: dict[str, Terms] = {}
         for method in active:
-            parts = method(student_output, teacher_output, targets, state)
+            parts = _scalars(method.name, method(student_output, teacher_output, targets, state))
             terms[method.name] = {f"{method.name}_{part}": term for part, term in parts.items()}
         if self.training and torch.is_grad_enabled():
             self._update_balances(task, self._due(terms, state), neck, targets)
@@ -150,6 +151,17 @@ class Distillation(nn.Module):
         self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
         self.gradients = {f"gradient_{name}": norm for name, norm in norms.items()}
         self.gradients |= {f"share_{name}": share for name, share in shares(norms).items()}
+
+
+def _scalars(method: str, parts: Any) -> Terms:
+    """The loss terms of a method. Raises UserError unless they are a mapping from names to scalar tensors."""
+    if not isinstance(parts, Mapping):
+        raise UserError(f"method {method}: `forward` returned {type(parts).__name__}; return a dict of scalar tensors")
+    for name, term in parts.items():
+        if not isinstance(term, Tensor) or term.ndim > 0:
+            kind = f"a tensor of shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+            raise UserError(f"method {method}: the term {name!r} of `forward` is {kind}; return a scalar tensor")
+    return dict(parts)
 
 
 def _needs(methods: Iterable[Method]) -> tuple[Need, Need]:

@@ -227,7 +227,8 @@ def _begin(folder: Path, entries: Sequence[Entry], summary: Mapping[str, Any], *
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: the folder can't be created ({error.strerror})") from None
+        problem = f"the folder can't be created ({error.strerror})"
+        raise UserError(f"--out {folder}: {problem}; choose another folder") from None
     if overwrite:
         runs = [path.parent for path in folder.glob("*/seed-*/recipe.yaml")]
         for run in runs:

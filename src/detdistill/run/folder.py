@@ -99,7 +99,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {self.path}: the folder can't be created ({error.strerror})") from None
+            raise UserError(
+                f"--out {self.path}: the folder can't be created ({error.strerror}); choose another folder"
+            ) from None
         if not is_main():
             return
         if overwrite:

@@ -58,9 +58,11 @@ def _filled(name: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = next((str(part) for part in first["loc"] if part in hints), "options")
+        field = ".".join(["methods", name, *[str(part) for part in first["loc"] if part in hints][:1]])
+        if first["type"] == "missing":
+            raise UserError(f"{field} is missing: it has no default; set it with --{field} VALUE") from None
         message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise UserError(f"methods.{name}.{option} is {first['input']!r}: {message}") from None
+        raise UserError(f"{field} is {first['input']!r}: {message}") from None
 
 
 def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> dict[str, dict[str, Any]]:
@@ -75,7 +77,16 @@ def resolve(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> d
 
 def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo) -> list[Method]:
     """The methods of a resolved recipe. Raises UserError with the reason if a method can't serve this pair."""
-    return [METHODS[name].build(configure(name, values)[0], student, teacher) for name, values in options.items()]
+    methods = []
+    for name, values in options.items():
+        method = METHODS[name].build(configure(name, values)[0], student, teacher)
+        if not isinstance(method, Method):
+            kind = type(method).__name__
+            raise UserError(
+                f"method {name}: its `build` returned {kind}, not a method; return an instance of the class"
+            )
+        methods.append(method)
+    return methods
 
 
 def schedules(options: Options) -> dict[str, Schedule]:

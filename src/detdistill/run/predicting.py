@@ -65,9 +65,10 @@ def predict(
             drawing.save(temporary)
     write_json(out / "predictions.json", results)
     drawn = sum(int((boxes.scores >= threshold).sum()) for boxes in detections)
+    count = len(records)
     say(
-        f"{out}: {len(records)} images with {drawn} boxes of score {threshold:g} or more; predictions.json has "
-        f"{len(results)}"
+        f"{out}: {count} image{'s' * (count > 1)} with {drawn} boxes of score {threshold:g} or more; predictions.json "
+        f"has {len(results)}"
     )
     return results
 
