@@ -18,9 +18,10 @@ from detdistill.detectors.state_dicts import published_weights, read_state
 from detdistill.errors import UserError, nearest
 from detdistill.types import required
 
-# Options that let a timm transformer accept images of any size. A family has one of them, so they are tried in order.
-# With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of the map, as the
-# published detectors on Swin do. Without it, a stage whose map is one window at the nominal image size shifts none.
+# Options that let a timm transformer accept images of any size. They are tried in order, and the first that the family
+# accepts is used. With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of
+# the map, as the published detectors on Swin do. Without it, a stage whose map is as small as one window at the nominal
+# image size never shifts its windows.
 ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False, "always_partition": True},
     {"strict_img_size": False},
@@ -121,17 +122,17 @@ def build_backbone(
         message = f"backbone {name!r}: timm can't extract feature maps from it ({reason}); choose another backbone"
         raise UserError(message) from None
     deepest = {stride: index for index, stride in enumerate(reductions)}  # the last map of each stride
-    found_strides = tuple(stride for stride in strides if stride in deepest)
-    if not found_strides:
+    available = tuple(stride for stride in strides if stride in deepest)
+    if not available:
         problem = f"its maps have strides {reductions}, none of model.strides {strides}"
         raise UserError(f"backbone {name!r}: {problem}; choose --model.strides among them")
-    backbone = _feature_extractor(name, out_indices=tuple(deepest[stride] for stride in found_strides))
+    backbone = _feature_extractor(name, out_indices=tuple(deepest[stride] for stride in available))
     load_backbone(backbone, name, weights)
     if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
         backbone = ChannelsFirst(backbone)
     if _has_fixed_size(name):
-        _check_any_size(backbone, name, found_strides)
-    return backbone, found_strides, tuple(_feature_info(backbone).channels())
+        _check_any_size(backbone, name, available)
+    return backbone, available, tuple(_feature_info(backbone).channels())
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -238,6 +239,13 @@ def check_strides(strides: tuple[int, ...]) -> None:
         raise UserError(f"model.strides {strides}: each stride must be twice the one before, such as 8,16,32")
 
 
+def check_channels(kind: str, channels: int, divisor: int) -> None:
+    """Raises UserError unless the detector `kind` can split its width into parts of equal size."""
+    if channels % divisor:
+        multiple = divisor * max(1, round(channels / divisor))
+        raise UserError(f"model.channels {channels}: {kind} needs a multiple of {divisor}, such as {multiple}")
+
+
 def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str, pooled: bool = False) -> Neck:
     """Build a timm backbone with an FPN that has one level per stride of `strides`, fine to coarse.
 
@@ -246,12 +254,12 @@ def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str,
     Raises UserError if the backbone does not fit the strides or the weights do not fit the backbone.
     """
     check_strides(strides)
-    backbone, found_strides, widths = build_backbone(name, strides, weights)
-    if found_strides != strides[: len(found_strides)]:
-        problem = f"backbone {name!r} has no map of stride {strides[0]}, only of strides {found_strides}"
-        raise UserError(f"model.strides {strides}: {problem}; begin with stride {found_strides[0]}")
-    count = len(strides) - len(found_strides)
+    backbone, available, widths = build_backbone(name, strides, weights)
+    if available != strides[: len(available)]:
+        problem = f"backbone {name!r} has no map of stride {strides[0]}, only of strides {available}"
+        raise UserError(f"model.strides {strides}: {problem}; begin with stride {available[0]}")
+    count = len(strides) - len(available)
     extra: ExtraFPNBlock | None = None
     if count:
         extra = PooledLevels(count) if pooled else ExtraLevels(channels, count)
-    return Neck(backbone, found_strides, widths, channels, extra)
+    return Neck(backbone, available, widths, channels, extra)

@@ -1,4 +1,4 @@
-"""What every dense detector does alike: run neck and towers as far as needed, predict, assign targets, compute losses.
+"""Steps that all dense detectors share: run the towers as far as needed, predict, assign targets, compute losses.
 
 A dense detector makes its pyramid, defines the three functions of `DenseParts`, and calls `observe_dense`. The other
 functions here are the pieces from which `assign` and `losses` are usually written.
@@ -101,7 +101,7 @@ def matched_labels(assignment: Assignment, targets: Targets) -> Tensor:
 def with_centerness(assignment: Assignment, anchors: Tensor, targets: Targets) -> Assignment:
     """The assignment with centerness as the quality target of positives, and 0 elsewhere.
 
-    The centerness is the one of the anchor's center in the matched box. anchors: (N, 4).
+    It is the centerness of the anchor's center in the matched box. anchors: (N, 4).
     """
     positive = assignment.positive
     quality = torch.zeros(positive.shape, device=positive.device)

@@ -55,7 +55,8 @@ class DetectorRecord:
     strides: strides of the published pyramid. None stands for the default of the recipe.
     options: fields of `ModelConfig` that the family reads, besides those that every family reads.
     family_options: a dataclass of the options that only this family has (--model.options.NAME), or its "module:name".
-    neck: for --inherit, state-dict prefixes of a neck that is copied whole. Empty for an FPN: it is copied per stride.
+    neck: for --inherit, state-dict prefixes of a neck that is copied whole, if the strides are equal. Empty for an FPN
+        and for input projections: they are copied per stride.
     head_layers: for --inherit, a word shared by the families whose heads have common layers. Empty if there are none.
     learned_queries: True if the queries are parameters.
     host: how transformers names the family, or None if it is not a family of transformers.

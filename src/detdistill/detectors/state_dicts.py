@@ -62,7 +62,9 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{flag} {path}: can't read the file ({error.strerror or error})") from None
+        raise UserError(
+            f"{flag} {path}: can't read the file ({error.strerror or error}); check the path and your permissions"
+        ) from None
     except Exception as error:  # pickle, zip and safetensors raise errors of their own
         reason = str(error).strip().splitlines()[0][:120]
         remedy = "save a state dict, best as .safetensors"

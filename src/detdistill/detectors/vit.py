@@ -194,6 +194,7 @@ def _load_state(body: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
 
 def _published(name: str) -> Mapping[str, Tensor]:
+    """timm's published weights. There is no choice of random weights, because a random ViT teaches nothing."""
     return published_weights(name, f"timm:{name}", f"give timm:{name}=FILE")
 
 

@@ -298,6 +298,14 @@ def test_a_native_backbone_works_and_trains():
     )
 
 
+def test_the_native_backbone_builds_by_name_and_matches_the_host():
+    detector = build((16, 32, 64), backbone="native").eval()
+    assert detector.backbone_parameters() and all(parameter.requires_grad for parameter in detector.parameters())
+    losses = detector.observe(make_batch(), make_targets()).losses
+    host = host_forward(detector, make_batch(), make_targets()).loss
+    torch.testing.assert_close(sum(losses.values()), host, rtol=1e-5, atol=1e-5)
+
+
 def test_backbone_weights_are_loaded_and_their_norms_are_frozen(tmp_path):
     torch.manual_seed(5)
     source = timm.create_model("resnet18", pretrained=False)

@@ -17,12 +17,12 @@ from detdistill.detectors.adamixer.boxes import to_xyzr
 from detdistill.detectors.adamixer.criterion import WEIGHTS, set_terms
 from detdistill.detectors.adamixer.decoder import Decoder, Sizes
 from detdistill.detectors.adamixer.neck import ChannelMapping, build_backbone_and_neck
+from detdistill.detectors.backbone import check_channels
 from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
 from detdistill.detectors.queries.frames import canvas_of
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.host import has_loaded_backbone, unfreeze_backbone
-from detdistill.errors import UserError
 from detdistill.geometry import to_pixels
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, DetectorInfo, Predictions, QueryInfo, QuerySet
@@ -141,10 +141,7 @@ def adamixer(config: ModelConfig, backbone: str, classes: Sequence[str], **sizes
     sizes: fields of `Sizes`. Raises UserError if strides, width or backbone do not fit.
     """
     decoder_sizes = Sizes(**sizes)
-    if config.channels % decoder_sizes.multiple:
-        raise UserError(
-            f"model.channels {config.channels}: adamixer needs a multiple of {decoder_sizes.multiple}, such as 256"
-        )
+    check_channels("adamixer", config.channels, decoder_sizes.multiple)
     timm_backbone, neck = build_backbone_and_neck(config, backbone)
     norms = unfreeze_backbone(timm_backbone, frozen_norms=has_loaded_backbone(config))
     depth = config.decoder_layers or DEPTH

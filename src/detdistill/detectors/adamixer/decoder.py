@@ -6,14 +6,17 @@ Each stage samples features, mixes them, and refines the boxes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detdistill.detectors.adamixer.boxes import log_iof, position_embedding, refine, to_boxes
 from detdistill.detectors.adamixer.mixing import Mixing
 from detdistill.detectors.adamixer.sampling import Sampling
 
+Count = Annotated[int, Field(ge=1)]
 PRIOR = 0.01  # initial score of every class, arXiv:1708.02002
 
 
@@ -28,11 +31,11 @@ class Sizes:
     ffn: hidden channels of the feed-forward network.
     """
 
-    groups: int = 4
-    in_points: int = 32
-    out_points: int = 128
-    heads: int = 8
-    ffn: int = 2048
+    groups: Count = 4
+    in_points: Count = 32
+    out_points: Count = 128
+    heads: Count = 8
+    ffn: Count = 2048
 
     @property
     def multiple(self) -> int:

@@ -25,7 +25,7 @@ class Sampling(nn.Module):
     def reset_parameters(self) -> None:
         """Initial points, the same for all queries: at random places in the box, at features of half its size.
 
-        The published code puts the points on a grid if their number is a square. In none of the published models it is.
+        The published code puts the points on a grid if their number is a square. No published model has such a number.
         """
         nn.init.zeros_(self.offsets.weight)
         nn.init.uniform_(self.offsets.bias, -0.5, 0.5)

@@ -67,8 +67,8 @@ M = TypeVar("M", bound=Memory)
 class Family(ABC, Generic[M]):
     """The steps of one kind of detector with queries. It holds no parameters besides those of `model`.
 
-    The steps call the parts of the host library in the host's order. There is one stage per decoder layer. Stages are
-    without denoising queries, and their boxes are xyxy in pixels of the padded batch.
+    The steps call the parts of the host library in the host's order. There is one stage per decoder layer. Stages do
+    not contain denoising queries, and their boxes are xyxy in pixels of the padded batch.
 
     info: the description of the detector.
     model: the nn.Module with all parameters and buffers.

@@ -2,12 +2,11 @@
 
 Ren et al., arXiv:1506.01497, with the feature pyramid of arXiv:1612.03144. An output has two stages, in this order:
 
-* RPN: class-agnostic objectness, logits (B, N, 1) with a sigmoid, whatever the number of classes K. It is dense and has
-a
-  layout. Deltas are (B, N, 4).
-* RoI head: logits (B, P, K) and the background logit, with a softmax. Boxes are those of the most likely class, deltas
-  (B, P, K, 4) those of all classes. Embeddings (B, P, D) are the input of the predictor. Row p belongs to
-  `proposals.boxes[:, p]`.
+* RPN: class-agnostic objectness, logits (B, N, 1) with a sigmoid, whatever the number of classes K. It is dense and
+  has a layout. Deltas are (B, N, 4).
+* RoI head (see `roi_head`): logits (B, P, K) and the background logit, with a softmax. Boxes are those of the most
+  likely class, deltas (B, P, K, 4) those of all classes. Embeddings (B, P, D) are the input of the predictor. Row p
+  belongs to `proposals.boxes[:, p]`.
 
 With targets, the proposals are those on which the loss is computed: torchvision's number for training, with the ground
 truth appended, then sampled. Without targets, they are those for testing. The choice depends only on the targets, not
@@ -15,9 +14,8 @@ on `training`. The `valid` rows of an assignment are the sampled ones.
 """
 
 import copy
-import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,19 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models import detection as host
-from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import LevelMapper
 
 from detdistill.detectors.backbone import Neck, build_neck
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import build_assignment, dense_layout
+from detdistill.detectors.torchvision.roi_head import HostLevels, RoIColumns, RoIHead
 from detdistill.detectors.torchvision.shared import (
     flatten_anchors,
     host_anchors,
     rescale_to_process_mean,
-    scatter_rows,
     split_anchors,
     unpadded_rows,
 )
@@ -60,9 +56,6 @@ from detdistill.types import (
     required,
 )
 
-HostLevels = Mapping[str, Tensor]
-"""The backbone's maps by torchvision's names, fine to coarse."""
-
 
 class FasterRCNN(nn.Module):
     """Adapter of torchvision's FasterRCNN, `model`, whose weights and names it keeps.
@@ -72,9 +65,6 @@ class FasterRCNN(nn.Module):
     strides: of the pyramid's levels, fine to coarse. The host does not declare them.
     Raises UserError if classes, columns or strides do not fit the model.
     """
-
-    columns: Tensor
-    background_columns: Tensor
 
     def __init__(
         self,
@@ -90,10 +80,8 @@ class FasterRCNN(nn.Module):
         num_columns = predictor.out_features
         columns = range(1, num_columns) if columns is None else columns
         _check_arguments(classes, columns, strides, num_columns, len(model.rpn.anchor_generator.sizes))
-        background_columns = sorted(set(range(num_columns)) - set(columns))
-        # Not saved, because the columns belong to the classes of the run and not to the weights.
-        self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
-        self.register_buffer("background_columns", torch.tensor(background_columns), persistent=False)
+        self.columns = RoIColumns(columns, num_columns)
+        self.roi_head = RoIHead(model, self.columns, strides)
         cell_anchors = tuple(
             tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist())
             for cell in model.rpn.anchor_generator.cell_anchors
@@ -128,7 +116,7 @@ class FasterRCNN(nn.Module):
         if targets is None and not need.head:
             return DetectorOutput(pyramids)
         anchors = flatten_anchors(pyramid.anchors or ())  # (N, 4)
-        classify = partial(self._classify, levels)
+        classify = partial(self.roi_head.classify, levels)
         if targets is None and not (need.predictions or need.proposals):
             # Only `classify` is needed, on boxes of the caller, so the RPN does not run.
             no_boxes = anchors.new_zeros((len(batch), 0, 4))
@@ -142,10 +130,10 @@ class FasterRCNN(nn.Module):
         roi_stage = None
         if targets is not None:
             rpn_stage, losses = self._train_rpn(rpn_stage, anchors, targets)
-            boxes, roi_stage, roi_losses = self._train_roi_head(levels, boxes, targets)
+            boxes, roi_stage, roi_losses = self.roi_head.train(levels, boxes, targets)
             losses |= roi_losses
         elif need.predictions:
-            roi_stage = self._roi_stage(*self._run_roi_head(levels, boxes), boxes)
+            roi_stage = self.roi_head.predict(levels, boxes)
         return DetectorOutput(
             pyramids,
             stages=(rpn_stage,) if roi_stage is None else (rpn_stage, roi_stage),
@@ -238,102 +226,6 @@ class FasterRCNN(nn.Module):
         assignment = build_assignment(matches_of_samples, sampled & stage.valid)
         target_deltas = torch.where(assignment.positive[..., None], torch.stack(list(codes)), 0.0)
         return replace(stage, assignment=replace(assignment, deltas=target_deltas)), losses
-
-    def _train_roi_head(
-        self, levels: HostLevels, boxes: list[Tensor], targets: Targets
-    ) -> tuple[list[Tensor], Predictions, dict[str, Tensor]]:
-        """The host's sampled proposals per image, the stage of the RoI head on them, and its two losses."""
-        # A host with a mask branch requires masks, but does not read them here.
-        host_targets = [
-            {"boxes": image_boxes, "labels": self.columns[labels], "masks": image_boxes}
-            for image_boxes, labels in zip(targets.boxes, targets.labels, strict=True)
-        ]
-        boxes, indices, labels, codes = self.model.roi_heads.select_training_samples(boxes, host_targets)
-        logits, deltas, embeddings = self._run_roi_head(levels, boxes)
-        losses = dict.fromkeys(("classifier", "box_reg"), logits.sum() * 0)
-        rescale = rescale_to_process_mean(len(logits), logits)
-        if len(logits):
-            terms = fastrcnn_loss(logits, deltas, labels, codes)
-            losses = {name: term * rescale for name, term in zip(losses, terms, strict=True)}
-        matched = [index.masked_fill(label <= 0, -1) for index, label in zip(indices, labels, strict=True)]
-        padded = pad_sequence(matched, batch_first=True, padding_value=-1)  # (B, P)
-        assignment = build_assignment(list(padded), unpadded_rows(boxes))
-        target_deltas = torch.where(assignment.positive[..., None], pad_sequence(list(codes), batch_first=True), 0.0)
-        assignment = replace(assignment, deltas=target_deltas)
-        stage = self._roi_stage(logits, deltas, embeddings, boxes)
-        return boxes, replace(stage, assignment=assignment), losses
-
-    def _run_roi_head(self, levels: HostLevels, boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the host's RoI head on boxes (P_i, 4) per image.
-
-        Returns logits (n, columns), deltas (n, 4 * columns) and embeddings (n, D), where n is the sum of all P_i.
-        """
-        roi_heads = self.model.roi_heads
-        pool, strides = roi_heads.box_roi_pool, self._pooled_strides(levels).values()
-        # The host would infer the scales from the first batch and keep them. A batch with much padding would mislead
-        # it.
-        depths = [int(math.log2(stride)) for stride in strides]
-        pool.scales = [1 / stride for stride in strides]
-        pool.map_levels = LevelMapper(depths[0], depths[-1], pool.canonical_scale, pool.canonical_level)
-        embeddings = roi_heads.box_head(pool(levels, boxes, []))
-        logits, deltas = roi_heads.box_predictor(embeddings)
-        return logits.float(), deltas.float(), embeddings
-
-    def _pooled_strides(self, levels: HostLevels) -> dict[str, int]:
-        """The strides of the levels from which RoIs are pooled, by the host's names."""
-        pooled_names = self.model.roi_heads.box_roi_pool.featmap_names
-        names_and_strides = zip(levels, self.info.strides, strict=True)
-        return {name: stride for name, stride in names_and_strides if name in pooled_names}
-
-    def _roi_stage(
-        self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor | None = None
-    ) -> Predictions:
-        """The predictions of the RoI head, from the result of `_run_roi_head` on `boxes`.
-
-        valid (B, P): where the rows go, in order. None: the first rows of each image.
-        """
-        valid = unpadded_rows(boxes) if valid is None else valid
-        class_logits = logits[:, self.columns]  # (n, K)
-        class_deltas = deltas.unflatten(1, (-1, 4))[:, self.columns]  # (n, K, 4)
-        best = class_logits.argmax(dim=1)
-        best_deltas = class_deltas[torch.arange(len(best), device=best.device), best]  # (n, 4)
-        best_boxes = self.model.roi_heads.box_coder.decode(best_deltas, boxes).reshape(-1, 4)
-        return Predictions(
-            logits=scatter_rows(class_logits, valid),
-            activation="softmax",
-            boxes=scatter_rows(best_boxes, valid),
-            valid=valid,
-            background=scatter_rows(logits[:, self.background_columns].logsumexp(dim=1), valid),
-            deltas=scatter_rows(class_deltas, valid),
-            embeddings=scatter_rows(embeddings, valid),
-        )
-
-    def _classify(self, levels: HostLevels, boxes: Tensor, pyramid: Pyramid | None = None) -> Predictions:
-        """`Proposals.classify`: the RoI head on boxes (B, P, 4).
-
-        Boxes are detached, as in the host. The gradient flows into the pyramid. Its levels are matched by stride.
-        A box without area is not valid, and its predictions are 0.
-        Raises ValueError if the pyramid lacks a level that the RoI head reads, or has another width.
-        """
-        if pyramid is not None:
-            levels = self._replace_levels(levels, pyramid)
-        boxes = boxes.detach()
-        valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)  # (B, P)
-        image_boxes = [rows[keep] for rows, keep in zip(boxes, valid, strict=True)]
-        return self._roi_stage(*self._run_roi_head(levels, image_boxes), image_boxes, valid)
-
-    def _replace_levels(self, levels: HostLevels, pyramid: Pyramid) -> HostLevels:
-        """The host's levels, replaced by those of `pyramid` that have the same stride."""
-        by_stride = dict(zip(pyramid.strides, pyramid.levels, strict=True))
-        strides, width = tuple(self._pooled_strides(levels).values()), self.info.channels["neck"]
-        if any(stride not in by_stride or by_stride[stride].shape[1] != width for stride in strides):
-            widths = {stride: level.shape[1] for stride, level in by_stride.items()}
-            expected = f"the RoI head reads {width} channels at strides {strides}"
-            raise ValueError(f"{expected}, but the pyramid has (stride: channels) {widths}")
-        replaced: OrderedDict[str, Tensor] = OrderedDict()
-        for (name, level), stride in zip(levels.items(), self.info.strides, strict=True):
-            replaced[name] = by_stride.get(stride, level)
-        return replaced
 
 
 def faster_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FasterRCNN:

@@ -62,7 +62,7 @@ def _decode(model: Any, position: Tensor, state: Tensor, memory: Memory) -> tupl
 
 
 def _predict(model: Any, state: Tensor, reference: Tensor, memory: Memory) -> Predictions:
-    """The heads on a state (B, Q, D). The box head predicts cx cy relative to the reference (B, Q, 2), and w h."""
+    """Apply the heads to a state (B, Q, D). The box head predicts w h, and cx cy relative to reference (B, Q, 2)."""
     boxes = (model.bbox_predictor(state).float() + F.pad(inverse_sigmoid(reference), (0, 2))).sigmoid()
     return sigmoid_stage(model.class_labels_classifier(state), boxes, memory.frame, state)
 

@@ -27,11 +27,11 @@ from transformers import DFineConfig, DFineForObjectDetection
 from transformers.loss.loss_d_fine import DFineLoss
 from transformers.models.d_fine.modeling_d_fine import distance2bbox, inverse_sigmoid, weighting_function
 
-from detdistill.detectors.queries.detector import Family, QueryDetector, assemble
+from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.queries.stages import merge_terms, sigmoid_stage, with_assignments, with_suffix
 from detdistill.detectors.transformers import denoising, hybrid
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
-from detdistill.detectors.transformers.hybrid import Memory
+from detdistill.detectors.transformers.hybrid import HybridDETR, Memory
 from detdistill.detectors.transformers.hybrid_build import construct
 from detdistill.errors import UserError
 from detdistill.geometry import to_pixels, to_relative
@@ -41,7 +41,7 @@ from detdistill.types import Assignment, EdgeInfo, Predictions, QuerySet, Target
 
 @dataclass(frozen=True, eq=False)
 class Refined(Predictions):
-    """Predictions with the initial boxes that the edges measure distances from.
+    """Predictions with the initial boxes, from which the edges measure their distances.
 
     initial: cx cy w h in 0..1 of the padded batch, detached, (B, Q, 4).
     """
@@ -49,19 +49,13 @@ class Refined(Predictions):
     initial: Tensor | None = None
 
 
-class DFINE(Family[Memory]):
+class DFINE(HybridDETR):
     """The `Family` over a `DFineForObjectDetection`.
 
-    classes: the labels of the model, in order. strides: the strides of its encoder's levels. The classification term is
-    the varifocal loss.
+    classes: the labels of the model, in order. strides: the strides of its encoder's levels.
     """
 
     losses: StageCriterion
-
-    neck = hybrid.neck
-    encode = hybrid.encode
-    queries = hybrid.queries
-    sample = hybrid.sample
 
     def __init__(self, model: DFineForObjectDetection, classes: Sequence[str], strides: Sequence[int]):
         config = model.config
@@ -168,11 +162,10 @@ class DFINE(Family[Memory]):
                 edges = edge_head(state).float()  # (B, Q, 4 R)
             else:
                 edges = edge_head(state + previous).float() + edges
-            sides = edges.unflatten(-1, (4, -1))  # (B, Q, 4, R)
             # The host uses a matrix product here, which would run in half precision under autocast.
-            distances = (sides.softmax(-1) * bins).sum(-1)  # (B, Q, 4)
+            distances = (edges.unflatten(-1, (4, -1)).softmax(-1) * bins).sum(-1)  # (B, Q, 4)
             boxes = distance2bbox(initial, distances, decoder.reg_scale)
-            stages.append(_refined(quality_estimator(logits, edges), boxes, sides, initial, state, memory))
+            stages.append(_refined(quality_estimator(logits, edges), boxes, edges, initial, state, memory))
             reference, previous = boxes.detach(), state.detach()
         return stages
 
@@ -180,10 +173,16 @@ class DFINE(Family[Memory]):
 def _refined(
     logits: Tensor, boxes: Tensor, edges: Tensor | None, initial: Tensor, state: Tensor, memory: Memory
 ) -> Refined:
-    """One stage from boxes (B, Q, 4), cx cy w h in 0..1 of the frame."""
+    """One stage from boxes (B, Q, 4), cx cy w h in 0..1 of the frame, and edges (B, Q, 4 R) or None."""
     stage = sigmoid_stage(logits, boxes, memory.frame)
     return Refined(
-        stage.logits, stage.activation, stage.boxes, stage.valid, edges=edges, embeddings=state, initial=initial
+        stage.logits,
+        stage.activation,
+        stage.boxes,
+        stage.valid,
+        edges=None if edges is None else edges.unflatten(-1, (4, -1)),  # (B, Q, 4, R)
+        embeddings=state,
+        initial=initial,
     )
 
 

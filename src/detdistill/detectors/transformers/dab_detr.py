@@ -58,7 +58,7 @@ def _decode(model: Any, reference: Tensor, content: Tensor, memory: Memory) -> t
 
 
 def _predict(model: Any, state: Tensor, reference: Tensor, memory: Memory) -> Predictions:
-    """The heads on a state (B, Q, D). The box head refines the reference (B, Q, 4)."""
+    """Apply the heads to a state (B, Q, D). The box head refines the reference (B, Q, 4)."""
     boxes = (model.bbox_predictor(state).float() + inverse_sigmoid(reference.float())).sigmoid()
     return sigmoid_stage(model.class_embed(state), boxes, memory.frame, state)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
-from detdistill.detectors.backbone import check_strides
+from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.transformers.host import (
     NATIVE,
     has_loaded_backbone,
@@ -35,8 +35,7 @@ def construct(
     heads = math.lcm(host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
     divisor = math.lcm(GROUPS, heads)
     check_strides(strides)
-    if width % divisor:
-        raise UserError(f"model.channels {width}: deformable_detr needs a multiple of {divisor}, such as 256")
+    check_channels("deformable_detr", width, divisor)
     if (config.decoder_layers or host.get("decoder_layers", 2)) < 2:
         raise UserError(
             "model.decoder_layers: transformers can't build a deformable_detr decoder of one layer; set at least 2 "
@@ -56,7 +55,7 @@ def construct(
     timm_backbone = None
     if backbone == NATIVE:
         available = tuple(stride for stride in strides if stride <= 32)
-        blank = DeformableDetrConfig().backbone_config
+        blank = DeformableDetrConfig.from_dict({"use_timm_backbone": False}).backbone_config
         fields["backbone_config"] = native_config(blank, available, config.backbone_weights)
     else:
         timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)

@@ -202,7 +202,7 @@ class DeformableDETR(Family[Memory]):
             return self._from_boxes(queries.reference, memory)
         if queries.content is None or queries.position is None or queries.content.shape[-1] != self.width:
             got = "no content" if queries.content is None else f"{queries.content.shape[-1]}"
-            raise ValueError(f"the decoder needs queries with positions, {self.width} wide; got {got}")
+            raise ValueError(f"the decoder needs queries with content and position, {self.width} wide; got {got}")
         if queries.reference is not None:
             return queries
         points = self.model.model.reference_points(queries.position).float().sigmoid()  # relative to the valid area
@@ -242,7 +242,7 @@ def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, An
 def _predict(
     state: Tensor, reference: Tensor, class_head: nn.Module, box_head: nn.Module, memory: Memory
 ) -> Predictions:
-    """The heads on a state (B, Q, D). reference: points (B, Q, 2) or boxes (B, Q, 4), which the box head refines."""
+    """Apply the heads to a state (B, Q, D). The box head refines reference: points (B, Q, 2) or boxes (B, Q, 4)."""
     shift = inverse_sigmoid(reference)
     shift = F.pad(shift, (0, 4 - shift.shape[-1]))  # (B, Q, 4)
     boxes = (box_head(state).float() + shift).sigmoid()  # in single precision: half precision is too coarse for pixels

@@ -1,9 +1,9 @@
 """DETR (arXiv:2005.12872) of transformers: what differs from the other detectors with one level.
 
-The decoder runs layer by layer. Each stage is the heads on the norm of that layer's output, as published. The host's
-decoder does not return these states. With `auxiliary_loss` it feeds the normed states to the next layer, which changes
-every prediction. Without it, it returns the last state only. So this config field has no effect here. The last stage
-equals the host's forward without `auxiliary_loss` (tests).
+The decoder runs layer by layer. Each stage applies the heads to the normed output of its layer, as published. The
+host's decoder does not return these states. With `auxiliary_loss` it feeds the normed states to the next layer, which
+changes every prediction. Without it, it returns the last state only. So this config field has no effect here. The last
+stage equals the host's forward without `auxiliary_loss` (tests).
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def _decode(model: Any, position: Tensor, state: Tensor, memory: Memory) -> tupl
 
 
 def _predict(model: Any, state: Tensor, memory: Memory) -> Predictions:
-    """The heads on a state (B, Q, D). The last class column is `no object`."""
+    """Apply the heads to a state (B, Q, D). The last class column is `no object`."""
     boxes = to_pixels(model.bbox_predictor(state).float().sigmoid(), memory.frame)
     valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     logits = model.class_labels_classifier(state).float()  # (B, Q, K + 1)

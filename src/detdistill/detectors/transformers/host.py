@@ -82,9 +82,9 @@ def has_loaded_backbone(config: ModelConfig) -> bool:
 def unfreeze_backbone(backbone: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
     """Let every parameter of the backbone train, in place, and return the norms that stay frozen.
 
-    frozen_norms: the parameters of all batch norms stay frozen. The norms are returned, and the caller must keep them
-    in eval mode. Otherwise the result is empty, and the host's frozen norms, which have no parameters, become batch
-    norms.
+    frozen_norms: if True, the parameters of all batch norms are frozen, and the norms are returned; the caller must
+    keep them in eval mode. If False, the host's frozen norms, which have no parameters, are replaced by batch norms
+    with the same values, and the result is empty.
     """
     backbone.requires_grad_(True)
     if frozen_norms:

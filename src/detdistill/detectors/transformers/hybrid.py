@@ -104,74 +104,6 @@ def matcher(config: Any) -> Matcher:
     return Matcher(*costs, alpha=config.matcher_alpha, gamma=config.matcher_gamma)
 
 
-# The next four functions are the steps of `Family` that RT-DETR and D-FINE share. Both classes take them as methods.
-
-
-def neck(family: Family[Memory], batch: Batch) -> Features:
-    """The maps of the hybrid encoder.
-
-    Raises UserError unless each level has half the rows and columns of the level before.
-    """
-    host = family.model.model
-    canvas = (batch.images.shape[-2], batch.images.shape[-1])
-    images = normalize(batch, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    sources = host.backbone.model(images).feature_maps
-    levels = [projection(source) for projection, source in zip(host.encoder_input_proj, sources, strict=True)]
-    sides = [(level.shape[-2], level.shape[-1]) for level in levels]
-    if any(fine != (2 * coarse[0], 2 * coarse[1]) for fine, coarse in itertools.pairwise(sides)):
-        raise UserError(
-            f"{host.config.model_type}: images of {canvas[0]} x {canvas[1]} give levels of {sides} cells, which can't "
-            "be added; pad the images to a multiple of the coarsest stride"
-        )
-    return Features(tuple(host.encoder(levels).last_hidden_state), (), batch.sizes, canvas)
-
-
-def encode(family: Family[Memory], features: Features) -> Memory:
-    """The projected tokens, and the tokens with the highest scores, which become the queries.
-
-    If there are fewer tokens than queries, all tokens are chosen.
-    """
-    host = family.model.model
-    maps = [projection(level) for projection, level in zip(host.decoder_input_proj, features.levels, strict=True)]
-    shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
-    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # (B, S, D)
-    # Anchors (1, S, 4) are cx cy w h before the sigmoid.
-    anchors, inside = host.generate_anchors(shapes, device=tokens.device, dtype=torch.float32)
-    vectors = host.enc_output(inside.to(tokens.dtype) * tokens)
-    logits = host.enc_score_head(vectors).float()  # (B, S, K)
-    best = logits.amax(-1).topk(min(host.config.num_queries, logits.shape[1]), dim=1).indices[..., None]  # (B, Q, 1)
-    content = vectors.gather(1, best.expand(-1, -1, vectors.shape[-1]))  # (B, Q, D)
-    shift = host.enc_bbox_head(content).float()
-    boxes = (shift + anchors.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))).sigmoid()  # (B, Q, 4)
-    return Memory(
-        tokens=tokens,
-        shapes=shapes,
-        frame=canvas_of(features.sizes, *features.canvas),
-        fraction=valid_fraction(features.sizes, features.canvas),
-        content=content.detach(),
-        logits=logits.gather(1, best.expand(-1, -1, logits.shape[-1])),
-        boxes=boxes,
-    )
-
-
-def queries(family: Family[Memory], memory: Memory) -> QuerySet:
-    """The tokens that the encoder chose, highest score first, detached."""
-    return QuerySet(content=memory.content, reference=memory.boxes.detach())
-
-
-def sample(family: Family[Memory], n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
-    """Random content and boxes.
-
-    The content is standard normal, the scale after the layer norm of the encoder's tokens. Each number of a
-    box is uniform in 0..1 of the image's valid area.
-    """
-    batch, device, width = len(memory.tokens), memory.tokens.device, memory.content.shape[-1]
-    content = torch.randn(n, width, generator=generator, device=generator.device).to(device)
-    boxes = torch.rand(n, 4, generator=generator, device=generator.device).to(device)
-    reference = to_batch_frame(boxes.expand(batch, -1, -1), memory.fraction)
-    return QuerySet(content=content.expand(batch, -1, -1), reference=reference)
-
-
 def read(queries: QuerySet, memory: Memory) -> tuple[Tensor, Tensor]:
     """content (B, Q, D) and reference (B, Q, 4). Raises ValueError if one is missing or has another shape."""
     width, content, reference = memory.content.shape[-1], queries.content, queries.reference
@@ -188,3 +120,72 @@ def read(queries: QuerySet, memory: Memory) -> tuple[Tensor, Tensor]:
             f"{content_shape}, reference {reference_shape}"
         )
     return content, reference
+
+
+class HybridDETR(Family[Memory]):
+    """The steps that RT-DETR and D-FINE share: neck, encoder, own queries and random queries.
+
+    The class heads are trained with the varifocal loss; its term is `classification`.
+    """
+
+    def neck(self, batch: Batch) -> Features:
+        """The maps of the hybrid encoder.
+
+        Raises UserError unless each level has half the rows and columns of the level before.
+        """
+        host = self.model.model
+        canvas = (batch.images.shape[-2], batch.images.shape[-1])
+        images = normalize(batch, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        sources = host.backbone.model(images).feature_maps
+        levels = [projection(source) for projection, source in zip(host.encoder_input_proj, sources, strict=True)]
+        sides = [(level.shape[-2], level.shape[-1]) for level in levels]
+        if any(fine != (2 * coarse[0], 2 * coarse[1]) for fine, coarse in itertools.pairwise(sides)):
+            raise UserError(
+                f"{host.config.model_type}: images of {canvas[0]} x {canvas[1]} give levels of {sides} cells, which "
+                "can't be added; pad the images to a multiple of the coarsest stride"
+            )
+        return Features(tuple(host.encoder(levels).last_hidden_state), (), batch.sizes, canvas)
+
+    def encode(self, features: Features) -> Memory:
+        """The projected tokens, and the tokens with the highest scores, which become the queries.
+
+        If there are fewer tokens than queries, all tokens are chosen.
+        """
+        host = self.model.model
+        maps = [projection(level) for projection, level in zip(host.decoder_input_proj, features.levels, strict=True)]
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # (B, S, D)
+        # Anchors (1, S, 4) are cx cy w h before the sigmoid.
+        anchors, inside = host.generate_anchors(shapes, device=tokens.device, dtype=torch.float32)
+        vectors = host.enc_output(inside.to(tokens.dtype) * tokens)
+        logits = host.enc_score_head(vectors).float()  # (B, S, K)
+        count = min(host.config.num_queries, logits.shape[1])
+        best = logits.amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        content = vectors.gather(1, best.expand(-1, -1, vectors.shape[-1]))  # (B, Q, D)
+        shift = host.enc_bbox_head(content).float()
+        boxes = (shift + anchors.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))).sigmoid()  # (B, Q, 4)
+        return Memory(
+            tokens=tokens,
+            shapes=shapes,
+            frame=canvas_of(features.sizes, *features.canvas),
+            fraction=valid_fraction(features.sizes, features.canvas),
+            content=content.detach(),
+            logits=logits.gather(1, best.expand(-1, -1, logits.shape[-1])),
+            boxes=boxes,
+        )
+
+    def queries(self, memory: Memory) -> QuerySet:
+        """The tokens that the encoder chose, highest score first, detached."""
+        return QuerySet(content=memory.content, reference=memory.boxes.detach())
+
+    def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
+        """Random content and boxes.
+
+        The content is standard normal, because the encoder's tokens have that scale after their layer norm. Each
+        number of a box is uniform in 0..1 of the image's valid area.
+        """
+        batch, device, width = len(memory.tokens), memory.tokens.device, memory.content.shape[-1]
+        content = torch.randn(n, width, generator=generator, device=generator.device).to(device)
+        boxes = torch.rand(n, 4, generator=generator, device=generator.device).to(device)
+        reference = to_batch_frame(boxes.expand(batch, -1, -1), memory.fraction)
+        return QuerySet(content=content.expand(batch, -1, -1), reference=reference)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detdistill.detectors.backbone import check_strides
+from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.transformers.host import (
     NATIVE,
     has_loaded_backbone,
@@ -37,8 +37,7 @@ def construct(
     levels = len(strides)
     check_strides(strides)
     divisor = math.lcm(4, host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
-    if width % divisor:
-        raise UserError(f"model.channels {width}: {kind} needs a multiple of {divisor}, such as 256")
+    check_channels(kind, width, divisor)
     if kind != "rt_detr" and (config.decoder_layers or host.get("decoder_layers", 2)) < 2:
         raise UserError(
             f"model.decoder_layers: transformers can't build a {kind} decoder of one layer; set at least 2 decoder "
@@ -88,8 +87,8 @@ def initialize(model: Any) -> None:
     """
     host, decoder = model.model, model.model.decoder
     for name, module in host.named_modules():
-        is_published = name.startswith("backbone") or "encoder_attn" in name or "gateway" in name
-        if not is_published and hasattr(module, "reset_parameters"):
+        is_kept = name.startswith("backbone") or "encoder_attn" in name or "gateway" in name
+        if not is_kept and hasattr(module, "reset_parameters"):
             module.reset_parameters()
     for name, weight in host.named_parameters():
         if "self_attn." in name and weight.ndim == 1:

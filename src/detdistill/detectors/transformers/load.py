@@ -27,7 +27,6 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import required
 
-NORMED_HEAD = "class_labels_classifier"  # class head of the families whose decoder applies its norm to every stage
 PROBE = 128  # side in pixels of the test image, a multiple of every stride of a backbone
 PROCESSOR = "preprocessor_config.json"
 UNUSED = "N/A"  # label of unused COCO category ids, in heads with one column per category id
@@ -43,13 +42,16 @@ COCO_NAMES = {
 }
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COUNTER = "num_batches_tracked"  # buffer of batch norms that frozen norms do not have
+# Model types whose decoder in transformers, with `auxiliary_loss`, feeds the normed states to the next layer. Here the
+# decoder is the published one, which does not; see `detr`.
+CHANGED_BY_AUXILIARY_LOSS = ("detr", "conditional_detr")
 
 
-class ClassColumns(nn.Module):
-    """A class head that returns some of its columns (..., K), in the order of `columns`.
+class SelectedColumns(nn.Module):
+    """A class head that returns only some of the columns of `head`, in the order of `columns`.
 
-    outputs: the number of columns of the head. background: the last column is `no object`. The dropped columns are then
-    added to it, so that the scores of the kept columns do not change.
+    outputs: the number of columns of `head`. background: True if its last column is `no object`. The probability of the
+    dropped columns is then added to `no object`, so that the scores of the kept columns do not change.
     """
 
     index: Tensor
@@ -88,12 +90,11 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
             f"{', '.join(records)}"
         )
     host = required(records[config.model_type].host)
-    if host.class_head == NORMED_HEAD and config.auxiliary_loss:
-        # With it, the host's decoder feeds normed states to the next layer. Ours is the published decoder.
+    if config.model_type in CHANGED_BY_AUXILIARY_LOSS and config.auxiliary_loss:
         raise UserError(
-            f"{source}: auxiliary_loss in its config.json is true; the {config.model_type} decoder of transformers "
-            "then computes other predictions, which is not supported; set it to false if the model was trained "
-            "without it"
+            f"{source}: auxiliary_loss in its config.json is true, and the {config.model_type} decoder of transformers "
+            "then computes other predictions than the published one, which detdistill uses; set it to false if the "
+            "model was trained without it"
         )
     labels = _labels(config, classes, source)
     _check_pixels(name, host, local, source)
@@ -128,8 +129,8 @@ def _check_pixels(name: str, host: HostRecord, local: bool, source: str) -> None
     for field, value in expected.items():
         if not np.allclose(stored[field], value, atol=1e-3):
             raise UserError(
-                f"{source}: {field} in its {PROCESSOR} is {stored[field]}, but here a {host.model} gets {value}; its "
-                "predictions would differ from those it was trained for, so choose another model"
+                f"{source}: {field} in its {PROCESSOR} is {stored[field]}, but detdistill prepares the images of a "
+                f"{host.model} with {value}; the model would get other images than in training, so choose another model"
             )
 
 
@@ -266,9 +267,9 @@ def _select_classes(model: Any, host: HostRecord, labels: Sequence[str], source:
                 # Two-stage: the last head scores proposals. Its column 0 means `object`, whatever label 0 is.
                 is_proposal_head = model.config.two_stage and index == len(heads) - 1
                 kept = [0, *columns[1:]] if is_proposal_head else columns
-                heads[index] = ClassColumns(head, kept, outputs, host.background)
+                heads[index] = SelectedColumns(head, kept, outputs, host.background)
         elif heads is not None:
-            setattr(owner, host.class_head, ClassColumns(heads, columns, outputs, host.background))
+            setattr(owner, host.class_head, SelectedColumns(heads, columns, outputs, host.background))
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: column for column, name in enumerate(names)}
     return names

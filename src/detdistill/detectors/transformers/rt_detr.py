@@ -13,30 +13,24 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config,
 from transformers.loss.loss_rt_detr import RTDetrLoss
 from transformers.models.rt_detr.modeling_rt_detr import inverse_sigmoid
 
-from detdistill.detectors.queries.detector import Family, QueryDetector, assemble
+from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.queries.stages import sigmoid_stage, with_assignments, with_suffix
 from detdistill.detectors.transformers import denoising, hybrid
 from detdistill.detectors.transformers.criterion import StageCriterion, host_labels, object_count
-from detdistill.detectors.transformers.hybrid import Memory
+from detdistill.detectors.transformers.hybrid import HybridDETR, Memory
 from detdistill.detectors.transformers.hybrid_build import construct
 from detdistill.geometry import to_relative
 from detdistill.recipe import ModelConfig
 from detdistill.types import Predictions, QuerySet, Targets
 
 
-class RTDETR(Family[Memory]):
+class RTDETR(HybridDETR):
     """The `Family` over an `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`.
 
-    classes: the labels of the model, in order. strides: the strides of its encoder's levels. The classification term is
-    the varifocal loss.
+    classes: the labels of the model, in order. strides: the strides of its encoder's levels.
     """
 
     losses: StageCriterion
-
-    neck = hybrid.neck
-    encode = hybrid.encode
-    queries = hybrid.queries
-    sample = hybrid.sample
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detdistill.detectors.backbone import check_channels
 from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
 from detdistill.detectors.queries.frames import expand_queries, to_batch_frame, valid_fraction
@@ -77,7 +78,8 @@ class SingleLevelSpec:
     config: config class of transformers.
     model: model class of transformers.
     activation: activation of the class logits.
-    part: the part of a query set that the decoder reads. It also reads `content` as its start, zeros if there is none.
+    part: the part of a query set that the decoder reads. The decoder also starts from `content`, or from zeros as in
+        the host if there is no content.
     embeddings: attribute of the host with the learned queries.
     timm_backbone: path of the timm backbone inside the model.
     decode: (model, part (B, Q, D or 4), content (B, Q, D), memory) to one stage per decoder layer.
@@ -159,7 +161,8 @@ class SingleLevelDETR(Family[Memory]):
     def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
         """Embeddings from a standard normal distribution, like the published embeddings before training.
 
-        References drawn so are boxes around the middle of the image, with about half its sides.
+        If the decoder reads references, the sigmoids of the embeddings are boxes around the middle of the image with
+        about half its sides.
         """
         width = self.width if self.spec.part == "position" else 4
         values = torch.randn(n, width, generator=generator, device=generator.device)
@@ -209,8 +212,7 @@ def build(
         raise UserError(f"model.strides {strides}: {spec.kind} has one level; give its stride alone, such as 32")
     # The sines and cosines of the two coordinates take a quarter of the width each.
     divisor = math.lcm(4, host.get("encoder_attention_heads", 8), host.get("decoder_attention_heads", 8))
-    if config.channels % divisor:
-        raise UserError(f"model.channels {config.channels}: {spec.kind} needs a multiple of {divisor}, such as 256")
+    check_channels(spec.kind, config.channels, divisor)
     fields: dict[str, Any] = {"num_labels": len(classes), "hidden_size": config.channels, "num_queries": config.queries}
     fields |= spec.defaults
     fields |= layer_counts(config)
