@@ -64,8 +64,8 @@ def mean_over_processes(count: "Tensor", floor: float = 1.0) -> "Tensor":
     With it, N processes give the same loss as one process with the whole batch, and a batch without objects stays
     finite.
     """
-    total, processes = sum_over_processes(count.detach().clone())
-    return (total / processes if processes > 1 else total).clamp(min=floor)
+    total, processes = sum_over_processes(count.detach())
+    return (total / processes if is_initialized() else total).clamp(min=floor)
 
 
 def gather_rows(values: "Tensor") -> "tuple[Tensor, int]":

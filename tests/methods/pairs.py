@@ -29,7 +29,7 @@ def built(name: str, student: Detector, teacher: Detector, **options: Any) -> Me
     return METHODS[name].build(config, student.info, teacher.info)
 
 
-def looks(
+def method_inputs(
     method: Method, student: Detector, teacher: Detector, scenery: tuple[Batch, Targets] | None = None
 ) -> tuple[DetectorOutput, DetectorOutput, Targets]:
     """Returns the arguments of the method: student_output, teacher_output, targets. scenery: batch and targets."""

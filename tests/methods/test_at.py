@@ -11,13 +11,13 @@ from detdistill.losses import attention_norm, attention_transfer
 from detdistill.methods.at import AttentionTransfer, AttentionTransferConfig
 from detdistill.types import DetectorOutput, Need
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
     student, teacher = pair("fcos")
     method = built("at", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     levels = list(zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True))
     expected = sum(attention_transfer(s, t) for s, t in levels)
     torch.testing.assert_close(method(student_output, teacher_output, targets)["attention"], 1000 * expected)
@@ -33,7 +33,7 @@ def test_nothing_is_learned_for_different_channels_and_the_teacher_gets_no_gradi
     method = built("at", student, teacher)
     assert list(method.parameters()) == []
     assert method.need == Need(pyramids=frozenset({"neck"}))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert teacher_output.stages == ()
     levels = tuple(nn.Parameter(level) for level in teacher_output.pyramids["neck"].levels)
     teacher_output = replace(teacher_output, pyramids={"neck": replace(teacher_output.pyramids["neck"], levels=levels)})
@@ -47,7 +47,7 @@ def test_scaling_by_area_makes_the_term_independent_of_the_map_size():
     student, teacher = pair("fcos")
     plain = built("at", student, teacher)
     scaled = built("at", student, teacher, scale_by_area=True)
-    student_output, teacher_output, targets = looks(plain, student, teacher)
+    student_output, teacher_output, targets = method_inputs(plain, student, teacher)
 
     def finer(output: DetectorOutput) -> DetectorOutput:
         """Returns the output with each cell of its neck split into four."""
@@ -80,7 +80,7 @@ def test_levels_of_two_sizes_are_pooled_to_the_smaller():
 def test_duplicating_the_batch_or_removing_the_objects_changes_nothing():
     student, teacher = pair("fcos")
     method = built("at", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     once = method(student_output, teacher_output, targets)["attention"]
     doubled = []
     for output in (student_output, teacher_output):
@@ -88,7 +88,9 @@ def test_duplicating_the_batch_or_removing_the_objects_changes_nothing():
         levels = tuple(level.repeat(2, 1, 1, 1) for level in neck.levels)
         doubled.append(replace(output, pyramids={"neck": replace(neck, levels=levels)}))
     torch.testing.assert_close(method(doubled[0], doubled[1], targets)["attention"], once)
-    torch.testing.assert_close(method(*looks(method, student, teacher, scene(objects=False)))["attention"], once)
+    torch.testing.assert_close(
+        method(*method_inputs(method, student, teacher, scene(objects=False)))["attention"], once
+    )
 
 
 def test_build_refuses_unsuitable_detectors_and_options():

@@ -11,7 +11,7 @@ from detdistill.methods.bckd import BCKD, BCKDConfig
 from detdistill.methods.shared.classes import SharedClasses
 from detdistill.types import Assignment, DetectorOutput, Predictions, Targets
 from tests.detectors.builders import DENSE, scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def test_terms_by_hand():
@@ -46,8 +46,8 @@ def test_terms_by_hand():
 def test_terms_are_zero_if_the_student_is_the_teacher_and_the_whole_head_learns(head: str):
     student, teacher = pair(head)
     method = built("bckd", student, teacher)
-    assert all(term.abs() < 1e-6 for term in method(*looks(method, teacher, teacher)).values())
-    sum(method(*looks(method, student, teacher)).values()).backward()
+    assert all(term.abs() < 1e-6 for term in method(*method_inputs(method, teacher, teacher)).values())
+    sum(method(*method_inputs(method, student, teacher)).values()).backward()
     not_read = ("bbox_ctrness", "quality")
     assert all(p.grad is not None for n, p in student.named_parameters() if not any(part in n for part in not_read))
     assert all(p.grad is None for p in teacher.parameters())
@@ -56,7 +56,7 @@ def test_terms_are_zero_if_the_student_is_the_teacher_and_the_whole_head_learns(
 def test_boxes_are_weighted_by_the_largest_difference_of_scores():
     student, teacher = pair("atss")
     method = built("bckd", student, teacher, weight_class=0.0)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     student_predictions, teacher_predictions = student_output.stages[-1], teacher_output.stages[-1]
     assignment = student_predictions.assignment
     gap = (student_predictions.scores() - teacher_predictions.scores()).abs().amax(-1) * assignment.valid
@@ -70,12 +70,12 @@ def test_boxes_are_weighted_by_the_largest_difference_of_scores():
 def test_a_doubled_batch_and_padded_cells_change_nothing():
     student, teacher = pair("gfl")
     method = built("bckd", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     batch, _ = scene()
     tensors = {name: torch.cat([getattr(batch, name)] * 2) for name in ("images", "sizes", "originals", "ids")}
     doubled_scene = replace(batch, **tensors, names=batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    for name, term in method(*looks(method, student, teacher, doubled_scene)).items():
+    for name, term in method(*method_inputs(method, student, teacher, doubled_scene)).items():
         torch.testing.assert_close(term, terms[name])
     valid = student_output.stages[-1].valid
     teacher_predictions = teacher_output.stages[-1]
@@ -89,7 +89,7 @@ def test_a_doubled_batch_and_padded_cells_change_nothing():
 def test_a_batch_without_objects_is_finite(head: str):
     student, teacher = pair(head)
     method = built("bckd", student, teacher)
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values())
 

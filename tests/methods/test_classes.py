@@ -13,7 +13,7 @@ from detdistill.methods import METHODS
 from detdistill.methods.shared.classes import SharedClasses, select
 from detdistill.types import Assignment, Detector, DetectorInfo, Predictions, Targets
 from tests.detectors.builders import CLASSES, shake, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 DENSE = ("crosskd", "mimicking", "bckd", "dist", "ld")
 TWO_STAGE = ("dist", "kd", "dkd", "proposal_kd", "crosskd_roi", "chen2017")
@@ -115,15 +115,15 @@ def test_the_order_of_the_teachers_classes_changes_nothing(name: str):
     student, teacher = pair("gfl")
     reordered = with_classes(teacher, *reversed(CLASSES))
     method, reordered_method = built(name, student, teacher), built(name, student, reordered)
-    terms = method(*looks(method, student, teacher))
-    reordered_terms = reordered_method(*looks(reordered_method, student, reordered))
+    terms = method(*method_inputs(method, student, teacher))
+    reordered_terms = reordered_method(*method_inputs(reordered_method, student, reordered))
     assert terms.keys() == reordered_terms.keys()
     for part, term in terms.items():
         torch.testing.assert_close(reordered_terms[part], term, rtol=1e-4, atol=1e-6)
     if name != "crosskd":  # in CrossKD both sides come from the teacher's head, so their columns always agree
         # Without the mapping of columns the term changes.
-        student_output, _, targets = looks(method, student, teacher)
-        _, reordered_output, _ = looks(method, student, reordered)
+        student_output, _, targets = method_inputs(method, student, teacher)
+        _, reordered_output, _ = method_inputs(method, student, reordered)
         part = "relations" if name == "dist" else "class"
         assert (method(student_output, reordered_output, targets)[part] - terms[part]).abs() > 1e-3
 
@@ -133,8 +133,8 @@ def test_a_class_that_only_the_teacher_has_changes_nothing(name: str):
     student, teacher = pair("gfl")
     extended = with_classes(teacher, "ring", *CLASSES)
     method, extended_method = built(name, student, teacher), built(name, student, extended)
-    terms = method(*looks(method, student, teacher))
-    extended_terms = extended_method(*looks(extended_method, student, extended))
+    terms = method(*method_inputs(method, student, teacher))
+    extended_terms = extended_method(*method_inputs(extended_method, student, extended))
     for part, term in terms.items():
         torch.testing.assert_close(extended_terms[part], term, rtol=1e-4, atol=1e-6)
 
@@ -144,7 +144,7 @@ def test_a_class_that_only_the_student_has_gets_no_gradient(name: str):
     student, teacher = pair("gfl")
     teacher = with_classes(teacher, "cross", "disc")
     method = built(name, student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     if name == "crosskd":  # both sides come from the teacher's head, which does not have the class
         assert method(student_output, teacher_output, targets)["class"].isfinite()
         return
@@ -173,5 +173,5 @@ def test_a_feature_method_does_not_read_classes():
     terms = []
     for some_teacher in (teacher, with_classes(teacher, "ring", "oval")):
         method = built("pkd", student, some_teacher)
-        terms.append(method(*looks(method, student, some_teacher))["features"])
+        terms.append(method(*method_inputs(method, student, some_teacher))["features"])
     torch.testing.assert_close(terms[1], terms[0])

@@ -16,7 +16,7 @@ from tests.detectors.builders import scene, tiny
 from tests.losses.test_attention import BOXES
 from tests.losses.test_features import STUDENT, TEACHER
 from tests.methods import maps
-from tests.methods.pairs import looks, pair
+from tests.methods.pairs import method_inputs, pair
 
 TARGETS = Targets(tuple(BOXES), (torch.zeros(2, dtype=torch.long), torch.zeros(1, dtype=torch.long)))
 
@@ -110,7 +110,7 @@ def test_detectors_with_an_encoder():
     config = CLoCKDistillConfig(weight_foreground=1.0, weight_background=1.0)
     method = CLoCKDistill.build(config, student.info, teacher.info)
     assert method.need == Need(pyramids=frozenset({"memory"}))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     student_memory, teacher_memory = student_output.pyramids["memory"], teacher_output.pyramids["memory"]
     expected = sum(
@@ -121,7 +121,7 @@ def test_detectors_with_an_encoder():
     sum(terms.values()).backward()
     assert any(p.grad is not None and p.grad.any() for name, p in student.named_parameters() if ".encoder." in name)
     assert all(p.grad is None for p in teacher.parameters())
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     assert terms["foreground"] == 0 and terms["background"] > 0
 
 

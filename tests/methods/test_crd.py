@@ -16,7 +16,7 @@ from detdistill.methods.crd_memory import InstanceBank
 from detdistill.types import Targets, TrainState
 from tests.losses.test_contrast import BANKS, VECTORS
 from tests.methods.instances import info, maps, neck_output, select_images, targets
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 LABELS = [0, 1, 0], [1, 1]
 
@@ -206,7 +206,7 @@ def test_a_two_stage_pair_contrasts_one_mean_roi_embedding_per_box():
     student, teacher = pair("faster_rcnn")
     method = built("crd", student, teacher, capacity=16, negatives=6)
     torch.manual_seed(0)
-    student_output, teacher_output, boxes = looks(method, student, teacher)
+    student_output, teacher_output, boxes = method_inputs(method, student, teacher)
     term = method(student_output, teacher_output, boxes, TrainState(ids=torch.tensor([3, 4])))["contrast"]
     term.backward()
     assert term > 0 and method.maps[0].weight.shape == (128, 128)

@@ -11,7 +11,7 @@ from detdistill.methods.crosskd import CrossKD, CrossKDConfig
 from detdistill.methods.shared.predictions import box_distance
 from detdistill.types import Need, Targets
 from tests.detectors.builders import DENSE, scene, shake, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def entropy(quality_logits: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def entropy(quality_logits: Tensor) -> Tensor:
 def test_terms_are_at_their_minimum_if_the_student_is_the_teacher(head: str, depth: int):
     _, teacher = pair(head)
     method = built("crosskd", teacher, teacher, depth=depth)
-    student_output, teacher_output, targets = looks(method, teacher, teacher)
+    student_output, teacher_output, targets = method_inputs(method, teacher, teacher)
     terms = method(student_output, teacher_output, targets)
     assert terms["class"] < 1e-4
     assert terms["box"] < 1e-2  # -log IoU is the most sensitive to the 1e-6 that is added to the deviation
@@ -40,7 +40,7 @@ def test_terms_are_at_their_minimum_if_the_student_is_the_teacher(head: str, dep
 def test_only_the_first_part_of_the_towers_learns(head: str):
     student, teacher = pair(head)
     method = built("crosskd", student, teacher, depth=1)
-    sum(method(*looks(method, student, teacher)).values()).backward()
+    sum(method(*method_inputs(method, student, teacher)).values()).backward()
     assert all(p.grad is None for p in teacher.parameters())
     for blocks in (student.towers.classification, student.towers.regression):
         assert all(p.grad.abs().sum() > 0 for layer in blocks[0] for p in layer.parameters() if p.ndim == 4)
@@ -59,7 +59,7 @@ def test_every_depth_of_a_published_tower(depth: int):
     student = shake(tiny("gfl", seed=1, tower_depth=4)).eval()
     teacher = shake(tiny("gfl", seed=2, tower_depth=4)).eval().requires_grad_(False)
     method = built("crosskd", student, teacher, depth=depth)
-    terms = method(*looks(method, student, teacher))
+    terms = method(*method_inputs(method, student, teacher))
     assert all(term > 0 for term in terms.values())
     sum(terms.values()).backward()
     for blocks in (student.towers.classification, student.towers.regression):
@@ -75,7 +75,7 @@ def test_a_detector_can_teach_a_copy_of_itself():
     teacher = shake(tiny("fcos", seed=1)).eval().requires_grad_(False)
     student = shake(tiny("fcos", seed=1)).train()  # a copy with the same weights
     method = built("crosskd", student, teacher)
-    terms = method(*looks(method, student, teacher))
+    terms = method(*method_inputs(method, student, teacher))
     sum(terms.values()).backward()
     assert all(term.isfinite() and term > 0 for term in terms.values())
     assert all(p.grad is None for p in teacher.parameters())
@@ -86,7 +86,7 @@ def test_it_reads_the_depth_of_each_side():
     method = built("crosskd", student, teacher, depth=2, student_depth=1)
     assert method.need == Need(towers=frozenset({2}), predictions=True)
     assert method.student_need == Need(towers=frozenset({1}))
-    assert all(term.isfinite() for term in method(*looks(method, student, teacher)).values())
+    assert all(term.isfinite() for term in method(*method_inputs(method, student, teacher)).values())
     assert built("crosskd", student, teacher).teacher_depth == 1  # published 3 of 4: one convolution before the end
     assert built("crosskd", *pair("fcos")).teacher_depth == 0  # published 2 of 4
 
@@ -94,7 +94,7 @@ def test_it_reads_the_depth_of_each_side():
 def test_alignment_removes_the_scale_and_shift_of_channels():
     student, teacher = pair("atss")
     method = built("crosskd", student, teacher, depth=1, tap="pre_act")
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     state = student_output.towers.states[1]
     scaled = replace(state, classification=tuple(4 * level + 3 for level in state.classification))
     scaled_output = replace(student_output, towers=replace(student_output.towers, states={1: scaled}))
@@ -112,7 +112,7 @@ def test_the_taps_differ_and_post_relu_has_no_negative_values(monkeypatch: pytes
     terms, minima = {}, {}
     for tap in ("post_relu", "pre_act"):
         method = built("crosskd", student, teacher, depth=1, tap=tap)
-        arguments = looks(method, student, teacher)
+        arguments = method_inputs(method, student, teacher)
         minima[tap] = []
 
         def record(student_level: Tensor, teacher_level: Tensor, minima: list = minima[tap]) -> Tensor:
@@ -135,7 +135,7 @@ def test_the_taps_differ_and_post_relu_has_no_negative_values(monkeypatch: pytes
 def test_different_detectors_are_compared_in_the_teachers_space(student_head: str, teacher_head: str):
     student, teacher = pair(student_head, teacher_head)
     method = built("crosskd", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assignment = method._assignment(student_output, teacher_output, targets)
     assert assignment.matched.shape == teacher_output.stages[-1].logits.shape[:2]
     assert torch.equal(assignment.matched, teacher_output.assign(targets).matched)
@@ -166,8 +166,8 @@ def test_mean_terms_do_not_change_if_the_batch_is_doubled(normalizer: str):
     batch, targets = scene()
     tensors = {name: torch.cat([getattr(batch, name)] * 2) for name in ("images", "sizes", "originals", "ids")}
     doubled_scene = replace(batch, **tensors, names=batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    single = method(*looks(method, student, teacher))
-    doubled = method(*looks(method, student, teacher, doubled_scene))
+    single = method(*method_inputs(method, student, teacher))
+    doubled = method(*method_inputs(method, student, teacher, doubled_scene))
     for name, term in single.items():
         torch.testing.assert_close(doubled[name], term, rtol=2e-2, atol=1e-5)  # alignment: m - 1 against 2m - 1
 
@@ -176,7 +176,7 @@ def test_mean_terms_do_not_change_if_the_batch_is_doubled(normalizer: str):
 def test_a_batch_without_objects_is_finite(head: str):
     student, teacher = pair(head)
     method = built("crosskd", student, teacher)
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values())
 
@@ -185,7 +185,7 @@ def test_different_widths_get_a_learned_connector():
     student, teacher = pair("fcos", channels=48)
     method = built("crosskd", student, teacher, depth=1)
     assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 48, 1, 1)] * 2
-    sum(method(*looks(method, student, teacher)).values()).backward()
+    sum(method(*method_inputs(method, student, teacher)).values()).backward()
     assert all(p.grad.abs().sum() > 0 for p in method.parameters() if p.ndim == 4)
 
 
@@ -210,7 +210,7 @@ def test_only_valid_rows_count_for_the_class_term():
     # RetinaNet's ambiguous anchors and all padded cells take no part: high teacher scores there change nothing.
     student, teacher = pair("retinanet")
     method = built("crosskd", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     valid = student_output.stages[-1].assignment.valid
     assert not valid.all()
     teacher_predictions = teacher_output.stages[-1]

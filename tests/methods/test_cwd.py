@@ -13,7 +13,7 @@ from detdistill.types import Need, Targets
 from tests.detectors.builders import CLASSES, scene, tiny
 from tests.losses.test_features import STUDENT, TEACHER
 from tests.methods.maps import info, output
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 NO_TARGETS = Targets((), ())
 
@@ -35,7 +35,7 @@ def test_on_the_neck_it_is_the_weighted_sum_over_levels_and_zero_if_the_student_
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("cwd", student, teacher, variant="mmrazor")
     assert method.need == Need(pyramids=frozenset({"neck"}))
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     student_levels = student_output.pyramids["neck"].levels
     teacher_levels = teacher_output.pyramids["neck"].levels[1:]  # strides 8, 16 and 32
     levels = zip(student_levels, teacher_levels, strict=True)
@@ -65,7 +65,7 @@ def test_on_the_logits_it_is_the_weighted_sum_over_levels():
     student, teacher = pair("gfl")
     method = built("cwd", student, teacher, on="logits")
     assert method.need == Need(predictions=True)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     levels = zip(logit_maps(student_output.stages[-1]), logit_maps(teacher_output.stages[-1]), strict=True)
     torch.testing.assert_close(terms["class"], 5 * sum(channel_wise(s, t) for s, t in levels))

@@ -14,7 +14,7 @@ from detdistill.methods.defeat import DeFeat, DeFeatConfig
 from detdistill.methods.shared.rois import roi_rows
 from detdistill.types import Batch, Need, Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 HEAD = {"weight_head_object": 2.0, "weight_head_background": 2.0}
 
@@ -30,7 +30,7 @@ def with_identity_connectors(method: nn.Module) -> nn.Module:
 def test_terms_follow_the_formula():
     student, teacher = pair("retinanet")
     method = built("defeat", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     inside, outside = [], []
     student_levels, teacher_levels = student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels
     levels = zip(method.levels.strides, method.levels.connectors, student_levels, teacher_levels, strict=True)
@@ -61,7 +61,7 @@ def test_the_connector_starts_near_zero():
 def test_terms_are_zero_for_equal_maps_and_only_the_student_gets_a_gradient():
     student, teacher = pair("retinanet")
     method = with_identity_connectors(built("defeat", student, teacher))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert teacher_output.stages == ()
     assert all(term.item() < 1e-9 for term in method(student_output, student_output, targets).values())
     levels = tuple(nn.Parameter(level) for level in teacher_output.pyramids["neck"].levels)
@@ -75,7 +75,7 @@ def test_terms_are_zero_for_equal_maps_and_only_the_student_gets_a_gradient():
 def test_without_objects_all_cells_are_background():
     student, teacher = pair("retinanet")
     method = with_identity_connectors(built("defeat", student, teacher))
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     terms = method(student_output, teacher_output, targets)
     levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
     assert terms["object"] == 0
@@ -85,7 +85,7 @@ def test_without_objects_all_cells_are_background():
 def test_padding_does_not_change_the_object_part():
     student, teacher = pair("retinanet")
     method = built("defeat", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     once = method(student_output, teacher_output, targets)
     padded = []
     for output in (student_output, teacher_output):
@@ -105,8 +105,8 @@ def test_duplicating_the_batch_changes_nothing(head: str):
     batch, targets = scene()
     parts = (torch.cat([part, part]) for part in (batch.images, batch.sizes, batch.originals, batch.ids))
     scene_twice = Batch(*parts, batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    once = method(*looks(method, student, teacher, (batch, targets)))
-    doubled = method(*looks(method, student, teacher, scene_twice))
+    once = method(*method_inputs(method, student, teacher, (batch, targets)))
+    doubled = method(*method_inputs(method, student, teacher, scene_twice))
     for name, term in once.items():
         torch.testing.assert_close(doubled[name], term, rtol=1e-4, atol=0)
 
@@ -115,7 +115,7 @@ def test_without_channels_in_the_counts_terms_are_larger_by_the_number_of_channe
     student, teacher = pair("retinanet")
     code = built("defeat", student, teacher, counts="code")
     paper = built("defeat", student, teacher, counts="paper")
-    inputs = looks(code, student, teacher)
+    inputs = method_inputs(code, student, teacher)
     for name, term in code(*inputs).items():
         torch.testing.assert_close(paper(*inputs)[name], 32 * term)
 
@@ -125,7 +125,7 @@ def test_the_base_moves_boxes_between_levels():
     terms = {}
     for base in (56, 20, None):
         method = built("defeat", student, teacher, base=base)
-        terms[base] = method(*looks(method, student, teacher))["object"]
+        terms[base] = method(*method_inputs(method, student, teacher))["object"]
     assert terms[56] != terms[20]
     assert terms[56] == terms[None]  # None is 14 strides of 8, or 112 pixels, and no box is larger
 
@@ -135,7 +135,7 @@ def test_the_head_terms_split_regions_by_their_label():
     options = {"weight_head_object": 2.0, "weight_head_background": 5.0, "temperature_background": 3.0}
     method = built("defeat", student, teacher, **options)
     assert method.need == Need(pyramids=frozenset({"neck"}), classify=True)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     assert terms.keys() == {"object", "background", "head_object", "head_background"}
     rows = roi_rows(student_output, teacher_output, targets, method.shared)
@@ -156,7 +156,7 @@ def test_the_head_terms_split_regions_by_their_label():
 def test_without_objects_the_head_has_no_object_term():
     student, teacher = pair("faster_rcnn")
     method = built("defeat", student, teacher, **HEAD)
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     assert terms["head_object"] == 0
     assert terms["head_background"] > 0
     sum(terms.values()).backward()

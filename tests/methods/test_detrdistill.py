@@ -14,7 +14,7 @@ from detdistill.losses import query_costs
 from detdistill.methods.shared.queries import class_scores, instance_terms, pair_stages, stage_indices
 from detdistill.types import DetectorOutput, Predictions, QuerySet
 from tests.detectors.builders import scene, shake, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 OFF = {"weight_class": 0.0, "weight_box": 0.0, "weight_giou": 0.0, "weight_feature": 0.0, "weight_assignment": 0.0}
 INSTANCE = {"weight_feature": 0.0, "weight_assignment": 0.0}
@@ -24,7 +24,7 @@ def made(**options: Any):
     """Returns the method, student, teacher, and the inputs of the method."""
     student, teacher = pair("deformable_detr")
     method = built("detrdistill", student, teacher, **options).eval()
-    return method, student, teacher, looks(method, student, teacher)
+    return method, student, teacher, method_inputs(method, student, teacher)
 
 
 def identity(method: nn.Module) -> nn.Module:
@@ -54,7 +54,7 @@ def test_stages_are_paired_for_equal_and_different_numbers(student: int, teacher
 def test_equal_detectors_have_zero_box_and_feature_terms_and_a_minimal_class_term(variant: str):
     method, student, teacher, _ = made(variant=variant, clip=False)
     student.load_state_dict(teacher.state_dict())
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     if method.config.adapter == "always":
         identity(method)
     terms = method(student_output, teacher_output, targets)
@@ -167,7 +167,7 @@ def test_detectors_with_different_numbers_of_stages_and_queries():
     small = shake(tiny("deformable_detr", seed=1, decoder_layers=3)).eval()
     large = shake(tiny("deformable_detr", seed=2, decoder_layers=6, queries=20)).eval()
     method = built("detrdistill", small, large).eval()
-    student_output, teacher_output, targets = looks(method, small, large)
+    student_output, teacher_output, targets = method_inputs(method, small, large)
     assignments = teacher_output.queries.match(teacher_output.stages, targets)
     pairs = method.paired_stages(student_output, teacher_output, assignments)
     assert len(pairs) == 6
@@ -177,7 +177,7 @@ def test_detectors_with_different_numbers_of_stages_and_queries():
     assert all(term.isfinite() for term in method(student_output, teacher_output, targets).values())
     # The other way round, the student has more queries than the teacher.
     method = built("detrdistill", large, small).eval()
-    student_output, teacher_output, targets = looks(method, large, small.requires_grad_(False))
+    student_output, teacher_output, targets = method_inputs(method, large, small.requires_grad_(False))
     assignments = teacher_output.queries.match(teacher_output.stages, targets)
     pairs = method.paired_stages(student_output, teacher_output, assignments)
     assert len(pairs) == 6
@@ -272,7 +272,7 @@ def test_teacher_scores_are_converted_between_softmax_and_sigmoid():
 
 def test_a_batch_without_objects_has_no_class_term():
     method, student, teacher, _ = made()
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     terms = method(student_output, teacher_output, targets)
     assert terms["class"] == 0
     assert terms["box"] > 0

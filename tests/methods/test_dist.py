@@ -11,14 +11,14 @@ from detdistill.methods.dist import DIST, DISTConfig
 from detdistill.methods.shared.rois import roi_rows
 from detdistill.types import Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 @pytest.mark.parametrize("head", ["retinanet", "gfl"])
 def test_dense_heads_are_compared_on_the_students_positives(head: str):
     student, teacher = pair(head)
     method = built("dist", student, teacher, temperature=2.0, beta=0.5)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     positive = student_output.stages[-1].assignment.positive
     assert positive.sum() > 2
     student_logits, teacher_logits = (output.stages[-1].logits[positive] for output in (student_output, teacher_output))
@@ -29,21 +29,23 @@ def test_dense_heads_are_compared_on_the_students_positives(head: str):
 def test_two_stages_are_compared_on_the_students_proposals_with_the_background():
     student, teacher = pair("faster_rcnn")
     method = built("dist", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     rows = roi_rows(student_output, teacher_output, targets, method.shared)
     assert rows.student.shape[1] == 4
     expected = 2 * relation_match(rows.student, rows.teacher)
     torch.testing.assert_close(method(student_output, teacher_output, targets)["relations"], expected)
     # Without objects all rows are background; they are compared too.
-    assert method(*looks(method, student, teacher, scene(objects=False)))["relations"].isfinite()
+    assert method(*method_inputs(method, student, teacher, scene(objects=False)))["relations"].isfinite()
 
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "atss"])
 def test_the_term_is_zero_if_the_student_is_the_teacher_and_only_the_student_gets_gradient(head: str):
     student, teacher = pair(head)
     method = built("dist", student, teacher)
-    assert method(*looks(method, teacher, teacher))["relations"].abs() < 1e-3  # because 1e-8 is added to the norms
-    method(*looks(method, student, teacher))["relations"].backward()
+    assert (
+        method(*method_inputs(method, teacher, teacher))["relations"].abs() < 1e-3
+    )  # because 1e-8 is added to the norms
+    method(*method_inputs(method, student, teacher))["relations"].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -54,10 +56,10 @@ def test_a_doubled_batch_changes_nothing_and_a_batch_without_objects_is_zero():
     batch, targets = scene()
     tensors = {name: torch.cat([getattr(batch, name)] * 2) for name in ("images", "sizes", "originals", "ids")}
     doubled_scene = replace(batch, **tensors, names=batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    single = method(*looks(method, student, teacher))["relations"]
-    doubled = method(*looks(method, student, teacher, doubled_scene))["relations"]
+    single = method(*method_inputs(method, student, teacher))["relations"]
+    doubled = method(*method_inputs(method, student, teacher, doubled_scene))["relations"]
     torch.testing.assert_close(single, doubled)
-    without_objects = method(*looks(method, student, teacher, scene(objects=False)))["relations"]
+    without_objects = method(*method_inputs(method, student, teacher, scene(objects=False)))["relations"]
     without_objects.backward()
     assert without_objects == 0
 

@@ -10,7 +10,7 @@ from detdistill.errors import UserError
 from detdistill.methods.shared.embeddings import EmbeddingConfig, InstanceEmbeddings, Instances, mean_per_box
 from detdistill.types import Need, ProposalInfo
 from tests.methods.instances import info, maps, neck_output, targets
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def test_the_vector_of_a_box_on_the_neck_is_the_mean_of_its_region():
@@ -34,7 +34,7 @@ def test_roi_heads_give_the_vectors_of_the_students_positive_proposals():
     method = built("pkt", student, teacher)
     embeddings = method.embeddings
     assert (embeddings.embedding, method.need) == ("roi", Need(classify=True))
-    student_output, teacher_output, _ = looks(method, student, teacher)
+    student_output, teacher_output, _ = method_inputs(method, student, teacher)
     instances = embeddings(student_output, teacher_output, None)
     positive = student_output.stages[-1].assignment.positive
     assert len(instances.student) == int(positive.sum()) > 3

@@ -15,7 +15,7 @@ from tests.detectors.builders import scene, tiny
 from tests.losses.test_attention import BOXES
 from tests.losses.test_features import STUDENT, TEACHER
 from tests.methods.maps import info, output
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 TARGETS = Targets(tuple(BOXES), (torch.zeros(2, dtype=torch.long), torch.zeros(1, dtype=torch.long)))
 TERMS = ("foreground", "background", "attention", "relation")
@@ -99,7 +99,7 @@ def test_terms_are_sums_over_levels_of_the_neck():
     method = built("fgd", student, teacher, **weights)
     assert method.need == Need(pyramids=frozenset({"neck"}))
     assert method.levels.strides == ((8, 8), (16, 16), (32, 32))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     student_neck = student_output.pyramids["neck"]
     teacher_levels = teacher_output.pyramids["neck"].levels[1:]
@@ -117,7 +117,7 @@ def test_terms_are_sums_over_levels_of_the_neck():
 def test_without_objects_terms_are_finite_and_all_cells_are_background():
     student, teacher = pair("fcos")
     method = built("fgd", student, teacher)
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     assert terms["foreground"] == 0
     assert terms["background"] > 0
     assert all(term.isfinite() for term in terms.values())

@@ -12,7 +12,7 @@ from detdistill.methods.fgfi import FGFI, FGFIConfig
 from detdistill.methods.presets import preset
 from detdistill.types import Batch, Detector, DetectorInfo, DetectorOutput, GridInfo, Need, Pyramid, Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 INFO = DetectorInfo("atss", ("a",), (8,), {"neck": 2}, "sigmoid", grid=GridInfo(1, "atss", (((64.0, 64.0),),)))
 
@@ -84,7 +84,7 @@ def test_the_connector_starts_near_zero_and_its_output_is_signed_without_relu():
     assert all(1.9e-4 < w.abs().max() < 2e-4 for w in weights)
     biases = [p for p in method.parameters() if p.ndim == 1]
     assert all(b.abs().max() > 1e-3 for b in biases)  # PyTorch's initialization
-    student_output, teacher_output, _ = looks(method, student, teacher)
+    student_output, teacher_output, _ = method_inputs(method, student, teacher)
     assert all(level.student.min() < 0 for level in method.levels(student_output, teacher_output))
     assert all(level.student.min() >= 0 for level in method_with_relu.levels(student_output, teacher_output))
     assert method.need == Need(pyramids=frozenset({"neck"}))
@@ -93,7 +93,7 @@ def test_the_connector_starts_near_zero_and_its_output_is_signed_without_relu():
 def test_gradient_reaches_connectors_and_backbone_but_not_the_teacher():
     student, teacher = pair("fcos")
     method = built("fgfi", student, teacher, levels_of_a_box="all")
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     method(student_output, teacher_output, targets)["features"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
@@ -103,7 +103,7 @@ def test_gradient_reaches_connectors_and_backbone_but_not_the_teacher():
 
 def regions(method: FGFI, student: Detector, teacher: Detector, scenery: tuple[Batch, Targets]) -> list[torch.Tensor]:
     """Returns the regions of the method on a scene."""
-    student_output, teacher_output, targets = looks(method, student, teacher, scenery)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scenery)
     return method.regions(method.levels(student_output, teacher_output), student_output, teacher_output, targets)
 
 
@@ -202,7 +202,7 @@ def test_full_selects_all_cells_of_the_image_and_inside_those_of_the_boxes():
 def test_without_objects_the_term_and_its_gradients_are_zero():
     student, teacher = pair("fcos")
     method = built("fgfi", student, teacher)
-    term = method(*looks(method, student, teacher, scene(objects=False)))["features"]
+    term = method(*method_inputs(method, student, teacher, scene(objects=False)))["features"]
     assert term.item() == 0
     term.backward()
     assert all(p.grad is not None and not p.grad.any() for p in method.parameters())
@@ -211,7 +211,7 @@ def test_without_objects_the_term_and_its_gradients_are_zero():
 def test_duplicating_the_batch_changes_nothing():
     student, teacher = pair("retinanet")
     method = built("fgfi", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     doubled = []
     for output in (student_output, teacher_output):
         neck = output.pyramids["neck"]

@@ -13,7 +13,7 @@ from detdistill.methods.presets import preset
 from detdistill.types import Need, Targets
 from tests.detectors.builders import scene, tiny
 from tests.methods import maps
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def with_identity_connectors(method: nn.Module) -> nn.Module:
@@ -29,7 +29,7 @@ def with_identity_connectors(method: nn.Module) -> nn.Module:
 def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps(reduction: str):
     student, teacher = pair("fcos")
     method = with_identity_connectors(built("fitnets", student, teacher, weight=3.0, reduction=reduction))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     pairs = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
     expected = 3 * sum(hint_distance(s, t, reduction) for s, t in pairs)
     torch.testing.assert_close(method(student_output, teacher_output, targets)["features"], expected)
@@ -42,7 +42,7 @@ def test_every_level_has_a_connector_whose_output_is_signed_unless_it_is_the_pub
     assert [tuple(p.shape) for p in weights] == [(32, 32, 1, 1)] * 3
     method = built("fitnets", student, teacher)
     published = built("fitnets", student, teacher, connector="published")
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert all(level.student.min() < 0 for level in method.levels(student_output, teacher_output))
     assert all(level.student.min() == 0 for level in published.levels(student_output, teacher_output))
     assert published(student_output, teacher_output, targets)["features"].isfinite()
@@ -58,7 +58,7 @@ def test_every_level_has_a_connector_whose_output_is_signed_unless_it_is_the_pub
 def test_duplicating_the_batch_changes_nothing_and_no_objects_are_needed(reduction: str):
     student, teacher = pair("fcos")
     method = built("fitnets", student, teacher, reduction=reduction)
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     doubled = []
     for output in (student_output, teacher_output):
         neck = output.pyramids["neck"]

@@ -13,7 +13,7 @@ from detdistill.run.pairing import resolve
 from detdistill.types import DetectorOutput, GridInfo, Layout, Need, Predictions, Targets, TowerInfo
 from tests.detectors.builders import scene, tiny
 from tests.methods.maps import info, output
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 NO_TARGETS = Targets((), ())
 HALF = torch.tensor(0.5).logit()
@@ -72,7 +72,7 @@ def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
     student, teacher = pair("fcos", "gfl")
     method = built("frs", student, teacher, weight=3.0)
     assert method.need == Need(pyramids=frozenset({"neck"}), predictions=True)
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     masks = confidence(teacher_output.stages[-1]).values()
     levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, masks, strict=True)
     term = method(student_output, teacher_output, targets)["features"]
@@ -86,7 +86,7 @@ def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
 def test_the_class_term_has_a_gradient_to_the_students_logits_only():
     student, teacher = pair("retinanet")
     method = built("frs", student, teacher, weight=0.0, weight_class=1.0)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     assert set(terms) == {"class"}
     (gradient,) = torch.autograd.grad(terms["class"], student_output.stages[-1].logits)
@@ -100,7 +100,7 @@ def test_a_two_stage_teacher_gives_its_objectness_without_running_its_roi_head()
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("frs", student, teacher, weight=1.0)
     assert method.need == Need(pyramids=frozenset({"neck"}), proposals=True)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert len(teacher_output.stages) == 1
     rpn = teacher_output.stages[0]
     student_levels = student_output.pyramids["neck"].levels

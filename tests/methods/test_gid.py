@@ -13,7 +13,7 @@ from detdistill.losses import giou_distance, quality_focal, relation_distance
 from detdistill.methods.gid import GID, GIDConfig
 from detdistill.types import Batch, DetectorOutput, Need, Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 HEADS = ["retinanet", "fcos", "atss", "gfl", "faster_rcnn"]
 
@@ -22,7 +22,7 @@ def made(head: str, **options):
     """Returns the method, student, teacher, and the inputs of the method."""
     student, teacher = pair(head)
     method = built("gid", student, teacher, **options)
-    return method, student, teacher, looks(method, student, teacher)
+    return method, student, teacher, method_inputs(method, student, teacher)
 
 
 def identity(method: GID) -> GID:
@@ -125,7 +125,7 @@ def test_repeating_the_batch_does_not_change_the_terms():
     batch, targets = scene()
     parts = (torch.cat([part, part]) for part in (batch.images, batch.sizes, batch.originals, batch.ids))
     repeated = Batch(*parts, batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    repeated_terms = method(*looks(method, student, teacher, repeated))
+    repeated_terms = method(*method_inputs(method, student, teacher, repeated))
     for name, term in method(*inputs).items():
         torch.testing.assert_close(repeated_terms[name], term, rtol=1e-3, atol=1e-6)
 

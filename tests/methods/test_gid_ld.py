@@ -11,14 +11,14 @@ from detdistill.geometry import disagreement, strongest
 from detdistill.methods.gid_ld import GIDLD, GIDLDConfig
 from detdistill.types import Batch, Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def made(head: str):
     """Returns the method, student, teacher, and the inputs of the method."""
     student, teacher = pair(head)
     method = built("gid_ld", student, teacher)
-    return method, student, teacher, looks(method, student, teacher)
+    return method, student, teacher, method_inputs(method, student, teacher)
 
 
 def test_the_term_is_the_formula():
@@ -46,7 +46,7 @@ def test_the_term_is_the_formula():
     torch.testing.assert_close(terms["features"], 2 * expected)
     assert expected > 0
     assert method(student_output, student_output, targets)["features"] == 0
-    without_objects = looks(method, student, teacher, scene(objects=False))
+    without_objects = method_inputs(method, student, teacher, scene(objects=False))
     assert method(*without_objects)["features"] == 0
 
 
@@ -82,7 +82,7 @@ def test_repeating_the_batch_does_not_change_the_term():
     batch, targets = scene()
     parts = (torch.cat([part, part]) for part in (batch.images, batch.sizes, batch.originals, batch.ids))
     repeated = Batch(*parts, batch.names * 2), Targets(targets.boxes * 2, targets.labels * 2)
-    repeated_terms = method(*looks(method, student, teacher, repeated))
+    repeated_terms = method(*method_inputs(method, student, teacher, repeated))
     torch.testing.assert_close(repeated_terms["features"], method(*inputs)["features"], rtol=1e-3, atol=1e-6)
 
 

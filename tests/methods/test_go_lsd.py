@@ -10,14 +10,14 @@ from detdistill.losses import edge_kl, paired_iou
 from detdistill.methods.shared.queries import pair_stages
 from detdistill.types import Targets
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def made():
     """Returns the method, student, teacher, and the inputs of the method."""
     student, teacher = pair("d_fine")
     method = built("go_lsd", student, teacher)
-    return method, student, teacher, looks(method, student, teacher)
+    return method, student, teacher, method_inputs(method, student, teacher)
 
 
 def test_the_term_equals_a_plain_loop_over_queries_and_sides():
@@ -58,7 +58,7 @@ def test_zero_for_equal_stages_and_only_the_student_gets_a_gradient():
 
 def test_without_objects_only_unmatched_queries_count():
     method, student, teacher, _ = made()
-    student_output, teacher_output, targets = looks(method, student, teacher, scene(objects=False))
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scene(objects=False))
     assert isinstance(targets, Targets)
     assert method(student_output, teacher_output, targets)["edges"] > 0
 

@@ -11,14 +11,14 @@ from detdistill.geometry import to_relative
 from detdistill.losses import giou_distance
 from detdistill.types import Predictions, QuerySet, TrainState
 from tests.detectors.builders import scene, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def made(**options: Any):
     """Returns the method, student, teacher, and the inputs of the method."""
     student, teacher = pair("deformable_detr")
     method = built("kddetr", student, teacher, **{"general": 7, **options})
-    return method, student, teacher, looks(method, student, teacher)
+    return method, student, teacher, method_inputs(method, student, teacher)
 
 
 def state(seed: int = 0) -> TrainState:
@@ -29,7 +29,7 @@ def state(seed: int = 0) -> TrainState:
 def test_terms_are_zero_for_equal_detectors():
     method, student, teacher, _ = made()
     student.load_state_dict(teacher.state_dict())
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert all(term.abs() < 1e-4 for term in method(student_output, teacher_output, targets, state()).values())
 
 
@@ -101,7 +101,7 @@ def test_general_points_are_drawn_from_the_generator_of_the_state():
 def test_a_student_can_read_fewer_parts_of_a_query_than_the_teacher(student_head: str, teacher_head: str):
     student, teacher = pair(student_head, teacher_head)
     method = built("kddetr", student, teacher, general=7)
-    terms = method(*looks(method, student, teacher), state())
+    terms = method(*method_inputs(method, student, teacher), state())
     assert all(term.isfinite() and term > 0 for term in terms.values())
 
 

@@ -14,7 +14,7 @@ from detdistill.methods.ld import LD, LDConfig
 from detdistill.methods.presets import preset
 from detdistill.types import Batch, Detector, DetectorOutput, EdgeInfo, Targets
 from tests.detectors.builders import DENSE, scene, shake, tiny
-from tests.methods.pairs import built, looks
+from tests.methods.pairs import built, method_inputs
 
 TERMS = {"edges", "valuable_edges", "class", "valuable_class"}
 
@@ -30,7 +30,7 @@ def method_and_arguments(
     """Returns LD for a pair of this head, and the arguments to call it with."""
     student, teacher = with_edges(head, 1), with_edges(head, 2)
     method = built("ld", student, teacher, **options)
-    return method, looks(method, student, teacher, scenery)
+    return method, method_inputs(method, student, teacher, scenery)
 
 
 @pytest.mark.parametrize("head", DENSE)
@@ -82,10 +82,10 @@ def test_the_coefficients_are_as_published():
 def test_terms_are_zero_if_the_student_is_the_teacher_and_the_teacher_gets_no_gradient(head: str):
     student, teacher = with_edges(head, 1), with_edges(head, 2)
     method = built("ld", student, teacher, weight_valuable_class=1.0)
-    terms = method(*looks(method, teacher, teacher))
+    terms = method(*method_inputs(method, teacher, teacher))
     assert terms.keys() == TERMS
     assert all(term.abs() < 1e-4 for term in terms.values())
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     teacher_predictions = teacher_output.stages[-1]
     teacher_predictions.logits.requires_grad_()
     teacher_predictions.edges.requires_grad_()

@@ -12,7 +12,7 @@ from tests.detectors.builders import scene, tiny
 from tests.losses.test_attention import generator
 from tests.losses.test_features import STUDENT, TEACHER
 from tests.methods.maps import info, output
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 NO_TARGETS = Targets((), ())
 
@@ -74,7 +74,7 @@ def test_it_reads_the_neck_and_learns_a_block_and_a_connector_per_level():
     method = built("mgd", student, teacher, weight=1.0)
     assert method.need == Need(pyramids=frozenset({"neck"}))
     assert sum(p.numel() for p in method.parameters()) == 3 * (2 * (32 * 32 * 9 + 32) + 48 * 32 + 32)
-    terms = method(*looks(method, student, teacher, scene(objects=False)))
+    terms = method(*method_inputs(method, student, teacher, scene(objects=False)))
     assert set(terms) == {"features"}
     terms["features"].backward()
     assert all(p.grad is not None and p.grad.any() for p in method.parameters())

@@ -14,7 +14,7 @@ from detdistill.methods.mimic2017 import Mimic2017, Mimic2017Config
 from detdistill.types import DetectorOutput, Need, Proposals
 from tests.detectors.builders import tiny
 from tests.methods.instances import STRIDES, info, maps, neck_output, padded, targets
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 BOXES = torch.tensor([[[8.0, 8, 40, 40], [0, 0, 30, 90]], [[60, 60, 100, 90], [0, 0, 0, 0]]])
 VALID = torch.tensor([[True, True], [True, False]])
@@ -102,7 +102,7 @@ def test_a_two_stage_pair_can_use_the_proposals_of_either_detector(proposer: str
     method = built("mimic2017", student, teacher, proposals=proposer)
     assert method.need.proposals == (proposer == "teacher") and not method.need.predictions
     torch.manual_seed(0)
-    student_output, teacher_output, ground_truth = looks(method, student, teacher)
+    student_output, teacher_output, ground_truth = method_inputs(method, student, teacher)
     proposing = student_output if proposer == "student" else teacher_output
     assert sum(len(boxes) for boxes in method.proposals(proposing)) == int(proposing.proposals.valid.sum())
     term = method(student_output, teacher_output, ground_truth)["regions"]
@@ -114,7 +114,7 @@ def test_a_two_stage_pair_can_use_the_proposals_of_either_detector(proposer: str
 def test_detectors_without_proposals_propose_their_predictions(head: str):
     student, teacher = pair(head)
     method = built("mimic2017", student, teacher, most=9, overlap=0.5)
-    student_output, teacher_output, ground_truth = looks(method, student, teacher)
+    student_output, teacher_output, ground_truth = method_inputs(method, student, teacher)
     proposals = method.proposals(student_output)
     stage, sizes = student_output.stages[-1], student_output.pyramids["neck"].sizes
     for image, boxes in enumerate(proposals):
@@ -127,7 +127,7 @@ def test_detectors_without_proposals_propose_their_predictions(head: str):
         torch.testing.assert_close(boxes[0], stage.boxes[image, best].detach().clamp(min=0).minimum(limits))
     assert method(student_output, teacher_output, ground_truth)["regions"].isfinite()
     from_teacher = built("mimic2017", student, teacher, proposals="teacher")
-    assert from_teacher.need.predictions and from_teacher(*looks(from_teacher, student, teacher))["regions"] > 0
+    assert from_teacher.need.predictions and from_teacher(*method_inputs(from_teacher, student, teacher))["regions"] > 0
 
 
 def test_padding_the_batch_further_changes_nothing():

@@ -13,7 +13,7 @@ from detdistill.methods.shared.classes import SharedClasses
 from detdistill.methods.shared.predictions import PredictionConfig
 from detdistill.types import Assignment, DetectorOutput, GridInfo, Predictions, Targets
 from tests.detectors.builders import DENSE, tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def test_terms_by_hand():
@@ -53,7 +53,7 @@ def test_a_term_of_weight_0_is_not_computed(monkeypatch: pytest.MonkeyPatch):
         ("weight_quality", "quality_distance", "quality"),
     ):
         method = built("mimicking", student, teacher, **{weight: 0.0})
-        arguments = looks(method, student, teacher)
+        arguments = method_inputs(method, student, teacher)
         with monkeypatch.context() as patched:
             patched.delattr(module, function)
             assert method(*arguments).keys() == {"class", "box", "quality"} - {term}
@@ -63,7 +63,7 @@ def test_a_term_of_weight_0_is_not_computed(monkeypatch: pytest.MonkeyPatch):
 def test_it_compares_the_predictions_of_the_students_head(head: str):
     student, teacher = pair(head)
     method = built("mimicking", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     terms = method(student_output, teacher_output, targets)
     student_predictions, teacher_predictions = student_output.stages[0], teacher_output.stages[0]
     rows = quality_focal(student_predictions.logits, teacher_predictions.logits.sigmoid(), 1.0).sum(-1)
@@ -82,7 +82,7 @@ def test_it_compares_the_predictions_of_the_students_head(head: str):
 def test_terms_are_at_their_minimum_if_the_student_is_the_teacher(head: str):
     _, teacher = pair(head)
     method = built("mimicking", teacher, teacher)
-    terms = method(*looks(method, teacher, teacher))
+    terms = method(*method_inputs(method, teacher, teacher))
     assert terms["class"].abs() < 1e-6
     assert terms["box"].abs() < 1e-5
 
@@ -91,7 +91,7 @@ def test_a_dense_detector_without_towers_is_served():
     student, teacher = pair("gfl")
     info = replace(student.info, towers=None)
     method = Mimicking.build(PredictionConfig(), info, replace(teacher.info, towers=None))
-    terms = method(*looks(method, student, teacher))
+    terms = method(*method_inputs(method, student, teacher))
     assert all(term > 0 for term in terms.values())
     rpn = replace(tiny("faster_rcnn").info, grid=GridInfo(anchors_per_cell=1, assigner="rpn"))
     with pytest.raises(UserError, match=r"the student \(faster_rcnn\) has no dense head"):

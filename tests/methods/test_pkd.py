@@ -10,13 +10,13 @@ from detdistill.losses import pearson_distance
 from detdistill.methods.pkd import PKD, PKDConfig
 from detdistill.types import Need
 from tests.detectors.builders import tiny
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def test_the_term_is_the_weighted_sum_over_levels_and_zero_for_equal_maps():
     student, teacher = pair("fcos")
     method = built("pkd", student, teacher, weight=3.0, least_positions=2)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
     expected = 3 * sum(pearson_distance(s, t) for s, t in levels)
     torch.testing.assert_close(method(student_output, teacher_output, targets)["features"], expected)
@@ -27,7 +27,7 @@ def test_the_teacher_needs_no_head_and_gets_no_gradient():
     student, teacher = pair("gfl", "retinanet")
     method = built("pkd", student, teacher)
     assert method.need == Need(pyramids=frozenset({"neck"}))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert teacher_output.stages == ()
     method(student_output, teacher_output, targets)["features"].backward()
     head = [p.grad for n, p in student.named_parameters() if n.startswith("head")]
@@ -43,7 +43,7 @@ def test_levels_are_paired_by_stride_or_by_index():
     assert by_stride.levels.strides == ((8, 8), (16, 16), (32, 32))
     by_index = built("pkd", student, teacher, pairing="index", least_positions=2)
     assert by_index.levels.strides == ((8, 4), (16, 8), (32, 16))
-    term = by_index(*looks(by_index, student, teacher.eval()))["features"]
+    term = by_index(*method_inputs(by_index, student, teacher.eval()))["features"]
     assert term.isfinite()
     assert built("pkd", student, teacher, levels=2).levels.strides == ((8, 8), (16, 16))
 
@@ -52,7 +52,7 @@ def test_levels_are_paired_by_stride_or_by_index():
 def test_the_maps_of_one_side_are_resized(side: str):
     student, teacher = pair("fcos", "faster_rcnn")
     method = built("pkd", student, teacher, pairing="index", resize=side, least_positions=2)
-    student_output, teacher_output, _ = looks(method, student, teacher)
+    student_output, teacher_output, _ = method_inputs(method, student, teacher)
     first = method.levels(student_output, teacher_output)[0]
     unchanged = (teacher_output if side == "student" else student_output).pyramids["neck"]
     assert first.student.shape == first.teacher.shape == unchanged.levels[0].shape
@@ -64,7 +64,7 @@ def test_a_connector_is_learned_only_if_channel_counts_differ():
     assert list(built("pkd", *pair("fcos")).parameters()) == []
     method = built("pkd", student, teacher)
     assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 3
-    method(*looks(method, student, teacher))["features"].backward()
+    method(*method_inputs(method, student, teacher))["features"].backward()
     weights = [p for p in method.parameters() if p.ndim == 4]
     has_gradient = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in weights]
     assert has_gradient == [True, True, False]  # the coarsest level has fewer than 16 cells and is left out
@@ -76,17 +76,17 @@ def test_small_levels_are_left_out_and_it_is_an_error_if_no_level_is_left():
     large_levels = built("pkd", student, teacher, least_positions=100)
     first_level = built("pkd", student, teacher, levels=1)
     methods = (all_levels, large_levels, first_level)
-    terms = [method(*looks(method, student, teacher))["features"].item() for method in methods]
+    terms = [method(*method_inputs(method, student, teacher))["features"].item() for method in methods]
     assert terms[0] > terms[1] == terms[2]
     no_level = built("pkd", student, teacher, least_positions=10**6)
     with pytest.raises(UserError, match=r"too small to correlate \(192, 48, 12 cells"):
-        no_level(*looks(no_level, student, teacher))
+        no_level(*method_inputs(no_level, student, teacher))
 
 
 def test_duplicating_the_batch_changes_only_the_degrees_of_freedom():
     student, teacher = pair("fcos")
     method = built("pkd", student, teacher, levels=1)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     once = method(student_output, teacher_output, targets)["features"]
     doubled = []
     for output in (student_output, teacher_output):
@@ -103,7 +103,7 @@ def test_distance_mse():
     options = {"weight": 3.0, "levels": 2}
     plain = built("pkd", student, teacher, distance="mse", **options)
     correlated = built("pkd", student, teacher, distance="pearson", **options)
-    student_output, teacher_output, targets = looks(plain, student, teacher)
+    student_output, teacher_output, targets = method_inputs(plain, student, teacher)
     levels = list(zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True))[:2]
     expected = 3 * sum((s - t).square().mean() / 2 for s, t in levels)
     torch.testing.assert_close(plain(student_output, teacher_output, targets)["features"], expected)
@@ -123,7 +123,7 @@ def test_tower_features_at_every_depth(student_head: str, teacher_head: str, dep
     student, teacher = pair(student_head, teacher_head)
     method = built("pkd", student, teacher, pyramid="towers", depth=depth, weight=2.0)
     assert method.need == method.student_need == Need(towers=frozenset({depth}))
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     student_state, teacher_state = student_output.towers.states[depth], teacher_output.towers.states[depth]
     pairs = [
         *zip(student_state.classification, teacher_state.classification, strict=True),
@@ -145,7 +145,7 @@ def test_towers_may_differ_in_depth_and_channels():
     method = built("pkd", student, teacher, pyramid="towers")
     assert (method.levels.depths, method.student_need) == ((0, 1), Need(towers=frozenset({0})))
     assert [tuple(p.shape) for p in method.parameters() if p.ndim == 4] == [(32, 64, 1, 1)] * 6
-    assert method(*looks(method, student, teacher))["features"].isfinite()
+    assert method(*method_inputs(method, student, teacher))["features"].isfinite()
     with pytest.raises(UserError, match="depth 2 is beyond the student's towers, which have 1"):
         PKD.build(PKDConfig(pyramid="towers", depth=2), student.info, teacher.info)
     with pytest.raises(UserError, match=r"method pkd: the teacher \(faster_rcnn\) has no towers"):
@@ -156,8 +156,8 @@ def test_the_teacher_may_have_the_weights_of_the_student():
     teacher = tiny("gfl", seed=1).eval().requires_grad_(False)
     student = tiny("gfl", seed=1).eval()  # a separate copy of the same weights
     method = built("pkd", student, teacher)
-    assert method(*looks(method, student, teacher))["features"] < 1e-9
-    student_output, teacher_output, targets = looks(method, student.train(), teacher)
+    assert method(*method_inputs(method, student, teacher))["features"] < 1e-9
+    student_output, teacher_output, targets = method_inputs(method, student.train(), teacher)
     term = method(student_output, teacher_output, targets)["features"]
     term.backward()
     assert term > 0  # the student's batch norms use batch statistics, the teacher's running averages

@@ -7,7 +7,7 @@ from detdistill.losses import pkt
 from detdistill.methods.pkt import PKT, PKTConfig
 from detdistill.types import Targets
 from tests.methods.instances import info, maps, neck_output, padded, select_images, targets
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def built_on(student_width: int, teacher_width: int, **options: object) -> PKT:
@@ -77,7 +77,7 @@ def test_padding_the_batch_further_changes_nothing():
 def test_a_two_stage_pair_relates_roi_embeddings_and_trains_the_box_head():
     student, teacher = pair("faster_rcnn")
     method = built("pkt", student, teacher)
-    term = method(*looks(method, student, teacher))["relations"]
+    term = method(*method_inputs(method, student, teacher))["relations"]
     term.backward()
     assert term > 0
     assert student.model.roi_heads.box_head.fc7.weight.grad.abs().sum() > 0

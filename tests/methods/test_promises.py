@@ -13,7 +13,7 @@ import torch
 from detdistill.methods import METHODS, Method
 from detdistill.types import Batch, Detector, Targets, TrainState
 from tests.detectors.builders import scene
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 QUERIES = {
     "detrdistill": "deformable_detr",
@@ -50,7 +50,7 @@ def terms(name: str, scenery: tuple[Batch, Targets]) -> dict[str, torch.Tensor]:
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.train()  # as in training; a doubled batch has the same statistics
     torch.manual_seed(5)
-    student_output, teacher_output, targets = looks(method, student, teacher, scenery)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher, scenery)
     state = TrainState(ids=scenery[0].ids, generator=torch.Generator().manual_seed(1))
     return method(student_output, teacher_output, targets, state)
 

@@ -15,7 +15,7 @@ from detdistill.methods.reviewkd_fusion import FusedLevels, SeparateLevels
 from detdistill.types import Need
 from tests.detectors.builders import scene, tiny
 from tests.losses.inputs import wave
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -74,7 +74,7 @@ def test_paths(paths: str, expected: list[tuple[int, int]]):
 def test_the_term_is_the_weighted_context_loss_of_the_fused_levels():
     student, teacher = pair("fcos")
     method = built("reviewkd", student, teacher, weight=2.0)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     student_levels, teacher_levels = student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels
     fused = method.blocks(student_levels, [tuple(level.shape[-2:]) for level in teacher_levels])
     expected = 2 * hierarchical_context(fused, teacher_levels)
@@ -85,7 +85,7 @@ def test_the_term_is_the_weighted_context_loss_of_the_fused_levels():
 def test_gradient_reaches_blocks_and_backbone_but_not_the_teacher():
     student, teacher = pair("gfl", "retinanet", channels=48)
     method = built("reviewkd", student, teacher)
-    method(*looks(method, student, teacher))["features"].backward()
+    method(*method_inputs(method, student, teacher))["features"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone_parameters())
     assert all(p.grad is None for p in student.parameters() if p.shape[:1] == (3,))  # the classifier
@@ -110,7 +110,7 @@ def test_a_fine_teacher_level_teaches_the_deeper_student_levels():
 def test_without_fusion_each_pair_has_its_own_block(paths: str, count: int):
     student, teacher = pair("fcos")
     method = built("reviewkd", student, teacher, paths=paths, fusion=False)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     assert len(method.blocks.blocks) == count
     assert not any("att_conv" in name for name, _ in method.named_parameters())
     shapes = [tuple(level.shape[-2:]) for level in teacher_output.pyramids["neck"].levels]
@@ -126,7 +126,7 @@ def test_without_fusion_each_pair_has_its_own_block(paths: str, count: int):
 def test_without_context_the_term_is_the_mean_squares():
     student, teacher = pair("fcos")
     method = built("reviewkd", student, teacher, context=False)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     teacher_levels = teacher_output.pyramids["neck"].levels
     shapes = [tuple(level.shape[-2:]) for level in teacher_levels]
     maps = method.blocks(student_output.pyramids["neck"].levels, shapes)
@@ -137,7 +137,7 @@ def test_without_context_the_term_is_the_mean_squares():
 def test_duplicating_the_batch_changes_nothing():
     student, teacher = pair("fcos")
     method = built("reviewkd", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     doubled = []
     for output in (student_output, teacher_output):
         neck = output.pyramids["neck"]
@@ -151,14 +151,14 @@ def test_duplicating_the_batch_changes_nothing():
 def test_no_objects_are_needed():
     student, teacher = pair("fcos")
     method = built("reviewkd", student, teacher)
-    assert method(*looks(method, student, teacher, scene(objects=False)))["features"].isfinite()
+    assert method(*method_inputs(method, student, teacher, scene(objects=False)))["features"].isfinite()
 
 
 def test_levels_are_paired_by_stride_or_by_index():
     student, teacher = tiny("fcos").eval(), tiny("faster_rcnn").eval()  # strides 8 16 32 and 4 8 16 32
     assert built("reviewkd", student, teacher).levels.strides == ((8, 8), (16, 16), (32, 32))
     by_index = built("reviewkd", student, teacher, pairing="index")
-    assert by_index(*looks(by_index, student, teacher))["features"].isfinite()
+    assert by_index(*method_inputs(by_index, student, teacher))["features"].isfinite()
 
 
 def test_presets_are_as_published():
@@ -176,7 +176,7 @@ def test_unsuitable_detectors_options_and_maps_are_refused():
     with pytest.raises(UserError, match="no level in common"):
         ReviewKD.build(ReviewKDConfig(), replace(student.info, strides=(4,)), teacher.info)
     method = built("reviewkd", student, teacher)
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     one_cell = []
     for output in (student_output, teacher_output):
         neck = output.pyramids["neck"]
@@ -193,7 +193,7 @@ def test_maps_of_different_sizes_are_resized_in_the_blocks_or_on_the_teachers_si
     student, teacher = pair("fcos", "faster_rcnn")
     for resize in ("student", "teacher"):
         method = built("reviewkd", student, teacher, pairing="index", resize=resize, fusion=fusion)
-        student_output, teacher_output, targets = looks(method, student, teacher)
+        student_output, teacher_output, targets = method_inputs(method, student, teacher)
         student_levels = student_output.pyramids["neck"].levels
         teacher_levels = teacher_output.pyramids["neck"].levels[:3]
         if resize == "teacher":

@@ -89,7 +89,7 @@ def test_the_info_of_the_second_stage_agrees_with_the_detector():
     assert detector.info.proposals.code == (10.0, 10.0, 5.0, 5.0)
     batch, _ = scene()
     levels, _ = detector._pyramid(batch)
-    assert tuple(detector._pooled_strides(levels).values()) == detector.info.proposals.strides
+    assert tuple(detector.roi_head.pooled_strides(levels).values()) == detector.info.proposals.strides
     assert tiny("fcos").info.proposals is None
 
 

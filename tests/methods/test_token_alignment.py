@@ -17,7 +17,7 @@ from detdistill.types import Need, Targets
 from tests.detectors.builders import tiny
 from tests.losses.test_features import STUDENT, TEACHER
 from tests.methods.maps import info, output
-from tests.methods.pairs import looks
+from tests.methods.pairs import method_inputs
 
 NO_OBJECTS = Targets((torch.zeros(0, 4),) * 2, (torch.zeros(0, dtype=torch.long),) * 2)
 
@@ -134,7 +134,7 @@ def test_a_vit_can_teach_any_detector(head: str, tmp_path: object):
     pyramid = "memory" if head == "deformable_detr" else "neck"
     method = TokenAlignment.build(TokenAlignmentConfig(pyramid=pyramid), student.info, teacher.info)
     assert method.stride == 32
-    student_output, teacher_output, targets = looks(method, student, teacher)
+    student_output, teacher_output, targets = method_inputs(method, student, teacher)
     term = method(student_output, teacher_output, targets)["tokens"]
     is_inside = torch.ones(2, 2, 3)  # in an image of 50 x 70 pixels all 2 x 3 cells of stride 32 begin inside
     s, t = student_output.pyramids[pyramid].levels[-1], teacher_output.pyramids["neck"].levels[0]

@@ -13,7 +13,7 @@ from detdistill.testing import scene as example_scene
 from detdistill.types import Batch, Detector, DetectorOutput, Targets
 from tests.detectors.builders import CLASSES
 from tests.losses.inputs import wave
-from tests.methods.pairs import built, looks, pair
+from tests.methods.pairs import built, method_inputs, pair
 
 # Logits of the golden numbers.
 STUDENT, TEACHER = wave((4, 10), 0.7, 0.1, 3.0), wave((4, 10), 1.3, 0.5, 3.0)
@@ -35,9 +35,9 @@ def two_stage_pair(**options: Any) -> tuple[Detector, Detector]:
 def sampled_outputs(
     method: Method, student: Detector, teacher: Detector, scenery: tuple[Batch, Targets] | None = None
 ) -> tuple[DetectorOutput, DetectorOutput, Targets]:
-    """Returns the same as `looks`, with a fixed seed for the samples of the student's losses."""
+    """Returns the same as `method_inputs`, with a fixed seed for the samples of the student's losses."""
     torch.manual_seed(3)
-    return looks(method, student, teacher, scenery)
+    return method_inputs(method, student, teacher, scenery)
 
 
 def with_classes(detector: Detector, names: dict[str, str]) -> Detector:

@@ -34,8 +34,8 @@ def strongest(scores: Tensor, boxes: Tensor, limit: int, iou_threshold: float, p
     """Indices (k,), k <= limit, of the best boxes after non-maximum suppression, best first.
 
     scores: (n,). boxes: (n, 4). iou_threshold: suppress a box that overlaps a better box by more than this IoU.
-    pool: number of best boxes to suppress at first. n may be 200,000 anchors, and suppression of the best few gives the
-    beginning of the suppression of all n. If too few boxes survive, the pool grows. The result is exact.
+    pool: number of best boxes that take part at first, because n may be 200,000 anchors. If fewer than `limit` of them
+        survive, the pool grows. The result is the same as for all n boxes, because only better boxes suppress a box.
     """
     while True:
         best = scores.topk(min(pool, len(scores))).indices

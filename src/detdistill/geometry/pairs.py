@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 LARGE = 1e30  # replaces a cost that isn't finite; such a pair is taken only if nothing else is left
-THREADED = 10_000  # problems with at least so many costs use threads; scipy's solver releases the interpreter lock
+THREADED = 10_000  # problems of this many costs or more use threads; scipy's solver releases the interpreter lock
 
 
 def pair_queries(cost: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,8 @@ def imitation_cells(
 ) -> Tensor:
     """Cells near each object: anchors (H, W, A, 4) and boxes (G, 4) to bool (G, H, W). FGFI, arXiv:1906.03609.
 
-    A cell is near a box if one of its anchors has an IoU with the box above `factor` times the best IoU of all anchors.
+    A cell is near a box if the IoU of one of its anchors with the box is strictly above `factor` times the best IoU of
+    all anchors.
     A box that overlaps no anchor has no cells.
     legacy: compute areas and overlaps with widths of x2 - x1 + 1, as the published code does.
     valid: (G, H, W) bool, the cells that take part, also in the best IoU. None means all cells.

@@ -24,7 +24,7 @@ def _center(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = features.mean(dim=BATCH_AND_CELLS, keepdim=True)
     centered = features - mean
     variance = centered.square().sum(dim=BATCH_AND_CELLS, keepdim=True) / (features[:, :1].numel() - 1)
-    # The square root of 0 (a channel that is constant) has an infinite gradient.
+    # Clamped, because the square root of 0 (the variance of a constant channel) has an infinite gradient.
     deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
     return centered, mean, deviation
 

@@ -9,7 +9,7 @@ from detdistill.distributed import mean_over_processes
 def at_least_single(values: Tensor) -> Tensor:
     """Convert half precision to single precision; single and double precision stay as they are.
 
-    A sum over a million cells overflows 16 bits.
+    16 bits are too few for a sum over a million cells.
     """
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 

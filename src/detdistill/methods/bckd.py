@@ -3,9 +3,9 @@
     class   w_c sum over rows and classes of |p_t - p_s| BCE(z_s, p_t) / number of positives,    p = sigmoid(z)
     box     w_b sum over rows of max_k |p_t - p_s| (1 - GIoU(b_s, b_t)) / number of positives
 
-The classes of a sigmoid head do not compete, so each class is distilled by itself, in every valid cell. The factor |p_t
-- p_s| carries gradient in the class term and none in the box term. The class term is `quality_focal` with beta 1 and
-the teacher's scores as targets, as in CrossKD and mimicking.
+The classes of a sigmoid head do not compete, so each class is distilled by itself, in every valid cell. The factor
+|p_t - p_s| carries gradient in the class term and none in the box term. The class term is `quality_focal` with beta 1
+and the teacher's scores as targets, as in CrossKD and mimicking.
 
 We know of no difference between paper and code. The weights were published for GFL and are the same for all heads here.
 Rows in which the teacher's box has no area (torchvision's FCOS) get no box loss.
@@ -37,7 +37,7 @@ class BCKDConfig:
 
 
 class BCKD(Method):
-    """See the module docstring. Its terms: `class`, `box`."""
+    """See the module docstring. Terms: `class`, `box`."""
 
     name = "bckd"
     group = "dense predictions"

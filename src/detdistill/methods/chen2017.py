@@ -4,8 +4,9 @@
     box     nu * sum over positives of (d_s if d_s + m > d_t, else 0) / number of rows
     hint    gamma * mean over levels of mean (V - a(Z))^2
 
-w is 1.5 for the background and stands inside the sum; T = 1. d = |R - y|^2 of student and teacher. a is a 1x1
-convolution, also if the widths agree.
+w is 1.5 for the background and stands inside the sum; T = 1. d_s and d_t are |R - y|^2 of student and teacher. R is the
+predicted box code, y the box code of the ground truth. V is the teacher's map, Z the student's map. a is a 1x1
+convolution, used even if the channel counts are equal.
 
 Rows are the samples of the student's task loss: sampled anchors in the RPN, sampled proposals in the second stage. The
 teacher's RPN predicts for the same anchors, and its RoI head for the student's proposals. The single sigmoid of an RPN
@@ -70,7 +71,7 @@ class Chen2017Config(LevelConfig):
 
 
 class Chen2017(Method):
-    """See the module docstring. Its terms: `rpn_class`, `rpn_box`, `roi_class`, `roi_box`, `hint`."""
+    """See the module docstring. Terms: `rpn_class`, `rpn_box`, `roi_class`, `roi_box`, `hint`."""
 
     name = "chen2017"
     group = "RoI heads"

@@ -42,13 +42,14 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 @dataclass(frozen=True)
 class CRDConfig(EmbeddingConfig):
     """weight: weight of the term.
-    negatives: K.
-    capacity: M.
+    negatives: K, the number of negatives per box.
+    capacity: M, the number of slots of the memory.
     width: length of the learned vectors.
     temperature: T.
     momentum: share of the old vector in a memory update.
     positives: `exact` is the box's own slot; `relax` is any slot of its class.
-    begin: initial vectors of a new slot.
+    begin: initial vectors of a new slot. `own`: the vectors of its box. `random`: the vectors that the slot holds; they
+        are random if the slot is used for the first time, as published.
     The other options: see `methods.shared.embeddings.EmbeddingConfig`.
     """
 
@@ -63,7 +64,7 @@ class CRDConfig(EmbeddingConfig):
 
 
 class CRD(Method):
-    """See the module docstring. Term: `contrast`."""
+    """See the module docstring. Terms: `contrast`."""
 
     name = "crd"
     group = "instances"

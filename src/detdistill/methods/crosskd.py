@@ -6,12 +6,15 @@
 The gradient passes through the frozen end of the teacher's head into the student's convolutions 1..i, its neck and its
 backbone. The student's later convolutions and its predictors learn from the labels only.
 
-Differences between paper and published code. The code, but not the text, first gives the student's features the
-teacher's mean and deviation per channel and level (`align`). The code is written to take the tower's features before
-the activation, but an in-place ReLU overwrites the stored features. The published runs therefore used the features
-after the ReLU and applied ReLU again (`tap: post_relu`, the default; `pre_act` follows the code as written). The box
-term is weighted by the teacher's confidence. The divisors differ between detectors: see `methods.presets`. The code
-needs equal tower widths. Here a 1x1 convolution is learned if the widths differ, as the authors advise.
+Paper and published code:
+- The code, but not the text, first gives the student's features the teacher's mean and deviation per channel and level
+  (`align`).
+- The code is written to take the tower's features before the activation, but an in-place ReLU overwrites the stored
+  features. The published runs therefore used the features after the ReLU and applied ReLU again (`tap: post_relu`, the
+  default; `pre_act` follows the code as written).
+- The box term is weighted by the teacher's confidence. The divisors differ between detectors: see `methods.presets`.
+- The code needs towers with equal channel counts. Here a 1x1 convolution is learned if they differ, as the authors
+  advise.
 """
 
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 from detdistill.losses import match_statistics, quality_focal
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
+from detdistill.methods.shared.levels import when_channels_differ
 from detdistill.methods.shared.predictions import (
     PredictionConfig,
     box_distance,
@@ -54,7 +58,7 @@ class CrossKDConfig(PredictionConfig):
 
 
 class CrossKD(Method):
-    """See the module docstring. Its terms: `class`, `box`, `quality`."""
+    """See the module docstring. Terms: `class`, `box`, `quality`."""
 
     name = "crosskd"
     group = "dense predictions"
@@ -62,7 +66,7 @@ class CrossKD(Method):
     copies = "the teacher's predictions, through the teacher's own head"
     requires = "dense heads with towers on the same strides"
     reads = "tower features, the teacher's head"
-    learns = "a 1x1 convolution per tower, only if the widths differ"
+    learns = "a 1x1 convolution per tower, only if the channel counts differ"
     gain = "GFL R50 40.2 to 43.7 (GFL R101)"
     Config = CrossKDConfig
 
@@ -70,21 +74,20 @@ class CrossKD(Method):
         self,
         config: CrossKDConfig,
         depths: tuple[int, int],
-        widths: tuple[int, int],
+        channels: tuple[int, int],
         same_grid: bool,
         shared: SharedClasses,
     ):
-        """depths, widths: of the towers of student and teacher.
+        """depths, channels: of the towers of student and teacher.
 
         same_grid: the student's assignment also fits the teacher's predictions.
         """
         super().__init__()
         self.config, self.shared, self.same_grid = config, shared, same_grid
         self.student_depth, self.teacher_depth = depths
-        student_width, teacher_width = widths
+        student_channels, teacher_channels = channels
         self.connectors = nn.ModuleList(  # classification tower, regression tower
-            nn.Identity() if student_width == teacher_width else nn.Conv2d(student_width, teacher_width, 1)
-            for _ in range(2)
+            when_channels_differ(student_channels, teacher_channels) for _ in range(2)
         )
         self.need = Need(towers=frozenset({self.teacher_depth}), predictions=True)
         self.student_need = Need(towers=frozenset({self.student_depth}))
@@ -109,8 +112,8 @@ class CrossKD(Method):
         student_grid, teacher_grid = required(student.grid), required(teacher.grid)
         same_assigner = student_grid.assigner == teacher_grid.assigner
         same_grid = same_assigner and student_grid.cell_anchors == teacher_grid.cell_anchors
-        widths = required(student.towers).channels, required(teacher.towers).channels
-        return cls(config, (student_depth, teacher_depth), widths, same_grid, shared)
+        channels = required(student.towers).channels, required(teacher.towers).channels
+        return cls(config, (student_depth, teacher_depth), channels, same_grid, shared)
 
     def forward(
         self,
@@ -144,7 +147,7 @@ class CrossKD(Method):
     def _adapted(
         self, student_levels: Sequence[Tensor], teacher_levels: Sequence[Tensor], connector: nn.Module
     ) -> tuple[Tensor, ...]:
-        """The levels of a student's tower with the activation, width and channel statistics of the teacher's tower."""
+        """The levels of a student's tower with the activation, channels and statistics of the teacher's tower."""
         levels = []
         for student_level, teacher_level in zip(student_levels, teacher_levels, strict=True):
             if self.config.tap == "post_relu":  # depth 0 is the neck, which has no activation

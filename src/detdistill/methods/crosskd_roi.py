@@ -9,7 +9,7 @@ RPN learn from the labels only.
 
 The paper (Wang et al.) describes dense heads. This is the two-stage branch of the published code (Faster and Mask
 R-CNN, together with PKD of weight 6); no result of it was published. Unlike the dense form it does not align channel
-statistics. The code needs equal widths. Here a 1x1 convolution per level is learned if the widths differ.
+statistics. The code needs equal channel counts. Here a 1x1 convolution per level is learned if they differ.
 """
 
 from typing import Self
@@ -18,30 +18,29 @@ from torch import Tensor, nn
 
 from detdistill.methods.method import Method, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.levels import level_at, when_widths_differ
+from detdistill.methods.shared.levels import level_at, when_channels_differ
 from detdistill.methods.shared.rois import RoIConfig, crossed_rows, require_roi_heads, require_roi_terms, roi_terms
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Targets, TrainState, required
 
 
 class CrossKDRoI(Method):
-    """See the module docstring. Its terms: `class`, `box`."""
+    """See the module docstring. Terms: `class`, `box`."""
 
     name = "crosskd_roi"
     group = "RoI heads"
     paper = "arXiv:2306.11369, its two-stage code"
-    copies = "the same, through the teacher's own RoI head"
+    copies = "the teacher's classes and boxes on the student's proposals, through the teacher's own RoI head"
     requires = "RoI heads on both sides, pooled from levels that the student has"
     reads = "neck features, the teacher's RoI head on the student's proposals"
-    learns = "a 1x1 convolution per level, only if the widths differ"
+    learns = "a 1x1 convolution per level, only if the channel counts differ"
     Config = RoIConfig
     need = Need(classify=True)
 
-    def __init__(self, config: RoIConfig, shared: SharedClasses, strides: tuple[int, ...], widths: tuple[int, int]):
-        """strides: strides of the levels that the teacher pools regions from. widths: channels of the necks of student
-        and teacher."""
+    def __init__(self, config: RoIConfig, shared: SharedClasses, strides: tuple[int, ...], channels: tuple[int, int]):
+        """strides: of the levels that the teacher pools regions from. channels: of the necks of student and teacher."""
         super().__init__()
         self.config, self.shared, self.strides = config, shared, strides
-        self.connectors = nn.ModuleList(when_widths_differ(*widths) for _ in strides)
+        self.connectors = nn.ModuleList(when_channels_differ(*channels) for _ in strides)
 
     @classmethod
     def build(cls, config: RoIConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:

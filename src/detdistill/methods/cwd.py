@@ -2,17 +2,21 @@
 
     L = weight * sum over levels of T^2 mean over images and channels of KL(softmax(t / T) || softmax(s / T))
 
-The softmax runs over the cells of a channel. On the neck it reads no head, no box and no class. On the class logits
-(`on: logits`) a channel is one class of one anchor, both detectors must predict in the same cells, and only shared
-classes are compared.
+t and s are the teacher's and the student's map. The softmax runs over the cells of a channel. On the neck the method
+reads no head, no boxes and no classes. On the class logits (`on: logits`) a channel is one class of one anchor, both
+detectors must predict in the same cells, and only shared classes are compared.
 
-Differences between paper and code. The original detection code (`variant: original`, the default, because the published
-number is its own) takes the cross-entropy, which has the same gradient and the teacher's entropy as minimum instead of
-0, with T = 1 and weight 5 on the first four levels. mmrazor 1.x (`variant: mmrazor`) takes the KL with weight 10 on all
-five levels. mmrazor's 41.9 AP for GFL was measured on the class logits with T = 1 and weight 5, in its version 0.3.1;
-its later configuration of the same name distills the neck. Here that is `on: logits`. The weights are in
-`methods.presets`. The original has a 1x1 convolution if the widths differ, as here. The softmax runs over the whole map
-including the padding, as in both codes.
+Published code:
+- The original detection code (`variant: original`) uses the cross-entropy, with T = 1 and weight 5 on the first four
+  levels. The cross-entropy has the same gradient, but its minimum is the teacher's entropy instead of 0. This variant
+  is the default, because the published number was obtained with it.
+- mmrazor 1.x (`variant: mmrazor`) uses the KL with weight 10 on all five levels.
+- mmrazor 0.3.1 reported 41.9 AP for GFL, on the class logits with T = 1 and weight 5. Here this is `on: logits`. Its
+  later configuration of the same name distills the neck.
+- The original learns a 1x1 convolution if the channel counts differ, as here.
+- In both codes the softmax runs over the whole map, including the padding, as here.
+
+The weights are in `methods.presets`.
 """
 
 from dataclasses import dataclass
@@ -34,8 +38,8 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Ta
 class CWDConfig(LevelConfig):
     """Options of CWD.
 
-    levels: number of levels of the neck's pairs or of the logits, from the finest; none: all.
-    weight: weight of the sum over levels.
+    levels: number of neck level pairs or of logit levels to compare, starting at the finest; none: all.
+    weight: weight of each level's term.
     temperature: temperature of both softmaxes.
     on, variant: see the module docstring.
     The other options apply to the neck only: see `LevelConfig`.
@@ -49,7 +53,7 @@ class CWDConfig(LevelConfig):
 
 
 class CWD(Method):
-    """See the module docstring. Its term: `features`, or `class` on the logits."""
+    """See the module docstring. Terms: `features`, or `class` on the logits."""
 
     name = "cwd"
     group = "neck features"
@@ -57,7 +61,7 @@ class CWD(Method):
     copies = "neck features or class maps, each channel as a distribution over the cells"
     requires = "a level with the same stride on both sides; for class maps, dense heads with the same cells and anchors"
     reads = "neck features, or class logits"
-    learns = "a 1x1 convolution per level, only if the widths differ"
+    learns = "a 1x1 convolution per level, only if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 40.5 (RetinaNet X101)"
     Config = CWDConfig
 

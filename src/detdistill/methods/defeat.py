@@ -52,7 +52,8 @@ class DeFeatConfig(LevelConfig):
     weight_head_object, weight_head_background: weights of the RoI head's two terms.
     temperature_object, temperature_background: temperatures of the RoI head's two terms.
     counts: what N counts. `code`: cells times channels; `paper`: cells.
-    base: box size in pixels that separates the levels, see `geometry.decoupled_regions`.
+    base: pixels. A box with a side below 2 * base belongs to the finest level, below 4 * base to the next level, and so
+        on; none: 14 strides of the finest level. See `geometry.decoupled_regions`.
     The other options: see `LevelConfig`.
     """
 

@@ -17,7 +17,7 @@ is the task loss of these queries.
 
 The released code (`variant: released`, a row of `methods.presets`) compares class and box of all pairs
 (`pairs: joint`) and clips boxes to the image (`clip`). Its feature term has one mask per stage, made of cosines; the
-stages are added (`mask: aggregated`), q = c IoU (`gamma: none`), and there is no adapter if the widths agree
+stages are added (`mask: aggregated`), q = c IoU (`gamma: none`), and there is no adapter if the channel counts agree
 (`adapter: when_needed`). Its assignment term uses the student's own assignment of the teacher's queries
 (`assignment: student`). It adds a contrastive relation between paired embeddings after learned projections, weight
 0.2, which the paper does not have.
@@ -41,7 +41,7 @@ from detdistill.losses import relation_contrast, target_aware_distance
 from detdistill.methods.detrdistill_masks import Mask, feature_mask
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, always, when_widths_differ
+from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, always, when_channels_differ
 from detdistill.methods.shared.queries import (
     StagePair,
     Stages,
@@ -78,12 +78,13 @@ class DETRDistillConfig(LevelConfig):
     weight_relation, weight_feature, weight_assignment: weights of the other parts; 0 turns a part off.
     stages: `all` pairs of stages, or only the `last` stage of each detector, in the instance part and the relation.
     pairs: `split` counts P+ and P- as in the paper, `joint` counts class and box of all pairs as in the released code,
-    `positives` counts only P+.
+        `positives` counts only P+.
     clip: clip the teacher's boxes to the image in the instance part.
     mask: mask of the feature part. `query`: the paper's. `aggregated`: the released code's. `box`: cells of ground
-    truths. `off`: all cells count the same.
+        truths. `off`: all cells count the same.
     gamma: exponent of the class score in q; none: q = c IoU.
-    adapter: 1x1 convolution `always`, or `when_needed` because the widths differ.
+    adapter: learn a 1x1 convolution per level of the feature part `always`, or `when_needed`: only if the channel
+        counts differ.
     assignment: detector whose assignment is used in the assignment part.
     The other options, of the feature part: see `LevelConfig`.
     """
@@ -176,7 +177,7 @@ class DETRDistill(Method):
             require_transferable_queries(cls.name, student, teacher, remedy)
         levels = None
         if config.weight_feature:
-            connect = when_widths_differ if config.adapter == "when_needed" else always
+            connect = when_channels_differ if config.adapter == "when_needed" else always
             levels = PairedLevels.build(cls.name, config, student, teacher, connect)
             channels, width = teacher.channels[config.pyramid], teacher_queries.width
             problem = f"the teacher's {config.pyramid} has {channels} channels, its queries have width {width}"

@@ -7,9 +7,10 @@ the classes. The second is taken down a class, over the rows of a batch. For two
 of the student's second-stage loss, classified by both heads, and the background is one of the classes.
 
 Ours, where the paper gives no details. For two dense heads the rows are the student's positives and the softmax is over
-the classes only: a sigmoid head has no background, and rows that are all background would correlate noise. Weight, T,
-beta and gamma are the values published for ImageNet (2, 1, 1, 1); for detectors the paper gives results only. The
-correlation down a class uses the rows of one process, so N processes are not exactly one large batch.
+the classes only, because a sigmoid head has no background. Rows of the background are left out, because their
+correlation would be noise. Weight, T, beta and gamma are the values published for ImageNet (2, 1, 1, 1); for detectors
+the paper gives results only. The correlation down a class uses the rows of one process, so N processes are not exactly
+one large batch.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class DISTConfig:
 
 
 class DIST(Method):
-    """See the module docstring. Its term: `relations`."""
+    """See the module docstring. Terms: `relations`."""
 
     name = "dist"
     group = "RoI heads"
@@ -61,7 +62,8 @@ class DIST(Method):
 
     @classmethod
     def build(cls, config: DISTConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError unless both are two-stage and share a class, or have the same cells and share two."""
+        """Raises UserError unless both are two-stage detectors that share a class, or both are dense detectors with the
+        same cells that share two classes. Also raises it if all weights are 0."""
         two_stage = student.proposals is not None or teacher.proposals is not None
         if two_stage:
             require_roi_heads(cls.name, student, teacher)

@@ -42,12 +42,12 @@ class DKDConfig:
 
 
 class DKD(Method):
-    """See the module docstring. Its term: `class`."""
+    """See the module docstring. Terms: `class`."""
 
     name = "dkd"
     group = "RoI heads"
     paper = "arXiv:2203.08679"
-    copies = "the same, with the true class and the other classes separately"
+    copies = "the teacher's class distribution on the student's proposals, true class and other classes separately"
     requires = "RoI heads on both sides"
     reads = "RoI class logits on the student's proposals"
     Config = DKDConfig
@@ -75,5 +75,6 @@ class DKD(Method):
         """See `Method.forward`."""
         config = self.config
         rows = roi_rows(student_output, teacher_output, targets, self.shared)
+        # (n, K + 1) -> (n,)
         distances = decoupled_kl(rows.student, rows.teacher, rows.labels, config.alpha, config.beta, config.temperature)
-        return {"class": config.weight * rows.mean(distances)}  # distances (n,)
+        return {"class": config.weight * rows.mean(distances)}

@@ -15,8 +15,8 @@ every term is 0 and is reached for equal maps. L_rel is the exception after some
 differ.
 
 Paper and published code:
-- The attention weight g for one-stage heads and the temperature for FCOS (0.8 in the code) differ between the two.
-  `variant` selects the row of `methods.presets` that the weights come from.
+- The attention weight g for one-stage heads and the temperature for FCOS (0.8 in the code) are not the same in paper
+  and code. `variant` selects the row of `methods.presets` that the weights come from.
 - The code also trains the block on the teacher's side, so that the target may drift. `teacher_context: false` is our
   addition: the target is the teacher's map itself.
 - The code divides boxes by the size of their image and multiplies them by the size of the padded map. Boxes are

@@ -120,22 +120,27 @@ class FGFI(Method):
         self, levels: list[Level], student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets
     ) -> list[Tensor]:
         """Returns the region of each level, (B, H, W) bool."""
-        sizes = student_output.pyramids[self.config.pyramid].sizes
+        config = self.config
+        sizes = student_output.pyramids[config.pyramid].sizes
         boxes = torch.cat(targets.boxes)  # (G, 4), all images
-        images = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(targets.boxes)])  # (G,)
+        image_index = [
+            torch.full((len(image_boxes),), index, device=boxes.device)
+            for index, image_boxes in enumerate(targets.boxes)
+        ]
+        images = torch.cat(image_index)  # (G,)
         own_levels = box_levels(boxes, [level.stride for level in levels])  # (G,)
         regions = []
         for level in levels:
             shape = (level.student.shape[-2], level.student.shape[-1])
             valid = Layout((shape,), (level.stride,)).valid(sizes).unflatten(1, shape)  # (B, HW) -> (B, H, W)
-            if self.config.region == "full":
+            if config.region == "full":
                 regions.append(valid)
                 continue
-            is_used = (own_levels == level.index) | (self.config.levels_of_a_box == "all")  # (G,)
+            is_used = (own_levels == level.index) | (config.levels_of_a_box == "all")  # (G,)
             level_boxes, level_images = boxes[is_used], images[is_used]  # (g, 4), (g,)
-            if self.config.region == "imitation":
-                anchors, options = self._anchors(level, student_output, teacher_output), self.config
-                cells = imitation_cells(anchors, level_boxes, options.factor, options.legacy, valid[level_images])
+            if config.region == "imitation":
+                anchors = self._anchors(level, student_output, teacher_output)
+                cells = imitation_cells(anchors, level_boxes, config.factor, config.legacy, valid[level_images])
             else:
                 cells = covered_cells(level_boxes, *shape, level.stride) & valid[level_images]
             counts = torch.bincount(level_images, minlength=len(valid))  # (B,) boxes per image

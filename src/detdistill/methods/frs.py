@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from detdistill.losses import weighted_entropy, weighted_square
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels, when_widths_differ
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, when_channels_differ
 from detdistill.methods.shared.predictions import require_same_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Targets, TrainState, required
 
@@ -82,7 +82,7 @@ class FRS(Method):
         require(is_two_stage or teacher.grid is not None, cls.name, problem, remedy)
         if config.weight_class:
             require_same_cells(cls.name, student, teacher)
-        connect = two_convolutions if config.form == "ultralytics" else when_widths_differ
+        connect = two_convolutions if config.form == "ultralytics" else when_channels_differ
         levels = PairedLevels.build(cls.name, config, student, teacher, connect)
         return cls(config, levels, None if is_two_stage else SharedClasses.between(cls.name, student, teacher))
 

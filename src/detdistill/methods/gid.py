@@ -42,7 +42,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Targets,
 class GIDConfig:
     """weight_feature, weight_relation, weight_response: weights of the three terms.
     share_class, share_box: alpha and beta in the response term.
-    instances: most instances per image.
+    instances: maximum number of instances per image.
     overlap: IoU above which suppression drops the instance with the lower score.
     roi_size: rows and columns of the pooled features.
     beta: exponent of the quality focal loss; 0 is plain cross-entropy.

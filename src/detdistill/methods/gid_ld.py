@@ -11,8 +11,8 @@ box of a position comes from the teacher if the teacher's score of the class tha
 else from the student. A level counts 0 if none of its positions is positive for a label. Nothing is averaged over
 processes.
 
-Different from LD's code: padding takes no part, and a 1x1 convolution is learned where the widths differ. LD's code
-needs equal widths.
+Different from LD's code: padding takes no part. LD's code needs equal channel counts; here a 1x1 convolution is learned
+if they differ.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from detdistill.geometry import disagreement, strongest
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import when_widths_differ
+from detdistill.methods.shared.levels import when_channels_differ
 from detdistill.methods.shared.same_grid import SameGrid
 from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Targets, TrainState, required
 
@@ -32,7 +32,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Targets,
 @dataclass(frozen=True)
 class GIDLDConfig:
     """weight: weight of the term.
-    instances: most positions per level, for the whole batch.
+    instances: maximum number of positions per level, for the whole batch.
     overlap: IoU above which suppression drops the position with the lower score.
     """
 
@@ -42,7 +42,7 @@ class GIDLDConfig:
 
 
 class GIDLD(Method):
-    """See the module docstring. Term: `features`."""
+    """See the module docstring. Terms: `features`."""
 
     name = "gid_ld"
     group = "instances"
@@ -50,7 +50,7 @@ class GIDLD(Method):
     copies = "neck features where student and teacher disagree most"
     requires = "dense heads with the same cells and anchors, or RPNs with the same anchors"
     reads = "neck features, dense predictions of both"
-    learns = "a 1x1 convolution where the widths differ"
+    learns = "a 1x1 convolution, only if the channel counts differ"
     gain = "GFL R50 40.1 to 41.5 (GFL R101)"
     Config = GIDLDConfig
 
@@ -63,7 +63,7 @@ class GIDLD(Method):
     def build(cls, config: GIDLDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError as `SameGrid.build`."""
         grid = SameGrid.build(cls.name, student, teacher)
-        return cls(config, when_widths_differ(student.channels["neck"], teacher.channels["neck"]), grid)
+        return cls(config, when_channels_differ(student.channels["neck"], teacher.channels["neck"]), grid)
 
     def forward(
         self,
@@ -101,10 +101,8 @@ class GIDLD(Method):
         cells = []
         for level_scores, level_boxes, level_valid, level_positive in zip(*parts, strict=True):
             candidates = (level_valid & level_positive.any()).flatten().nonzero()[:, 0]  # (n,), in 0..B H W A - 1
-            candidate_scores, candidate_boxes = (
-                level_scores.flatten()[candidates],
-                level_boxes.reshape(-1, 4)[candidates],
-            )
+            candidate_scores = level_scores.flatten()[candidates]
+            candidate_boxes = level_boxes.reshape(-1, 4)[candidates]  # (n, 4)
             best = strongest(candidate_scores, candidate_boxes, self.config.instances, self.config.overlap)  # (k,)
             cells.append(candidates[best] // layout.anchors)
         return cells

@@ -7,8 +7,8 @@
 
 M: sides of student queries that the student's own assignment gives a ground truth. U: sides of the other queries.
 Within one D-FINE, the last layer teaches the earlier layers in this way, query by query. Here the teacher's last stage
-teaches every student stage; its queries are paired at least cost (class + 5 L1 - 2 GIoU). T is 5 and the weight is
-1.5, as in the self-distillation, which stays unchanged. Minimum 0.
+teaches every student stage; its queries are paired with the lowest total cost (class + 5 L1 - 2 GIoU). T is 5 and the
+weight is 1.5, as in the self-distillation, which stays unchanged. Minimum 0.
 
 Ours: GO-LSD is published within one model only. Each model measures distances from the boxes that its own first layer
 proposes. For the same object, equal distributions of two models therefore mean almost, but not exactly, the same box.
@@ -41,7 +41,7 @@ class GOLSDConfig:
 
 
 class GOLSD(Method):
-    """See the module docstring. Term: `edges`."""
+    """See the module docstring. Terms: `edges`."""
 
     name = "go_lsd"
     group = "set predictions"

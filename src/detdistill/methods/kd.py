@@ -6,12 +6,12 @@ Both heads classify the student's sampled proposals, each on its own pyramid. Th
 about image classifiers. The effect of a weight depends on the reduction over the columns, which differs in published
 detection code. Each reduction therefore has its own default weight and temperature:
 
-* `classes_sum` (the paper's reduction): weight 0.5, T = 3, as in the two-stage branch of CrossKD's code
-(arXiv:2306.11369);
-* `classes_mean` (LD's code and code derived from it; smaller by the number of columns): weight 10, T = 2, published for
-one-stage sigmoid heads.
+- `classes_sum` (the paper's reduction): weight 0.5, T = 3, as in the two-stage branch of CrossKD's code
+  (arXiv:2306.11369).
+- `classes_mean` (LD's code and code derived from it): weight 10, T = 2, published for one-stage sigmoid heads. It is
+  `classes_sum` divided by the number of columns.
 
-Detectors without a background in a softmax, and detectors with sigmoid scores, are refused, because this distance does
+Detectors with sigmoid scores, and detectors whose softmax has no background, are refused, because this distance does
 not fit them.
 """
 
@@ -43,7 +43,7 @@ class KDConfig:
 
 
 class KD(Method):
-    """See the module docstring. Its term: `class`."""
+    """See the module docstring. Terms: `class`."""
 
     name = "kd"
     group = "RoI heads"

@@ -45,7 +45,7 @@ class KDDETRConfig:
     """weight_class, weight_box, weight_giou: weights of the three terms; a term of weight 0 is not computed.
     general: number of points drawn at each step; 0: none.
     specific: also use the teacher's own queries as points.
-    foreground: weigh each point with the teacher's best class score.
+    foreground: weight each point by the teacher's best class score.
     stages: `all` pairs of stages, or only the `last` stage of each detector.
     """
 

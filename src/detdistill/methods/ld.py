@@ -3,7 +3,7 @@
     edges            w_e sum over positives of u T^2 KL
     valuable_edges   w_v sum over the valuable region of v T^2 KL
     class            w_c sum over levels of the mean over positives of T'^2 KL_c
-    valuable_class   w_vc times the same over the rows of the valuable region
+    valuable_class   w_vc sum over levels of the mean over the valuable region of T'^2 KL_c
 
 KL is the mean over sides and bins of the KL of the softmax at T. KL_c is the mean over classes of the KL of the softmax
 scores at T'. u is the student's best score, v the weight of a row in the region.
@@ -12,14 +12,16 @@ The valuable region is a ring around the positives (`geometry.valuable_region`).
 reductions, as published: with R bins, `weight_edges` multiplies the plain KL of a side by 1 / (4 R). Weights per
 detector: `methods.presets`.
 
-Differences between paper and published code. The ring of the paper is gamma t <= DIoU <= t (`region: diou`). The code
-divides the overlap by the area of the anchor (`iof_compat`, the default). For FCOS it uses the points inside a box
-(`inside`). The code weights a row of the ring by the IoU of anchor and box (`valuable: overlap`), and for FCOS by the
-student's best score (`score`). The paper means weights of 0 and 1, according to its author (`mask`). For RetinaNet the
-code takes one softmax over the bins of all sides (`softmax: joint`) and leaves the positives out of the ring
-(`exclude_positives`). The code divides the edge terms by no count, so they grow with the number of objects in a process
-(`normalizer: none`). `normalizer: trust` divides by the sum of their weights and needs larger weights. The code
-computes the class term in the ring too, with a weight of 0.
+Paper and published code:
+- The ring of the paper is gamma t <= DIoU <= t (`region: diou`). The code uses the overlap divided by the area of the
+  anchor instead of the IoU (`iof_compat`, the default). For FCOS it uses the points inside a box (`inside`).
+- The code weights a row of the ring by the IoU of anchor and box (`valuable: overlap`), and for FCOS by the student's
+  best score (`score`). The paper means weights of 0 and 1, according to its author (`mask`).
+- For RetinaNet the code takes one softmax over the bins of all sides (`softmax: joint`) and leaves the positives out of
+  the ring (`exclude_positives`).
+- The code divides the edge terms by no count, so they grow with the number of objects in a process
+  (`normalizer: none`). `normalizer: trust` divides each edge term by its sum of u or v, and needs larger weights.
+- The code computes the class term in the ring too, with a weight of 0 (`valuable_class`).
 
 Ours: positives of a class that the teacher does not have are left out of the class term. With a single shared class the
 class term is 0, because its softmax is always 1.
@@ -75,7 +77,7 @@ class LDConfig:
 
 
 class LD(Method):
-    """See the module docstring. Its terms: `edges`, `valuable_edges`, `class`, `valuable_class`."""
+    """See the module docstring. Terms: `edges`, `valuable_edges`, `class`, `valuable_class`."""
 
     name = "ld"
     group = "dense predictions"

@@ -36,10 +36,10 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 class Mimic2017Config(LevelConfig):
     """weight: weight of the term.
     proposals: the detector that gives the proposals.
-    most: most proposals per image; the best are kept.
+    most: maximum number of proposals per image; the best are kept.
     size: rows and columns of a pooled region.
     overlap: IoU above which suppression drops the worse of two predicted boxes. Not used for two-stage detectors, which
-    suppress their proposals themselves.
+        suppress their proposals themselves.
     The other options: see `methods.shared.levels.LevelConfig`.
     """
 
@@ -51,7 +51,7 @@ class Mimic2017Config(LevelConfig):
 
 
 class Mimic2017(Method):
-    """See the module docstring. Term: `regions`."""
+    """See the module docstring. Terms: `regions`."""
 
     name = "mimic2017"
     group = "instances"

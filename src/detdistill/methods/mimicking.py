@@ -24,7 +24,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 
 class Mimicking(Method):
-    """See the module docstring. Its terms: `class`, `box`, `quality`."""
+    """See the module docstring. Terms: `class`, `box`, `quality`."""
 
     name = "mimicking"
     group = "dense predictions"

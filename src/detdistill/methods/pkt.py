@@ -8,9 +8,9 @@ j as its neighbor. Published for classifiers, on the last pooled vectors. Here a
 `methods.shared.embeddings` describes its vector. Widths may differ. Nothing is learned.
 
 Weight: the published 30000 belongs to batches of 64 images. There, 1/n^2 makes it 30000 / 64 times the mean KL of a
-row. A batch of detection images has between two and hundreds of boxes. With a fixed weight, a box in a batch with few
-boxes would count a hundred times more than a box in a batch with many. So the loss is scaled to n = 64 (`batch`; our
-choice): the weight has its published meaning and does not depend on the number of boxes. n / 64 is averaged over
+row. A batch of detection images may have two boxes or two hundred. With a fixed weight, a batch with two boxes would
+count a hundred times as much as a batch with two hundred, because the loss falls as 1 / n. So the loss is scaled to
+n = 64 (`batch`; our choice): the weight keeps its published meaning for any number of boxes. n / 64 is averaged over
 processes. `batch: none` keeps 1/n^2 unchanged.
 
 Code and paper: in the published code, the sum includes the similarity of an instance with itself. The paper sums over
@@ -45,7 +45,7 @@ class PKTConfig(EmbeddingConfig):
 
 
 class PKT(Method):
-    """See the module docstring. Term: `relations`."""
+    """See the module docstring. Terms: `relations`."""
 
     name = "pkt"
     group = "instances"

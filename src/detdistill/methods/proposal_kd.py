@@ -18,7 +18,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainS
 
 
 class ProposalKD(Method):
-    """See the module docstring. Its terms: `class`, `box`."""
+    """See the module docstring. Terms: `class`, `box`."""
 
     name = "proposal_kd"
     group = "RoI heads"

@@ -8,8 +8,8 @@ The teacher's maps are not adapted: only the student's side has learned blocks. 
 no classes. D pools over the whole map, including padding, as published.
 
 Published code:
-- The weights belong to Detectron2 with a ResNet-101 teacher and a ResNet-50 student: 1 for Faster R-CNN and RetinaNet,
-  0.8 for Mask R-CNN. Smaller students used up to 2.
+- The weights were published with Detectron2, a ResNet-101 teacher and a ResNet-50 student: 1 for Faster R-CNN and
+  RetinaNet, 0.8 for Mask R-CNN. Smaller students used up to 2.
 - The detection code fuses all five levels at 256 channels, resizes to the exact size (any size works) and computes
   batch-norm statistics per process. All of this is the same here.
 - The CIFAR code resizes a fused map to the teacher's size before the last convolution. This is done here too if the
@@ -90,13 +90,14 @@ class ReviewKD(Method):
         count = len(levels.strides)
         pairs = level_pairs(config.paths, count)
         middle = config.mid_channels or min(512, student_channels)
-        channels = [student_channels] * count, middle, [teacher_channels] * count
+        student_levels, teacher_levels = [student_channels] * count, [teacher_channels] * count  # channels
         self.blocks: FusedLevels | SeparateLevels
         self.teacher_indices: list[int]  # index of the teacher level that each output of the blocks is compared with
         if config.fusion and config.paths == "review":
-            self.blocks, self.teacher_indices = FusedLevels(*channels), list(range(count))
+            self.blocks = FusedLevels(student_levels, middle, teacher_levels)
+            self.teacher_indices = list(range(count))
         else:
-            self.blocks = SeparateLevels(*channels, pairs)
+            self.blocks = SeparateLevels(student_levels, middle, teacher_levels, pairs)
             self.teacher_indices = [teacher_index for _, teacher_index in pairs]
 
     @classmethod

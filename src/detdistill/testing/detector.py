@@ -29,8 +29,7 @@ def check_detector(detector: Detector, example: Scene | None = None) -> None:
     detect: detections are sorted, inside the image, and agree with the last stage.
     assign: positive anchors lie at the boxes to which they are assigned.
     towers.resume, queries.redecode, proposals.classify: a continuation repeats the predictions, and lets gradients
-    through
-        while the detector is frozen.
+        through while the detector is frozen.
     side effects: evaluation changes no weights, mode or input, and gives the same result for bytes and floats.
     losses: the task losses are finite with and without objects, and their gradient reaches the backbone.
 

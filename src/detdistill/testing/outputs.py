@@ -65,7 +65,8 @@ def check_predictions(detector: Any, batch: Batch, targets: Targets) -> None:
     expect(last.activation == info.activation, problem, "DetectorInfo")
     has_quality = last.quality is not None
     problem = (
-        f"the last stage {'has' if has_quality else 'has no'} quality logits, but info.grid.quality says otherwise"
+        f"the last stage {'has' if has_quality else 'has no'} quality logits, but info.grid.quality is "
+        f"{info.has_quality}"
     )
     expect(has_quality == info.has_quality, problem, "GridInfo")
     bins = None if last.edges is None else last.edges.shape[-1]
@@ -100,19 +101,19 @@ def check_detect(detector: Any, batch: Batch, targets: Targets) -> None:
     detections = detector.detect(batch)
     problem = f"detect returned {len(detections)} Detections for {len(batch)} images, expected one per image"
     expect(len(detections) == len(batch), problem, "Detector")
-    for image, ((height, width), found) in enumerate(zip(batch.sizes.tolist(), detections, strict=True)):
-        limit = found.boxes.new_tensor([width, height, width, height])
-        is_inside = bool(((found.boxes >= 0) & (found.boxes <= limit)).all())
+    for image, ((height, width), results) in enumerate(zip(batch.sizes.tolist(), detections, strict=True)):
+        limit = results.boxes.new_tensor([width, height, width, height])
+        is_inside = bool(((results.boxes >= 0) & (results.boxes <= limit)).all())
         problem = f"detect, image {image}: boxes lie outside its valid size, {height} x {width}; clip them"
         expect(is_inside, problem, "Detector")
-        is_sorted = bool((found.scores.diff() <= 0).all())
+        is_sorted = bool((results.scores.diff() <= 0).all())
         expect(is_sorted, f"detect, image {image}: scores do not fall; sort detections best first", "Detections")
         num_classes = len(detector.info.classes)
-        is_class = bool(((found.labels >= 0) & (found.labels < num_classes)).all())
+        is_class = bool(((results.labels >= 0) & (results.labels < num_classes)).all())
         problem = f"detect, image {image}: labels are not in 0..{num_classes - 1}, the order of info.classes"
         expect(is_class, problem, "Detections")
-        if len(found.boxes):
-            _check_best_detection(image, found.boxes[0], found.labels[0], stage, limit)
+        if len(results.boxes):
+            _check_best_detection(image, results.boxes[0], results.labels[0], stage, limit)
 
 
 def _check_best_detection(image: int, box: Tensor, label: Tensor, stage: Predictions, limit: Tensor) -> None:

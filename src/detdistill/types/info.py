@@ -52,7 +52,7 @@ class ProposalInfo:
     """The RoI head of a two-stage detector.
 
     strides: of the levels that regions are pooled from.
-    code: the weights of its box code.
+    code: the weights that box codes are multiplied by.
     embedding_channels: width of the features that its box head passes to the predictor, or None.
     """
 

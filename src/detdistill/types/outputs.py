@@ -16,9 +16,11 @@ Value = TypeVar("Value")
 
 
 def required(value: Value | None) -> Value:
-    """Assert that an optional part of an output is there, and return it. Raises ValueError if it is None."""
+    """Assert that an optional part of an output or an info is there, and return it. Raises ValueError if it is None."""
     if value is None:
-        raise ValueError("a part of a detector output is None; add it to the Need that was passed to observe")
+        raise ValueError(
+            "a part of a detector output or info is None; a part of an output must be in the Need that observe gets"
+        )
     return value
 
 

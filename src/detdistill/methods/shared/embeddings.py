@@ -4,7 +4,7 @@ neck   the mean of a 7 x 7 RoIAlign of each ground-truth box, on each detector's
        decides the level
 roi    the vectors that the box head passes to its predictors, for the student's sampled proposals that are assigned
        to a ground truth. A box may have several
-auto   `roi` if both detectors have a RoI head, because these methods were designed for the last vector before a
+auto   `roi` if both detectors have an RoI head, because these methods were designed for the last vector before a
        classifier; else `neck`
 """
 
@@ -23,7 +23,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Pyramid, Target
 @dataclass(frozen=True)
 class EmbeddingConfig:
     """embedding: `roi` uses the vectors of the RoI heads for the student's positive proposals, `neck` pools each
-    ground-truth box from the neck, `auto` is roi if both detectors have a RoI head, else neck."""
+    ground-truth box from the neck, `auto` is roi if both detectors have an RoI head, else neck."""
 
     embedding: Literal["auto", "neck", "roi"] = "auto"
 
@@ -57,9 +57,9 @@ class InstanceEmbeddings:
         has_embeddings = student_width is not None and teacher_width is not None
         if config.embedding == "neck" or (config.embedding == "auto" and not has_embeddings):
             return cls("neck", (student.channels["neck"], teacher.channels["neck"]))
-        remedy = f"take faster_rcnn or mask_rcnn for both, or set methods.{method}.embedding=neck"
+        remedy = f"use faster_rcnn or mask_rcnn for both, or set methods.{method}.embedding=neck"
         require_roi_heads(method, student, teacher, remedy)
-        require(has_embeddings, method, "a RoI head has no embeddings", remedy)
+        require(has_embeddings, method, "an RoI head has no embeddings", remedy)
         return cls("roi", (required(student_width), required(teacher_width)))
 
     @property

@@ -49,7 +49,7 @@ class Level:
     anchors: Tensor | None = None
 
 
-def when_widths_differ(student_channels: int, teacher_channels: int) -> nn.Module:
+def when_channels_differ(student_channels: int, teacher_channels: int) -> nn.Module:
     """Returns a 1x1 convolution with a bias, or the identity if the channel counts are equal."""
     if student_channels == teacher_channels:
         return nn.Identity()
@@ -108,7 +108,7 @@ class PairedLevels(nn.Module):
         config: LevelConfig,
         student: DetectorInfo,
         teacher: DetectorInfo,
-        connect: Connect = when_widths_differ,
+        connect: Connect = when_channels_differ,
     ) -> Self:
         """Builds one connector per pair with `connect`. Raises UserError in the same cases as `pair_levels`."""
         strides = pair_levels(method, config, student, teacher)

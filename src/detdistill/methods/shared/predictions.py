@@ -36,14 +36,14 @@ class PredictionConfig:
 
     weight_class, weight_box, weight_quality: weights of the three terms.
     beta: exponent of the class term, 0 or at least 1.
-    box: distance of boxes. `edges`: KL of the side distributions, which both need. `giou`: 1 - GIoU. `log_iou`: -log
-        IoU. `auto`: `edges` if both have side distributions, else `giou`.
+    box: distance of boxes. `edges`: KL of the side distributions; both detectors need them. `giou`: 1 - GIoU.
+        `log_iou`: -log IoU. `auto`: `edges` if both have side distributions, else `giou`.
     temperature: temperature of the KL.
     class_region, box_region: rows that count. `valid`: rows that take part in the student's task loss. `all`: all rows.
         `positive`: positives.
     trust: weight each row of the box term by the teacher's best score.
     class_normalizer, box_normalizer: divisor of a term. `positives`: number of positives. `trust`: sum of the teacher's
-        best scores. `quality`: sum of the quality targets.
+        best scores over the rows of `box_region`. `quality`: sum of the quality targets.
     """
 
     weight_class: Weight = 1.0

@@ -4,10 +4,10 @@ Stages, counted from 1. With L_s student stages and L_t teacher stages, teacher 
 ceil(t L_s / L_t): with three and six, two teacher stages teach each student stage. If the student has more stages,
 student stage k learns from teacher stage ceil(k L_t / L_s).
 
-Queries are paired one to one at least total cost, for all stages and images in one call. Classes are matched by name
-(`methods.shared.classes`). If only one detector has a softmax, the teacher's scores are converted. A student with
+Queries are paired one to one with the lowest total cost, for all stages and images in one call. Classes are matched by
+name (`methods.shared.classes`). If only one detector has a softmax, the teacher's scores are converted. A student with
 sigmoids gets the softmax probabilities without the background. A student with a softmax gets the sigmoid scores and,
-as background, 1 minus their sum (at least 0); both are divided by their sum.
+as background, 1 minus their sum (at least 0). All of these are then divided by their sum, so that they sum to 1.
 """
 
 from collections.abc import Sequence

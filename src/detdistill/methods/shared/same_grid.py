@@ -23,11 +23,11 @@ class SameGrid:
         if two dense detectors share no class."""
         for side, info in (("student", student), ("teacher", teacher)):
             problem = f"the {side} ({info.kind}) has no dense grid of predictions"
-            require(info.grid is not None, method, problem, "take a dense or a two-stage detector")
+            require(info.grid is not None, method, problem, "use a dense or a two-stage detector")
         student_has_rpn, teacher_has_rpn = student.proposals is not None, teacher.proposals is not None
         problem = f"the student is {student.kind}, the teacher {teacher.kind}: an RPN and a dense head differ"
         require(
-            student_has_rpn == teacher_has_rpn, method, problem, "take dense detectors or two-stage detectors for both"
+            student_has_rpn == teacher_has_rpn, method, problem, "use dense detectors or two-stage detectors for both"
         )
         student_anchors = required(student.grid).anchors_per_cell
         teacher_anchors = required(teacher.grid).anchors_per_cell
