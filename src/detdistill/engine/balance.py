@@ -7,27 +7,28 @@ from torch import Tensor, nn
 
 from detdistill.errors import UserError
 
-SMOOTHING = 0.5  # exponent of the correction: half of the way in logarithms
+SMOOTHING = 0.5  # exponent of the correction: each update makes half of the correction, in logarithms
 PATIENCE = 20  # measurements without a gradient, on batches with objects, after which the run stops
 STEP = 2.0  # largest change of the factor in one update, up or down
-RANGE = 1e4  # the factor stays within 1/RANGE and RANGE; PKD with a fresh GFL head needs 1/4000 at first
+RANGE = 1e4  # the factor stays within 1/RANGE and RANGE; PKD with an untrained GFL head needs 1/4000 at first
 
 
 class Balance(nn.Module):
-    """The factor f of a method's terms, besides its weight and schedule. Each measurement of the gradients at the neck
-    updates
+    """The factor f by which a method's terms are multiplied, in addition to its weight and schedule.
+
+    Each measurement of the gradients at the neck updates the factor:
 
         f <- clip(f * clip((target / r)^(1/2), 1/2, 2), 1/10000, 10000),    r = f |g_method| / |g_task|
 
-    This is a geometric moving average of the factor that would meet the target. The first successful measurement
-    corrects f completely (within the outer bounds), since a wrong reduction is wrong by powers of ten and there is
-    nothing to average yet. It is attempted in every step until it succeeds: the first batch may be empty, or overflow
-    under fp16.
+    This is a geometric moving average of the factor that would reach the target. The first successful measurement
+    corrects f completely (within the outer bounds), because a wrong weight can be wrong by powers of ten and there are
+    no earlier measurements to average. Every step tries to measure until one measurement succeeds: the first batch may
+    be empty, or overflow under fp16.
 
-    The factor is a buffer, so it is part of the checkpoint. The idea is the gradient-guided modulation of RT-DETRv4
-    (arXiv:2510.25257), which once per epoch moves the weight until one module of the encoder has a given share of all
-    gradients, in the released code on the main process only. The ratio measured here depends on no module name and is
-    the same on every process.
+    The factor is a buffer, so it is part of the checkpoint. The idea is from the gradient-guided modulation of
+    RT-DETRv4 (arXiv:2510.25257). Once per epoch, RT-DETRv4 changes the weight until one module of the encoder has a
+    given share of all gradients. Its released code does this on the main process only. The ratio measured here depends
+    on no module name and is the same on every process.
     """
 
     factor: Tensor
@@ -45,9 +46,10 @@ class Balance(nn.Module):
     def update(self, method: float, task: float, objects: bool) -> None:
         """Update the factor from gradient norms at the neck: of the method's terms without the factor, and of the task.
 
-        The factor stays if a norm is 0, infinite or NaN (empty batch, fp16 overflow). objects: the batch has at least
-        one. Raises UserError if the method gave the neck no gradient in PATIENCE measurements. One batch is not enough:
-        it may have objects but no positive on the method's levels, or no two instances to relate.
+        The factor does not change if a norm is 0, infinite or NaN (empty batch, fp16 overflow). objects: True if the
+        batch has at least one object. Raises UserError if the method gave the neck no gradient in PATIENCE
+        measurements. One batch is not enough: it may have objects but no positive on the method's levels, or fewer than
+        two instances.
         """
         first = self.waiting()
         self.missed += method == 0 and first and objects

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: one file with its whole state, replaced atomically and restored bit for bit."""
+"""The checkpoint of a run: one file with its whole state, replaced atomically and restored exactly (bit-identical)."""
 
 import json
 import pickle
@@ -20,8 +20,8 @@ from detdistill.files import replacing
 class Training:
     """What changes during a run. Random states are not part of it: `engine.fit` seeds every step.
 
-    step: number of optimizer steps done. images: number of images seen, over all processes. seconds: spent, over all
-    resumptions. average: moving average of the student. scaler: torch's GradScaler under fp16.
+    step: number of optimizer steps done. images: number of images used, over all processes. seconds: training time,
+    over all resumptions. average: moving average of the student. scaler: torch's GradScaler under fp16.
     """
 
     distillation: nn.Module
@@ -58,7 +58,8 @@ def save_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
 
 
 def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Path) -> None:
-    """Restore `training` from the checkpoint of `out`. Raises UserError if it is missing or belongs to another run."""
+    """Restore `training` from the checkpoint of `out`. Raises UserError if it is missing, can't be read, or
+    belongs to another run."""
     path = checkpoint_path(out)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

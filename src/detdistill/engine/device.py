@@ -1,4 +1,4 @@
-"""Where a run computes: one device, or several processes started by torchrun."""
+"""The device of a run, or the devices of several processes started by torchrun."""
 
 import os
 from pathlib import Path

@@ -26,7 +26,7 @@ class Distillation(nn.Module):
 
     need: what `teacher_output` must hold: `teacher.observe(batch, need=distillation.need)`, under no_grad, never under
     inference_mode. scaler: torch's GradScaler if the training loop has one, so that gradients are measured at its
-    scale. ratios, gradients: what the last call with `measure` found; see `forward`.
+    scale. ratios, gradients: results of the last call with `measure`; see `forward`.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class Distillation(nn.Module):
         schedules: Mapping[str, Schedule] | None = None,
         balance_every: int = 10,
     ):
-        """schedules: of a method's weight, by name; a method without one keeps its weight. balance_every: steps between
-        two measurements of gradients, for schedules with a `balance`. Raises TypeError for something that is not a
-        method, and ValueError for a method that is given twice or a schedule without its method.
+        """schedules: schedule of each method's weight, by the method's name; without a schedule the weight is constant.
+        balance_every: number of steps between two measurements of gradients, for schedules with a `balance`. Raises
+        TypeError if an entry of `methods` is not a method, and ValueError if a method is given twice or a schedule has
+        no method.
         """
         super().__init__()
         for method in methods:
@@ -64,7 +65,7 @@ class Distillation(nn.Module):
         self.gradients: dict[str, float] = {}
 
     def active(self, state: TrainState) -> list[Method]:
-        """The methods that have not stopped."""
+        """The methods whose schedule has not stopped them at this step."""
         methods = cast(Iterable[Method], self.methods)
         return [method for method in methods if not self.schedules[method.name].inactive(state)]
 

@@ -1,4 +1,4 @@
-"""The training loop, whole and visible."""
+"""The training loop: steps, log, checkpoints, interruption and resumption."""
 
 import math
 import time
@@ -47,8 +47,9 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class FitSummary:
-    """A run, over all its resumptions. epochs: a started epoch counts by its share. peak_memory_bytes: see
-    `device.peak_memory`.
+    """Numbers of a run, over all its resumptions.
+
+    epochs: number of epochs; the last one may be a fraction. peak_memory_bytes: see `device.peak_memory`.
     """
 
     steps: int
@@ -74,8 +75,9 @@ def fit(
 
     Log and checkpoint are written to `out`. teacher: None if there are no methods; it is neither wrapped nor saved.
     fingerprint: further settings that a resumed run must share with this one, such as the recipe's model and data.
-    Raises UserError for an impossible device, precision or resumption; NotFiniteError for NaN or infinity;
-    KeyboardInterrupt between two steps, after a checkpoint.
+    Raises UserError for an impossible device, precision or resumption; ValueError if there are methods but no teacher,
+    or if the loader ends too early; NotFiniteError for NaN or infinity; KeyboardInterrupt between two steps, after a
+    checkpoint.
     """
     accelerator = open_accelerator(config)
     device, main = accelerator.device, accelerator.is_main_process
@@ -103,7 +105,7 @@ def fit(
     reset_peak_memory(device)
 
     def checkpoint() -> None:
-        watch.settle()  # weights that have met a NaN are not saved
+        watch.settle()  # raises if a value was NaN, so that weights with a NaN are not saved
         training.seconds = time.perf_counter() - clock
         if main:
             save_checkpoint(training, settings, out)
@@ -125,7 +127,7 @@ def fit(
                 if frozen_teacher is not None:
                     frozen_teacher.eval()
                 for batch, targets in meter.timed(portion(loader, epoch, start, last)):
-                    with uninterrupted():  # a step is done completely or not at all
+                    with uninterrupted():  # a step is never interrupted in the middle
                         set_seed(step_seed(config.seed, training.step, accelerator.process_index))
                         rate = learning_rate(training.step, schedule_steps, config)
                         set_learning_rate(optimizer, rate)
@@ -171,7 +173,7 @@ def fit(
     if average is not None:
         student.load_state_dict(average.module.state_dict())
     if accelerator.num_processes > 1:
-        # Norm statistics differ between processes; all of them take those of the main process, which saves the student.
+        # Norm statistics differ between processes. All processes take those of the main process, which saves them.
         for buffer in student.buffers():
             broadcast_from_main(buffer)
     return summarize(training, loader.steps, device)
@@ -194,18 +196,21 @@ def portion(loader: Loader, epoch: int, start: int, last: int) -> Iterator[tuple
 
 
 def freeze(teacher: Detector | None, device: torch.device) -> Detector:
-    """Move the teacher to the device and freeze its parameters. Gradients still flow through it into the student."""
+    """Move the teacher to the device and freeze its parameters. Gradients still flow through it into the student.
+
+    Raises ValueError if the teacher is None.
+    """
     if teacher is None:
         raise ValueError("the methods need a teacher")
     return teacher.to(device).requires_grad_(False)
 
 
 def wrap_ddp(distillation: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module with gradients averaged over the processes; the module itself if there is only one.
+    """The module with gradients averaged over the processes; the module itself if there is only one process.
 
     Which parameters a loss reaches can depend on the data (a level without proposals), and a two-stage DETR has
-    parameters that no loss reaches. So DistributedDataParallel looks for unused parameters in every step: a short walk
-    over the graph, instead of a run that fails at step 40,000.
+    parameters that no loss reaches. So DistributedDataParallel looks for unused parameters in every step. This costs
+    one traversal of the graph; without it, a run could fail after many steps.
     """
     if accelerator.num_processes == 1:
         return distillation
@@ -216,8 +221,8 @@ def wrap_ddp(distillation: nn.Module, accelerator: Accelerator) -> nn.Module:
 def step_seed(seed: int, step: int, process: int) -> int:
     """The random seed of one step. Dropout and sampling depend on it alone.
 
-    So a resumed run draws what an uninterrupted run draws, whatever the loader or an evaluation drew in between, and no
-    random state has to be saved.
+    So a resumed run draws the same random numbers as an uninterrupted run, and no random state has to be saved. Numbers
+    that the loader or an evaluation draws have no influence.
     """
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 

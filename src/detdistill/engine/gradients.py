@@ -1,8 +1,9 @@
-"""Norms of gradients at the output of the student's neck: how strongly each part of the objective acts on the student.
+"""Norms of gradients at the output of the student's neck: the effect of each part of the objective on the student.
 
-The neck is where the gradients of methods and task meet. Its maps are not parameters, so measuring accumulates nothing
-and triggers no hook of DistributedDataParallel, and the step that follows is the same to the bit. The values of two
-terms can't be compared, since one may be a sum and the other a mean; their gradients at one place can.
+The gradients of the methods and of the task both pass through the neck. Its maps are not parameters, so a measurement
+accumulates no gradient and triggers no hook of DistributedDataParallel. The training step is bit-identical with and
+without a measurement. The values of two terms can't be compared, because one may be a sum and the other a mean. Their
+gradients at the same maps can be compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ def neck_norms(parts: Mapping[str, Tensor], neck: Sequence[Tensor], scaler: Any 
     the neck.
 
     parts: scalars. neck: levels (B, C, H, W) of the same graph, which is kept. scaler: torch's GradScaler under fp16,
-    or None; a gradient that overflows at its scale comes out infinite or NaN.
+    or None; the norm of a gradient that overflows at its scale is infinite or NaN.
 
-    A level that is computed from another level (P6 from P5) counts at that level too. Over P processes the objective is
-    the mean of theirs, so the norm is sqrt(sum of squares) / P: that of one process with all images.
+    If a level is computed from another level (P6 from P5), its gradient is included at both levels. With P processes
+    the objective is the mean of their objectives. So the norm is sqrt(sum of squares) / P, as for one process with all
+    images.
     """
     levels = [level for level in neck if level.requires_grad]
     one = torch.ones((), device=neck[0].device)

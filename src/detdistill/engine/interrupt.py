@@ -9,10 +9,10 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay SIGINT until the block is done, then raise KeyboardInterrupt.
+    """Delay SIGINT until the end of the block, then raise KeyboardInterrupt.
 
-    It does nothing outside the main thread, to which Python delivers no signals, or if the program has its own SIGINT
-    handler.
+    It does nothing outside the main thread, because Python delivers signals to the main thread only. It also does
+    nothing if the program has its own SIGINT handler.
     """
     default_handler = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or not default_handler:

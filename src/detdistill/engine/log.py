@@ -19,7 +19,7 @@ def log_path(out: Path) -> Path:
 
 
 class Log:
-    """Appends rows to the log of `out`. Lines after `step` are removed first, since the run repeats those steps.
+    """Appends rows to the log of `out`. Lines after `step` are removed first, because the run repeats those steps.
 
     out: None in processes that don't write.
     """
@@ -34,8 +34,8 @@ class Log:
         self.file = path.open("a")
 
     def write(self, row: Mapping[str, float | int | None]) -> None:
-        """Write a row as one line. Infinite and NaN values (a gradient that the fp16 scaler skips) become null, as JSON
-        has neither.
+        """Write a row as one line. Infinite and NaN values (a gradient that the fp16 scaler skips) become null, because
+        JSON has neither.
         """
         if self.file is None:
             return
@@ -72,7 +72,7 @@ class Meter:
             yield item
 
     def row(self) -> dict[str, float]:
-        """{images_per_second, data_seconds} since the last call."""
+        """Returns {images_per_second, data_seconds (waiting for data)} since the last call."""
         now = time.perf_counter()
         row = {"images_per_second": self.images / (now - self.since), "data_seconds": self.waited}
         self.images, self.waited, self.since = 0, 0.0, now
@@ -80,7 +80,8 @@ class Meter:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of the log up to `step`, and only those before a line that a killed process left incomplete."""
+    """The lines of the log up to `step`. An incomplete line, left by a killed process, and all later lines are
+    dropped."""
     lines: list[str] = []
     if not path.exists():
         return lines

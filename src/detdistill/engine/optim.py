@@ -40,7 +40,8 @@ def parameter_groups(distillation: Any, config: TrainConfig) -> list[dict[str, A
 
 
 def build_optimizer(distillation: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over `parameter_groups`. The modules must be on their device, since the fused kernels depend on it.
+    """AdamW or SGD over `parameter_groups`. The modules must already be on their device, because the
+    fused kernels depend on it.
 
     Raises ValueError if every parameter is frozen.
     """
@@ -56,8 +57,8 @@ def build_optimizer(distillation: Any, config: TrainConfig) -> torch.optim.Optim
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """The learning rate of step `step` (from 0) in a schedule of `steps` steps.
 
-    Linear warm-up to `config.lr` over `warmup_steps`; then cosine to 0 at `steps`, division by 10 at every milestone,
-    or constant. It depends on nothing else, so no state has to be saved.
+    The rate rises linearly to `config.lr` over `warmup_steps`. Then it falls to 0 at `steps` as a cosine, is divided by
+    10 at every milestone, or is constant. It depends on nothing else, so no state has to be saved.
     """
     if step < config.warmup_steps:
         return config.lr * ((step + 1) / config.warmup_steps)
@@ -77,7 +78,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def moving_average(student: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of the student: of its parameters and of its norm statistics, which belong together.
+    """A moving average of the student's parameters and norm statistics.
 
     After n updates the decay is min(decay, (1 + n) / (10 + n)), so that a short run does not end with its initial
     weights.
@@ -89,7 +90,7 @@ def moving_average(student: nn.Module, decay: float) -> AveragedModel:
             return
         share = 1 - torch.clamp((1 + torch.as_tensor(updates)) / (10 + torch.as_tensor(updates)), max=decay)
         steps = torch._foreach_sub(values, averages)
-        # The share stays a tensor: to read it as a number, the host would have to wait for the GPU.
+        # The share stays a tensor, because reading it as a number would make the host wait for the GPU.
         torch._foreach_mul_(steps, share.to(steps[0].dtype))
         torch._foreach_add_(averages, steps)
 

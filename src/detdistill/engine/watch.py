@@ -1,4 +1,4 @@
-"""Stops the run if a loss term or the gradient becomes NaN or infinite (rule 7 of the design)."""
+"""Stops the run if a loss term or the gradient becomes NaN or infinite."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ class NotFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class Reading:
-    """The values of one step on their way to the CPU. arrived: CUDA event after the copy, or None on the CPU."""
+    """The values of one step during their copy to the CPU. arrived: CUDA event after the copy, or None on the CPU."""
 
     step: int
     images: tuple[str, ...]
@@ -24,12 +24,12 @@ class Reading:
 
 
 class Watch:
-    """Checks the values of every step. On the CPU it does so before the optimizer's step, so that no weight takes a
-    NaN.
+    """Checks the values of every step. On the CPU it does so before the optimizer's step, so that no NaN gets into
+    the weights.
 
     On CUDA, reading a value makes the host wait for the GPU. So the values of a step are copied asynchronously and read
-    while the next step is computed. By then the weights may have taken one bad step; but `settle` is called before
-    every checkpoint and every logged line, so nothing of it is saved.
+    while the next step is computed. At that time one bad step may already have changed the weights. But `settle` is
+    called before every checkpoint and every logged line, so bad weights are never saved.
     """
 
     def __init__(self, exempt: Collection[str] = ()) -> None:
@@ -49,7 +49,7 @@ class Watch:
             self.settle()
 
     def settle(self) -> dict[str, float]:
-        """The values of the latest step, after they are checked. Raises NotFiniteError."""
+        """The checked values of the latest step, by name. Raises NotFiniteError if one is NaN or infinite."""
         if self.pending is not None:
             reading, self.pending = self.pending, None
             self._read(reading)

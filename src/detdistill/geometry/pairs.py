@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-LARGE = 1e30  # replaces a cost that isn't finite; such a pair is taken only if nothing else is left
+LARGE = 1e30  # replaces a cost that isn't finite; such a pair is used only if no other pair is left
 THREADED = 10_000  # problems of this many costs or more use threads; scipy's solver releases the interpreter lock
 
 

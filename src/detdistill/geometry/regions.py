@@ -1,4 +1,4 @@
-"""Regions of boxes: which cells or anchors of a level count.
+"""Regions of boxes: the cells or anchors of a level that a loss uses.
 
 Boxes and anchors are xyxy in pixels of the padded batch. Cell (y, x) of a level covers the pixels from x * stride to
 (x + 1) * stride, and the same for y. Therefore more padding does not move a region.
@@ -113,7 +113,7 @@ def focal_masks(
     sizes: (B, 2), the valid (height, width) of each image.
     Foreground: a box covers the cells from floor(first side / stride) to ceil(last side / stride), both included. Each
     of them gets 1 / (number of these cells, counted before the box is cut at the border). Where boxes overlap, the
-    largest value counts, which is the value of the smallest box.
+    largest value is used, which is the value of the smallest box.
     Background: 1 / (number of cells without a box) in each cell without a box.
     Cells that begin outside their image are in neither mask, so that padding changes nothing.
     stretched: as published, divide a box by the image size and multiply it by the size of the padded map. Padding then

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 CANONICAL = 14.0  # smallest box side of a level, in strides: 224 pixels at stride 16, FPN (arXiv:1612.03144), eq. 1
-TOLERANCE = 1e-6  # relative; a box of exactly that side belongs to the level in spite of rounding
+TOLERANCE = 1e-6  # relative; a box with exactly this side belongs to the level despite rounding
 
 
 def box_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """Feature distances that weight cells or channels: attention (FGD), softmax (CWD), masks (MGD), confidence (FRS).
 
-Maps are (B, C, H, W). The student comes first and carries the gradient. Sums over cells and channels are taken in
+Maps are (B, C, H, W). The student comes first and gets the gradient. Sums over cells and channels are taken in
 single precision or better.
 """
 

@@ -17,7 +17,7 @@ def contrast_scores(vectors: Tensor, bank: Tensor, index: Tensor, temperature: f
 
 
 def noise_contrast(scores: Tensor, population: int) -> Tensor:
-    """Noise-contrastive loss: tell column 0 (the positive) from the other m columns (negatives); (n, m + 1) to (n,).
+    """Noise-contrastive loss of column 0 (the positive) and the other m columns (negatives); (n, m + 1) to (n,).
 
     -log(x_0 / (x_0 + m/M)) - sum over k of log((m/M) / (x_k + m/M)), where M is `population`.
     scores: positive, with a mean of 1 / M. population: number of vectors that the negatives are drawn from.

@@ -1,4 +1,4 @@
-"""Distances between feature maps (B, C, H, W). The student comes first and carries the gradient."""
+"""Distances between feature maps (B, C, H, W). The student comes first and gets the gradient."""
 
 from collections.abc import Sequence
 from typing import Literal

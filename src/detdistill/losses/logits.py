@@ -9,8 +9,8 @@ def quality_focal(logits: Tensor, target_scores: Tensor, beta: float = 2.0) -> T
     """|sigmoid(logits) - target|^beta times binary cross-entropy, elementwise; any shape, targets in 0..1.
 
     With beta 2 it is the quality focal loss (GFL, arXiv:2006.04388). With beta 1 and the teacher's scores as targets it
-    is CrossKD's class loss (arXiv:2306.11369). The factor |...|^beta carries gradient too. The minimum is 0, where the
-    scores are equal.
+    is CrossKD's class loss (arXiv:2306.11369). The gradient also flows through the factor |...|^beta. The minimum is 0,
+    for equal scores.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none")
     return (logits.sigmoid() - target_scores).abs().pow(beta) * entropy
@@ -31,7 +31,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, weights: Tensor | None 
     """-sum over classes of w p_t log p_s; (..., K) logits to (...), in nats. Chen et al., NIPS 2017.
 
     weights: one weight w per class, (K,). None means 1.
-    The weights stand inside the sum. Therefore the minimum is not at p_s = p_t, but where p_s is w p_t scaled to sum 1.
+    The weights are inside the sum. Therefore the minimum is not at p_s = p_t, but where p_s is w p_t scaled to sum 1.
     The teacher is detached.
     """
     target_scores = teacher.detach().softmax(-1)
@@ -58,7 +58,7 @@ def decoupled_kl(
     labels: (N,) in 0..K-1. With alpha 1 and beta 1 - p_label(teacher) the result equals `softmax_kl`. The teacher is
     detached. Raises ValueError if there are fewer than two classes.
     The probability of the other classes is computed as a sum of exponentials of logits, not as 1 - p. So the logarithm
-    of 0 never occurs, even if one side is very confident.
+    of 0 never occurs, even if a probability is close to 1.
     """
     if student.shape[-1] < 2:
         raise ValueError(f"decoupled_kl needs at least two classes, got {student.shape[-1]}")
@@ -85,8 +85,8 @@ def relation_match(
 ) -> Tensor:
     """beta (1 - mean of r over rows) + gamma (1 - mean of r over classes), times temperature squared; to ().
 
-    student, teacher: (N, K) logits; the teacher is detached. r is the Pearson correlation of the softmax scores: along
-    a row over the K classes (beta), and along a class over the N rows (gamma). DIST, arXiv:2205.10536.
+    student, teacher: (N, K) logits; the teacher is detached. r is the Pearson correlation of the softmax scores: for
+    each row over the K classes (beta), and for each class over the N rows (gamma). DIST, arXiv:2205.10536.
     With a single class or a single row there is no correlation: that part is 1 and has no gradient. No rows give 0.
     """
     if len(student) == 0:

@@ -3,18 +3,18 @@
     L = weight * sum over levels of mean over images and cells of (Q_s - Q_t)^2
     Q = q / |q|,    q = mean over channels of F^2
 
-F is a map of the student or the teacher. The method reads no head. It learns nothing, because an attention map Q has no
-channels. If the two maps of a pair differ in size (`pairing: index`), the larger map is average-pooled to the size of
-the smaller. Any teacher can teach any student with a level of equal stride.
+F is a map of the student or the teacher. The method reads no head. It has no learned part, because an attention map Q
+has no channels. If the two maps of a pair differ in size (`pairing: index`), the larger map is average-pooled to the
+size of the smaller. Any teacher can teach any student with a level of equal stride.
 
 Paper and published code (`form`): the paper uses weight/2 times the norm |Q_s - Q_t|. The published code uses the mean
-of squares, and the weight of 1000 belongs to this form. We could verify no weight for the norm, so the weight must be
-given with `form: paper`. A weight of 2 makes a level's term equal to the norm.
+of squares, and the weight of 1000 belongs to this form. We could not verify a weight for the norm, so `form: paper`
+needs an explicit weight. A weight of 2 makes a level's term equal to the norm.
 
 The method was published for classifiers, with maps of 32x32, 16x16 and 8x8 cells. Because of the mean over cells, a
 term falls as 1 / (H W), and the finest levels of a detector, with ten thousand cells, contribute almost nothing.
-`scale_by_area` is our addition. It multiplies a term by H W / 256, so that every level and every image size has the
-strength of the published 16x16 map.
+`scale_by_area` is our addition. It multiplies a term by H W / 256. A weight then has the same effect on every level
+and image size as on the published 16x16 map.
 """
 
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ class AttentionTransfer(Method):
         return {"attention": self.weight * torch.stack(terms).sum()}
 
     def _term(self, student_level: Tensor, teacher_level: Tensor) -> Tensor:
-        """Returns the term of one level, unweighted, ()."""
+        """Returns the unweighted term () of one pair of maps (B, C, H, W) and (B, D, H', W')."""
         if self.config.form == "paper":
             return attention_norm(student_level, teacher_level) / 2
         rows = min(student_level.shape[-2], teacher_level.shape[-2])

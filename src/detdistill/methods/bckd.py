@@ -3,11 +3,12 @@
     class   w_c sum over rows and classes of |p_t - p_s| BCE(z_s, p_t) / number of positives,    p = sigmoid(z)
     box     w_b sum over rows of max_k |p_t - p_s| (1 - GIoU(b_s, b_t)) / number of positives
 
-The classes of a sigmoid head do not compete, so each class is distilled by itself, in every valid cell. The factor
-|p_t - p_s| carries gradient in the class term and none in the box term. The class term is `quality_focal` with beta 1
-and the teacher's scores as targets, as in CrossKD and mimicking.
+The classes of a sigmoid head do not compete, so each class is distilled independently, in every valid cell. The
+gradient flows through the factor |p_t - p_s| in the class term, but not in the box term. The class term is
+`quality_focal` with beta 1 and the teacher's scores as targets, as in CrossKD and mimicking. A row is one prediction of
+the head.
 
-We know of no difference between paper and code. The weights were published for GFL and are the same for all heads here.
+We know of no difference between paper and code. The weights were published for GFL. Here they are used for all heads.
 Rows in which the teacher's box has no area (torchvision's FCOS) get no box loss.
 """
 

@@ -4,20 +4,20 @@
     box     nu * sum over positives of (d_s if d_s + m > d_t, else 0) / number of rows
     hint    gamma * mean over levels of mean (V - a(Z))^2
 
-w is 1.5 for the background and stands inside the sum; T = 1. d_s and d_t are |R - y|^2 of student and teacher. R is the
-predicted box code, y the box code of the ground truth. V is the teacher's map, Z the student's map. a is a 1x1
-convolution, used even if the channel counts are equal.
+w is 1.5 for the background, 1 for the other classes, and is inside the sum. The temperature is 1. d_s and d_t are
+|R - y|^2 of student and teacher. R is the predicted box code, y the box code of the ground truth. V is the teacher's
+map, Z is the student's map. a is a learned 1x1 convolution, used even if the channel counts are equal.
 
 Rows are the samples of the student's task loss: sampled anchors in the RPN, sampled proposals in the second stage. The
 teacher's RPN predicts for the same anchors, and its RoI head for the student's proposals. The single sigmoid of an RPN
-counts as a softmax over object and background.
+is treated as a softmax over object and background.
 
-The class loss of the paper is mu hard + (1 - mu) soft. Here the hard (task) loss keeps its weight of 1, hence the ratio
-(1 - mu) / mu. Relative to the boxes, the classes weigh 1 / mu times as much as in the paper.
+The class loss of the paper is mu hard + (1 - mu) soft. Here the hard (task) loss keeps its weight of 1, so the soft
+loss has the weight (1 - mu) / mu. Relative to the box losses, the class losses are 1 / mu times those of the paper.
 
-There is no official code, and the paper gives neither mu nor the margin m. mu = 0.8 trained successfully for others on
-SSD, where 0.5 diverged. m = 0 is used by reproductions (one uses 0.01). The paper has one hint layer, compares it by an
-L2 or an L1 distance and does not say how to reduce it. The means over elements and levels are ours.
+There is no official code, and the paper gives neither mu nor the margin m. Others trained SSD successfully
+with mu = 0.8, while 0.5 diverged. Reproductions use m = 0 (one uses 0.01). The paper has one hint layer, compares it by
+an L2 or an L1 distance and does not define the reduction. The means over elements and levels are our choice.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class Chen2017Config(LevelConfig):
     mu: weight of the labels in the class loss. The soft term has the weight (1 - mu) / mu; 1 removes it.
     background: weight w of the background in the class terms.
     nu: weight of the box terms.
-    margin: m.
+    margin: m, in the unit of d_s and d_t.
     weight_rpn, weight_roi: weight of the two terms of a stage.
-    weight_hint: gamma.
-    hint: distance of the hint.
+    weight_hint: gamma, the weight of the hint.
+    hint: distance of the hint. `l2`: mean squared difference. `l1`: mean absolute difference.
     The other options belong to the hint: see `methods.shared.levels.LevelConfig`.
     """
 

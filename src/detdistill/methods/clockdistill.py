@@ -2,18 +2,17 @@
 
     L = sum over levels of  a sum M (S - T)^2 + b sum N (S - T)^2,    sums over cells and channels, mean over images
 
-S and T are the encoder's outputs. In a cell of a box, M is 1 / (number of cells of the box). If several boxes overlap,
-the smallest counts. Outside all boxes M is 0. N is 1 / (number of cells outside all boxes) in these cells, and 0 inside
-the boxes. Every box is drawn on every level. The minimum is 0.
+S and T are the outputs of the student's and the teacher's encoder. In a cell of a box, M is 1 / (number of cells of the
+box). If several boxes overlap, the value of the smallest box is used. Outside all boxes M is 0. N is 1 / (number of
+cells outside all boxes) in these cells, and 0 inside the boxes. Every box is drawn on every level. The minimum is 0.
 
 This is the memory distillation of the paper alone. The other half of the paper runs the decoders of both sides on the
 same queries, made from the ground truth. It is not implemented here (kddetr runs both decoders on the same queries).
 The weights 5e-5 (a) and 1e-7 (b) are the paper's, as reported by others.
 
-Our interpretation, after FGD, which has the same masks: the sums run over channels too, instead of being means, and the
-cells of a box are those of `geometry.focal_masks`, in which padding does not count. Our additions: a 1x1 convolution if
-the channel counts differ, and `pyramid: neck`, which compares the maps before the encoder, or the maps of detectors
-without an encoder.
+We follow FGD, which has the same masks, where the paper is not clear: channels are summed, not averaged, and the cells
+of a box are those of `geometry.focal_masks`, which leaves out padding. We added a 1x1 convolution for different channel
+counts, and `pyramid: neck`, which compares the maps before the encoder, or the maps of detectors without an encoder.
 """
 
 from dataclasses import dataclass

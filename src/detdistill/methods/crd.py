@@ -4,21 +4,23 @@
     L = -log o_0 / (o_0 + K/M) - sum over K negatives of log (K/M) / (o_k + K/M)
     term = weight * (L_s + L_t), mean over instances
 
-v: a learned linear map of the student's vector (in L_s) or the teacher's (in L_t) to 128 values, scaled to unit
-length. m: memory of the other detector. After the loss, the slots of the batch become the normalized mean of old and
-new vector.
+v is the student's vector (in L_s) or the teacher's vector (in L_t) after a learned linear map to 128 values, scaled to
+unit length. m_k are vectors in the memory of the other detector; k = 0 is the positive. T is the temperature. K is the
+number of negatives and M the number of slots. After the loss, the slots of the batch are set to the normalized mean of
+old and new vector.
 
-Published for classifiers: each image has one slot. Here an instance is a box with one vector
-(`methods.shared.embeddings`). Its key is the image id and the box's index in the image. If augmentation drops boxes (a
-crop), the index counts the remaining boxes. A slot may then temporarily hold the vectors of another box of the image.
+The paper treats classifiers, where each image has one slot. Here an instance is a box with one vector
+(`methods.shared.embeddings`). Its key is the image id and the box's index in the image. If augmentation removes boxes
+(a crop), the index counts the remaining boxes. A slot can then temporarily hold the vectors of another box of the
+image.
 
-Ours, because the paper does not treat detectors: the memory has M slots (`capacity`). Boxes get slots when they are
-first seen. When all slots are used, those assigned longest ago are reused. A data set may have more boxes than slots,
-so a new slot starts with the box's own vectors (`begin: own`); otherwise its positive would be the vectors of another
-box. `random` is the published start. Negatives are drawn from boxes seen so far of another class, as published; with a
-single class, from other boxes. K is 4096, because the published 16384 is more than the number of boxes of most
-detection sets. Z is M times the mean score against the whole memory at the first batch with a box, while the memory is
-random. Then it stays fixed, as published (there: the mean over the drawn slots).
+The following choices are ours, because the paper does not treat detectors. The memory has M slots (`capacity`). A box
+gets a slot when it first occurs. When all slots are used, those assigned longest ago are reused. A data set may have
+more boxes than slots, so a new slot starts with the box's own vectors (`begin: own`); otherwise its positive would be
+the vectors of another box. `begin: random` is as published. Negatives are drawn from earlier boxes of another class, as
+published. If there is only one class, they are drawn from other boxes. K is 4096, because the published 16384 is more
+than the number of boxes of most detection sets. Z is M times the mean score against the whole memory at the first batch
+with a box, while the memory is random. Then it stays fixed, as published (there: the mean over the drawn slots).
 
 Slots, memory and Z are the same on every process. They are computed from the boxes of all processes and are saved with
 the method. DistributedDataParallel broadcasts the buffers at each step: 1 kB per slot.

@@ -13,11 +13,12 @@ DRAWS = 2**40  # far more than the number of slots, so that `draw % slots` is al
 class InstanceBank(nn.Module):
     """M slots for instances. Each slot holds one vector of the student and one of the teacher, (D,) each.
 
-    An instance gets a slot when it is first seen. When all slots are used, the slots assigned longest ago are reused,
+    An instance gets a slot when it first occurs. When all slots are used, the slots assigned longest ago are reused,
     except slots of instances in the current batch. All buffers are saved, so that a resumed run continues exactly.
     Every process must write the rows of all processes: see `gather_rows`.
 
-    vectors (2, M, D): of student and teacher. Initially uniform, with the variance of the values of a unit vector.
+    vectors (2, M, D): of student and teacher. Their initial values are uniform, with the variance of the values of a
+    unit vector.
     keys (M, 2): (image id, box index). labels (M,). turn (): the next slot to use.
     """
 
@@ -77,9 +78,9 @@ class InstanceBank(nn.Module):
         """Slots to compare each instance with, (n, negatives + 1). The first column is the positive.
 
         slots (n,): of the instances.
-        Positive: the instance's own slot or, with `relax`, a random slot of its class.
-        Negatives: random slots of other classes, with replacement. If all filled slots have this class: random other
-        filled slots. If no other slot is filled: random other slots.
+        The positive is the instance's own slot or, with `relax`, a random slot of its class.
+        The negatives are random slots of other classes, drawn with replacement. If all filled slots have this class,
+        they are random other filled slots. If no other slot is filled, they are random other slots.
         """
         sorted_labels, order = self.labels.sort(stable=True)  # (M,), (M,), empty slots last
         labels, filled = self.labels[slots], (self.labels != EMPTY).sum()  # (n,), ()

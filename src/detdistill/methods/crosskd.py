@@ -9,12 +9,12 @@ backbone. The student's later convolutions and its predictors learn from the lab
 Paper and published code:
 - The code, but not the text, first gives the student's features the teacher's mean and deviation per channel and level
   (`align`).
-- The code is written to take the tower's features before the activation, but an in-place ReLU overwrites the stored
-  features. The published runs therefore used the features after the ReLU and applied ReLU again (`tap: post_relu`, the
-  default; `pre_act` follows the code as written).
+- The code stores the tower's features before the activation, but an in-place ReLU overwrites them. So the published
+  runs used the features after the ReLU and applied ReLU again (`tap: post_relu`, the default). `tap: pre_act` uses the
+  features before the activation.
 - The box term is weighted by the teacher's confidence. The divisors differ between detectors: see `methods.presets`.
 - The code needs towers with equal channel counts. Here a 1x1 convolution is learned if they differ, as the authors
-  advise.
+  recommend.
 """
 
 from collections.abc import Sequence

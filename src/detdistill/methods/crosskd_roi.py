@@ -7,9 +7,10 @@
 The gradient passes through the teacher's frozen head into the student's neck and backbone. The student's RoI head and
 RPN learn from the labels only.
 
-The paper (Wang et al.) describes dense heads. This is the two-stage branch of the published code (Faster and Mask
-R-CNN, together with PKD of weight 6); no result of it was published. Unlike the dense form it does not align channel
-statistics. The code needs equal channel counts. Here a 1x1 convolution per level is learned if they differ.
+The paper (Wang et al.) describes dense heads. This method is the two-stage branch of the published code (Faster and
+Mask R-CNN, together with PKD of weight 6). No result of this branch was published. Unlike the dense form it does not
+align channel statistics. The code needs equal channel counts. Here a 1x1 convolution per level is learned if they
+differ.
 """
 
 from typing import Self
@@ -46,7 +47,8 @@ class CrossKDRoI(Method):
     def build(cls, config: RoIConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """The method for a pair of two-stage detectors that share a class.
 
-        Raises UserError if they do not, or if the student lacks a level that the teacher pools regions from.
+        Raises UserError if a detector has no RoI head, if no class is shared, if both weights are 0, or if the student
+        lacks a level that the teacher pools regions from.
         """
         require_roi_heads(cls.name, student, teacher)
         # Both sides of the comparison come from the teacher's head.

@@ -2,9 +2,9 @@
 
     L = weight * sum over levels of T^2 mean over images and channels of KL(softmax(t / T) || softmax(s / T))
 
-t and s are the teacher's and the student's map. The softmax runs over the cells of a channel. On the neck the method
-reads no head, no boxes and no classes. On the class logits (`on: logits`) a channel is one class of one anchor, both
-detectors must predict in the same cells, and only shared classes are compared.
+t and s are the teacher's and the student's map, T is the temperature. The softmax is over the cells of a channel. On
+the neck the method reads no head, no boxes and no classes. On the class logits (`on: logits`) a channel is one class of
+one anchor, both detectors must predict in the same cells, and only shared classes are compared.
 
 Published code:
 - The original detection code (`variant: original`) uses the cross-entropy, with T = 1 and weight 5 on the first four
@@ -14,7 +14,7 @@ Published code:
 - mmrazor 0.3.1 reported 41.9 AP for GFL, on the class logits with T = 1 and weight 5. Here this is `on: logits`. Its
   later configuration of the same name distills the neck.
 - The original learns a 1x1 convolution if the channel counts differ, as here.
-- In both codes the softmax runs over the whole map, including the padding, as here.
+- In both codes the softmax is over the whole map, including the padding, as here.
 
 The weights are in `methods.presets`.
 """

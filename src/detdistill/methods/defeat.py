@@ -6,9 +6,9 @@
            + h_bg/n_bg sum over background regions of T^2 KL(p_t || p_s)
 
 T is the temperature. M is the mask of the objects. A ground-truth box covers cells of one level only
-(`geometry.decoupled_regions`). The level follows from the size of the box relative to 56 pixels on the finest level, as
-in the code. With `base: none` this size depends on the finest stride instead. 1 - M is the whole rest of the map,
-including padding, as in the code. a is a 3x3 convolution per level with initial weights near 0, as in the code.
+(`geometry.decoupled_regions`). The level depends on the size of the box relative to 56 pixels for the finest level, as
+in the code. With `base: none` the 56 pixels are replaced by 14 times the finest stride. 1 - M is the whole rest of the
+map, including padding, as in the code. a is a 3x3 convolution per level with initial weights near 0, as in the code.
 
 Paper and published code:
 - N: the paper counts cells, the code counts cells times channels (`counts`). The weights of 3 and 12 are the code's, so
@@ -18,13 +18,13 @@ Paper and published code:
   student and a two-stage teacher.
 - The weights of the COCO runs were not released.
 
-Not copied from the code:
-- It treats the largest label in the batch as the background, even if the batch has no background.
-- It combines the teacher's sampled regions with the labels of the student's regions. Here both heads classify the
+We did not copy these parts of the code:
+- The code treats the largest label in the batch as the background, even if the batch has no background.
+- The code combines the teacher's sampled regions with the labels of the student's regions. Here both heads classify the
   student's regions (the code's `SampleSTU`), and the labels are those of these regions.
-- It matches options by substring.
-- Its L1 is squared above 1. A smooth L1 is squared below 1.
-- Its normalizers are computed per process. Here they are averaged over processes.
+- The code matches options by substring.
+- The code's L1 is squared above 1. A smooth L1 is squared below 1.
+- The code computes its normalizers per process. Here they are averaged over processes.
 """
 
 from dataclasses import dataclass

@@ -7,25 +7,25 @@
                  psi_i = <F_t, Q_i>,  q_i = c_i^gamma IoU(box of i, best ground truth)^(1 - gamma)
     assignment = task loss of the teacher's queries in the student's decoder, with the teacher's assignment
 
-P+: pairs (student query, teacher query) whose teacher query is assigned to a ground truth. P-: the other pairs. Only
-their boxes count, because their class is background. N: number of pairs in P+ and P-, as in the released code; the
-paper gives no normalizer. P+ and P- come from one matching per stage and image, with the cost H + 5 L1 - 2 GIoU, in
-which the class of P- does not count. H: cross-entropy, summed over classes. c_i: best class score. Q_i: embedding of
-the last decoder layer. a: a 1x1 convolution. d, M: numbers of channels and teacher queries. If student and teacher
-predict the same, the class term is the entropy of the scores, the box and feature terms are 0, and the assignment term
-is the task loss of these queries.
+P+ are the pairs (student query, teacher query) whose teacher query is assigned to a ground truth. P- are the other
+pairs. For P-, only the boxes are compared, because the class is background. N is the number of pairs in P+ and P-, as
+in the released code; the paper gives no normalizer. P+ and P- come from one matching per stage and image. Its cost
+is H + 5 L1 - 2 GIoU, without H for unassigned teacher queries. H is the cross-entropy, summed over classes. c_i is the
+best class score, Q_i the embedding of the last decoder layer, a a 1x1 convolution, d the number of channels and M the
+number of teacher queries. If student and teacher predict the same, the class term is the entropy of the scores, the box
+and feature terms are 0, and the assignment term is the task loss of these queries.
 
-The released code (`variant: released`, a row of `methods.presets`) compares class and box of all pairs
-(`pairs: joint`) and clips boxes to the image (`clip`). Its feature term has one mask per stage, made of cosines; the
-stages are added (`mask: aggregated`), q = c IoU (`gamma: none`), and there is no adapter if the channel counts agree
+The released code (`variant: released`, a row of `methods.presets`) compares class and box of all pairs (`pairs: joint`)
+and clips boxes to the image (`clip`). Its feature term has one mask per stage, computed from cosines, and sums the
+masks (`mask: aggregated`). q is c IoU (`gamma: none`), and there is no adapter if the channel counts are equal
 (`adapter: when_needed`). Its assignment term uses the student's own assignment of the teacher's queries
-(`assignment: student`). It adds a contrastive relation between paired embeddings after learned projections, weight
+(`assignment: student`). It adds a contrastive relation between paired embeddings after learned projections, with weight
 0.2, which the paper does not have.
 
-Different from the released code: padded cells take no part. The teacher's queries are detached. Only the decoder runs
-a second time, not the encoder. A student query without a partner has no terms; the released code gives it a label of
-80 for every class. We do not know the paper's weights of its three parts; 1 each is from the released code. Queries
-that a detector chooses from each image (two-stage Deformable DETR, RT-DETR, D-FINE) cannot be passed to another
+These points differ from the released code. Padded cells are left out. The teacher's queries are detached. Only the
+decoder runs a second time, not the encoder. A student query without a partner has no terms; the released code gives it
+a label of 80 for every class. We do not know the paper's weights of its three parts; 1 each is from the released code.
+Queries that a detector chooses from each image (two-stage Deformable DETR, RT-DETR, D-FINE) cannot be passed to another
 decoder: set `weight_assignment: 0` for them.
 """
 
@@ -77,11 +77,11 @@ class DETRDistillConfig(LevelConfig):
     weight_class, weight_box, weight_giou: weights of the instance part; all 0 turns it off.
     weight_relation, weight_feature, weight_assignment: weights of the other parts; 0 turns a part off.
     stages: `all` pairs of stages, or only the `last` stage of each detector, in the instance part and the relation.
-    pairs: `split` counts P+ and P- as in the paper, `joint` counts class and box of all pairs as in the released code,
-        `positives` counts only P+.
+    pairs: `split` uses P+ and P- as in the paper, `joint` compares class and box of all pairs as in the released code,
+        `positives` uses only P+.
     clip: clip the teacher's boxes to the image in the instance part.
     mask: mask of the feature part. `query`: the paper's. `aggregated`: the released code's. `box`: cells of ground
-        truths. `off`: all cells count the same.
+        truths. `off`: all cells have the same weight.
     gamma: exponent of the class score in q; none: q = c IoU.
     adapter: learn a 1x1 convolution per level of the feature part `always`, or `when_needed`: only if the channel
         counts differ.
@@ -132,7 +132,7 @@ class DETRDistill(Method):
     name = "detrdistill"
     group = "set predictions"
     paper = "arXiv:2211.10156"
-    copies = "the teacher's queries: boxes and classes per stage, where they look, and which objects they match"
+    copies = "the teacher's queries: boxes and classes per stage, neck features similar to them, and assigned objects"
     requires = "queries on both sides; for the assignment part, learned queries of equal width"
     reads = "decoder stages, queries, neck features, boxes of the ground truth"
     learns = "a 1x1 convolution per level; with a relation, two projections of the embeddings"

@@ -1,4 +1,4 @@
-"""DETRDistill's masks: the cells of a teacher map that the teacher's queries look at (arXiv:2211.10156)."""
+"""DETRDistill's masks: weights of the cells of a teacher map, from the teacher's queries (arXiv:2211.10156)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -63,7 +63,7 @@ def aggregated_mask(
     best_scores, index = scores.flatten(1).topk(min(BEST, scores[0].numel()), dim=1)  # (B, M K) -> (B, 100)
     queries = index // scores.shape[-1]  # (B, 100)
     quality = query_quality(best_scores, best_iou(stage, targets).gather(1, queries), gamma)
-    # A query counts once for each of its classes among the best.
+    # A query is added once for each of its classes among the best.
     weights = torch.zeros_like(scores[..., 0]).scatter_add_(1, queries, quality)  # (B, 100) -> (B, M)
     cosines = query_similarity(features, required(stage.embeddings).detach(), cosine=True)  # (B, M, H, W)
     mask = (weights[..., None, None] * cosines).sum(1).clamp(min=FLOOR)  # (B, H, W)
@@ -71,7 +71,7 @@ def aggregated_mask(
 
 
 def query_quality(scores: Tensor, overlap: Tensor, gamma: float | None) -> Tensor:
-    """score^gamma IoU^(1 - gamma), or score * IoU if gamma is None. All of one shape."""
+    """score^gamma IoU^(1 - gamma), or score * IoU if gamma is None. Both inputs and the result have the same shape."""
     return scores * overlap if gamma is None else scores**gamma * overlap ** (1 - gamma)
 
 

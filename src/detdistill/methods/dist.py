@@ -2,15 +2,15 @@
 
     L = w T^2 [ beta (1 - mean over rows of r) + gamma (1 - mean over classes of r) ]
 
-r is the Pearson correlation of softmax(z / T) of student and teacher. The first correlation is taken along a row, over
-the classes. The second is taken down a class, over the rows of a batch. For two-stage pairs the rows are the proposals
-of the student's second-stage loss, classified by both heads, and the background is one of the classes.
+r is the Pearson correlation of softmax(z / T) of student and teacher. The first correlation is computed for each row,
+over the classes. The second is computed for each class, over the rows of a batch. For two-stage pairs the rows are the
+proposals of the student's second-stage loss, classified by both heads, and the background is one of the classes.
 
-Ours, where the paper gives no details. For two dense heads the rows are the student's positives and the softmax is over
-the classes only, because a sigmoid head has no background. Rows of the background are left out, because their
-correlation would be noise. Weight, T, beta and gamma are the values published for ImageNet (2, 1, 1, 1); for detectors
-the paper gives results only. The correlation down a class uses the rows of one process, so N processes are not exactly
-one large batch.
+The paper gives no details for detectors, so these choices are ours. For two dense heads the rows are the student's
+positives and the softmax is over the classes only, because a sigmoid head has no background. Rows of the background are
+left out, because their correlation would be noise. Weight, T, beta and gamma are the values published for ImageNet
+(2, 1, 1, 1); for detectors the paper gives results only. The correlation for a class uses the rows of one process, so N
+processes do not give exactly the result of one large batch.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class DISTConfig:
 
     weight: weight of the term.
     temperature: T.
-    beta: weight of the correlation along rows.
-    gamma: weight of the correlation down the classes.
+    beta: weight of the part whose correlation is over the classes, for each row.
+    gamma: weight of the part whose correlation is over the rows, for each class.
     """
 
     weight: Weight = 2.0

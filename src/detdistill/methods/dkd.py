@@ -2,15 +2,15 @@
 
     L = weight * T^2 * mean over regions of [alpha KL(b_t || b_s) + beta KL(q_t || q_s)]
 
-b: the probability of the region's label and the probability of all other columns. q: softmax over all other columns.
-Hinton's KL has alpha 1 and beta 1 - p_t(label): the more certain the teacher is of the label, the less weight the other
-classes get. Both RoI heads classify the student's sampled proposals, each on its own pyramid. The columns are the
-classes and the background. The label is the background if a region is unmatched, or if the teacher does not have its
-class.
+b is the pair of the probability of the region's label and the probability of all other columns. q is the softmax over
+all other columns. T is the temperature. Hinton's KL has alpha 1 and beta 1 - p_t(label): the larger the teacher's
+probability of the label is, the smaller is the weight of the other classes. Both RoI heads classify the student's
+sampled proposals, each on its own pyramid. The columns are the classes and the background. The label is the background
+if a region is unmatched, or if the teacher does not have its class.
 
-Published for Faster R-CNN with an FPN: alpha 1, beta 0.25, T = 1, no warm-up. Published for classifiers: beta 0.5 to 8,
-T = 4, a warm-up of 20 epochs. The published code takes the logarithm of a softmax for b, which can be the logarithm of
-0. Here the sums stay in logarithms (`losses.decoupled_kl`).
+The values published for Faster R-CNN with an FPN are alpha 1, beta 0.25, T = 1 and no warm-up. The values published for
+classifiers are beta 0.5 to 8, T = 4 and a warm-up of 20 epochs. The published code computes the probabilities b and
+then their logarithm, which can be the logarithm of 0. Here b is computed in logarithms (`losses.decoupled_kl`).
 """
 
 from dataclasses import dataclass

@@ -6,19 +6,19 @@
     L_att = sum |A_S(S) - A_S(T)| + sum |A_C(S) - A_C(T)|
     L_rel = sum (R_s(S) - R_t(T))^2
 
-A_S(F) and A_C(F) are the spatial and the channel attention of a map F. Without an argument they are the teacher's. M_fg
+A_S(F) and A_C(F) are the spatial and the channel attention of a map F. A_S and A_C without an argument are those of the
+teacher's map T. M_fg
 is 1 / (number of cells of the box) in the cells of a box. M_bg is 1 / (number of cells outside all boxes) in these
 cells. R(F) is F plus a context vector of F from a learned block (GcNet), one block per side and level.
 
-Every box is drawn on every level. A new block adds 0, so L_rel starts as the plain squared distance. The minimum of
-every term is 0 and is reached for equal maps. L_rel is the exception after some training, because its blocks then
-differ.
+Every box is drawn on every level. A new block adds 0, so L_rel starts as the plain squared distance. For equal
+maps every term has its minimum, 0. After some training this is not true for L_rel, because its two blocks then differ.
 
 Paper and published code:
 - The attention weight g for one-stage heads and the temperature for FCOS (0.8 in the code) are not the same in paper
   and code. `variant` selects the row of `methods.presets` that the weights come from.
-- The code also trains the block on the teacher's side, so that the target may drift. `teacher_context: false` is our
-  addition: the target is the teacher's map itself.
+- The code also trains the block on the teacher's side, so the target can change during training. We added
+  `teacher_context: false`, where the target is the teacher's map itself.
 - The code divides boxes by the size of their image and multiplies them by the size of the padded map. Boxes are
   therefore stretched if a batch is padded (`masks: published`). The default here is `masks: stride`, with which padding
   changes nothing, although the published numbers were obtained with the stretched boxes. Without padding both are

@@ -20,8 +20,8 @@ Paper and published code:
 
 Anchors are the student's, as published. A map without anchors, of an anchor-free or a set-prediction detector, gets the
 anchors of an FPN's RPN: 8 strides wide, with ratios 0.5, 1 and 2, around the center of each cell
-(`geometry.synthetic_anchors`). Our addition: cells that begin outside their image count neither for the region nor for
-the best overlap, so that padding changes nothing.
+(`geometry.synthetic_anchors`). We added one rule: cells that begin outside their image are left out of the region and
+of the best overlap, so padding changes nothing.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class FGFIConfig(LevelConfig):
         area with a box.
     factor: fraction of the best overlap, in 0..1. 0 selects every cell with an anchor that touches the object, 1
         selects no cell.
-    levels_of_a_box: a box counts on its `own` level or on `all` levels.
+    levels_of_a_box: a box is used on its `own` level or on `all` levels.
     anchors: the `student`'s or the `teacher`'s anchors, or `synthetic` anchors made from the stride. Levels without
         anchors get synthetic ones. `teacher` requires a teacher with anchors.
     legacy, relu: see the module docstring.

@@ -7,7 +7,7 @@ a pyramid most of the imitated cells are therefore background: FitNets is the ba
 improve.
 
 Paper and published code:
-- The paper gives one middle layer of a classifier a hint: half the sum of squares, in a stage of training before the
+- The paper compares one middle layer of a classifier, by half the sum of squares, in a stage of training before the
   training on labels. Here, as in later uses on detectors, all levels of the neck are compared from the first step, in
   addition to the task losses.
 - The published weight of 100 belongs to the mean over one map of a CIFAR classifier. Released detector configurations

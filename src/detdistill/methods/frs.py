@@ -6,8 +6,8 @@
 |S - T|^2 is a sum over channels, and BCE is a sum over anchors and classes. z' and z are the student's and the
 teacher's class logits. The sums over M include all images. The normalizer sum M is averaged over processes. The minimum
 of the first term is 0. The minimum of the second is the entropy of the teacher's scores. M uses the classes that both
-detectors have. Padding counts with the scores that the teacher gives it. A two-stage teacher predicts class scores for
-its proposals only, so M is then the objectness of its RPN. This use of the RPN is our addition.
+detectors have. Padding is included, with the scores that the teacher predicts there. A two-stage teacher predicts class
+scores for its proposals only, so M is then the objectness of its RPN. This use of the RPN is our addition.
 
 `form: ultralytics` is the distance that the Ultralytics library added in 2026. It is described there and not in a
 paper. |S - T|^2 is divided by the number of channels, and each student level goes through two learned 1x1 convolutions

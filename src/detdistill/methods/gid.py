@@ -13,10 +13,10 @@ Student and teacher must predict on the same grid (equal strides and anchors per
 detectors, the RPNs are compared. Their objectness has no class.
 
 There is no official code. The weights 5e-4, 40 and 1, alpha 0.1 and beta 1 are the values usually cited; we could not
-verify them. These choices are ours, because we found no source: the convolution is 3x3 and the RoIs are 7x7. K and
-N_m are counted over the batch and averaged over processes. Relations are between the instances of one image, averaged
-over images. d_class is the quality focal loss with the teacher's scores as targets (`beta` 2; 0 is plain
-cross-entropy). d_box is 1 - GIoU. Boxes are clipped to their image before suppression.
+verify them. We found no source for the following choices, so they are ours. The convolution is 3x3 and the RoIs are
+7x7. K and N_m are counted over the batch and averaged over processes. Relations are between the instances of one image
+and are averaged over images. d_class is the quality focal loss with the teacher's scores as targets (`beta` 2; 0 is
+plain cross-entropy). d_box is 1 - GIoU. Boxes are clipped to their image before suppression.
 
 The paper's formula sums over pairs (`pairs: sum`). With the weight 40, this term is then tens of times larger than
 any other term. The mean over pairs is about as large as the other terms, so `mean` is the default. The method
@@ -41,7 +41,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Predictions, Targets,
 @dataclass(frozen=True)
 class GIDConfig:
     """weight_feature, weight_relation, weight_response: weights of the three terms.
-    share_class, share_box: alpha and beta in the response term.
+    share_class, share_box: weights alpha and beta of the class and box distance in the response term.
     instances: maximum number of instances per image.
     overlap: IoU above which suppression drops the instance with the lower score.
     roi_size: rows and columns of the pooled features.
@@ -81,7 +81,7 @@ class GID(Method):
 
     @classmethod
     def build(cls, config: GIDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError as `SameGrid.build`."""
+        """Raises UserError in the same cases as `SameGrid.build`."""
         grid = SameGrid.build(cls.name, student, teacher)
         connector = nn.Conv2d(student.channels["neck"], teacher.channels["neck"], 3, padding=1)
         return cls(config, connector, grid)
@@ -122,7 +122,7 @@ class GID(Method):
     def feature_and_relation(
         self, student_output: DetectorOutput, teacher_output: DetectorOutput, instances: Targets
     ) -> tuple[Tensor, Tensor]:
-        """The feature term and the relation term, unweighted, ()."""
+        """The feature term and the relation term, unweighted, () each."""
         student_neck, teacher_neck = student_output.pyramids["neck"], teacher_output.pyramids["neck"]
         size = self.config.roi_size
         student_rois = pool_rois(student_neck.levels, student_neck.strides, instances.boxes, size)  # (n, C, 7, 7)

@@ -1,18 +1,18 @@
-"""GID as LD's released code imitates it: squared differences of neck features where the scores differ most.
+"""GID as in LD's released code: squared differences of neck features where the scores differ most.
 
     L = weight * sum over levels of the mean over positions and channels of (t - s)^2
 
 s, t: neck features of student and teacher at the 10 positions of a level with the largest max_k |p_t - p_s|. GID is
-arXiv:2103.02340 (the method `gid`), LD is arXiv:2102.12252, Zheng et al., CVPR 2022. With weight 2, this imitation
-raises GFL R50 from 40.1 to 41.5 AP in LD's paper. As in LD's code:
+arXiv:2103.02340 (the method `gid`), LD is arXiv:2102.12252, Zheng et al., CVPR 2022. With weight 2, this form
+of GID raises GFL R50 from 40.1 to 41.5 AP in LD's paper.
 
-All images of the batch share the 10 positions of a level. Suppression at IoU 0.3 also drops boxes of other images. The
-box of a position comes from the teacher if the teacher's score of the class that differs most is not the smaller one,
-else from the student. A level counts 0 if none of its positions is positive for a label. Nothing is averaged over
-processes.
+The following is as in LD's code. All images of the batch share the 10 positions of a level. Suppression at IoU 0.3 also
+drops boxes of other images. The box of a position comes from the teacher if the teacher's score of the class that
+differs most is not the smaller one, else from the student. The term of a level is 0 if the student's assigner assigns
+none of its positions to a ground truth. Nothing is averaged over processes.
 
-Different from LD's code: padding takes no part. LD's code needs equal channel counts; here a 1x1 convolution is learned
-if they differ.
+Two points differ from LD's code. Padding is left out. LD's code needs equal channel counts; here a 1x1 convolution is
+learned if they differ.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class GIDLD(Method):
 
     @classmethod
     def build(cls, config: GIDLDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError as `SameGrid.build`."""
+        """Raises UserError in the same cases as `SameGrid.build`."""
         grid = SameGrid.build(cls.name, student, teacher)
         return cls(config, when_channels_differ(student.channels["neck"], teacher.channels["neck"]), grid)
 
@@ -90,7 +90,8 @@ class GIDLD(Method):
     def cells(self, student: Predictions, teacher: Predictions, positive: Tensor) -> list[Tensor]:
         """Cells of each level with the largest disagreement: (k,) indices into its B H W cells, k <= instances.
 
-        Empty for a level without a positive. positive (B, N): predictions that the student's assigner gives to a label.
+        Empty for a level without a positive. positive (B, N): True for predictions that the student's assigner assigns
+        to a ground truth.
         """
         layout = required(student.layout)
         scores, boxes, _ = disagreement(

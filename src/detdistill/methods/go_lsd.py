@@ -5,14 +5,16 @@
     d = T^2 KL(softmax(e_t / T) || softmax(e_s / T))  per side of a box, R bins, as in LD (arXiv:2102.12252)
     w = in M the IoU of the student's box with its ground truth, in U the teacher's best class score
 
-M: sides of student queries that the student's own assignment gives a ground truth. U: sides of the other queries.
-Within one D-FINE, the last layer teaches the earlier layers in this way, query by query. Here the teacher's last stage
-teaches every student stage; its queries are paired with the lowest total cost (class + 5 L1 - 2 GIoU). T is 5 and the
-weight is 1.5, as in the self-distillation, which stays unchanged. Minimum 0.
+M are the sides of the student queries that the student's own assignment assigns to a ground truth. U are the sides of
+the other queries. B is the number of images. Within one D-FINE, the last layer teaches the earlier layers in this way,
+query by query. Here the teacher's last stage teaches every student stage; its queries are paired with the lowest total
+cost (class + 5 L1 - 2 GIoU). T is 5 and the weight is 1.5, as in the self-distillation, which stays unchanged. The
+minimum is 0.
 
-Ours: GO-LSD is published within one model only. Each model measures distances from the boxes that its own first layer
-proposes. For the same object, equal distributions of two models therefore mean almost, but not exactly, the same box.
-Bins must mean the same distance: equal number of bins, `up` and `reg_scale`.
+The paper uses GO-LSD within one model only; the use between two models is ours. Each model measures distances from the
+boxes that its own first layer proposes. For the same object, equal distributions of two models therefore give almost,
+but not exactly, the same box. A bin must stand for the same distance in both models, so the number of bins, `up` and
+`reg_scale` must be equal.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,10 @@
 
     L = weight * T^2 * mean over regions of KL(softmax(z_t / T) || softmax(z_s / T)),    over classes and background
 
-Both heads classify the student's sampled proposals, each on its own pyramid. The boxes are constants. The paper is
-about image classifiers. The effect of a weight depends on the reduction over the columns, which differs in published
-detection code. Each reduction therefore has its own default weight and temperature:
+z_t and z_s are the logits of teacher and student, T is the temperature. Both heads classify the student's sampled
+proposals, each on its own pyramid. The boxes are constants. The paper is about image classifiers. The effect of a
+weight depends on the reduction over the columns, which differs in published detection code. Each reduction therefore
+has its own default weight and temperature:
 
 - `classes_sum` (the paper's reduction): weight 0.5, T = 3, as in the two-stage branch of CrossKD's code
   (arXiv:2306.11369).
@@ -33,8 +34,8 @@ PUBLISHED = {"classes_sum": (0.5, 3.0), "classes_mean": (10.0, 2.0)}  # weight a
 class KDConfig:
     """Options of KD.
 
-    reduction: over the columns of a region, see the module docstring.
-    weight, temperature: none: the values published with the reduction.
+    reduction: reduction over the columns of a region, see the module docstring.
+    weight, temperature: weight of the term, and T; none: the values published with the reduction.
     """
 
     reduction: Literal["classes_sum", "classes_mean"] = "classes_sum"

@@ -4,15 +4,15 @@
             w (weight_class KL(p_t || p_s) + weight_box L1 + weight_giou (1 - GIoU))
 
 A point is a query that both decoders get in addition to their own queries. Point n of the student is point n of the
-teacher, so that nothing has to be matched. General points are drawn at each step in the teacher's parametrization, the
-same for all images. Specific points are the teacher's own queries. w: the teacher's best class score of the point
-(`foreground: false`: 1). KL: summed over classes; with sigmoids one binary KL per class, with softmax one KL over the
-classes. Minimum 0.
+teacher, so no matching is needed. General points are drawn at each step in the teacher's parametrization, the same for
+all images. Specific points are the teacher's own queries. w is the teacher's best class score of the point, or 1 with
+`foreground: false`. The KL is summed over classes: with sigmoids it is one binary KL per class, with softmax one KL
+over the classes. The minimum is 0.
 
-The paper's repository has no code. These choices are ours, because we could not verify them: the number of general
-points, the weights (from the detectors' own losses), the sum of w as normalizer, and that general and specific points
-are two groups without attention between them. The student's own queries and its detection loss are unchanged. Queries
-that the teacher chooses from the image work too, because content and boxes are both passed on.
+The paper's repository has no code. We could not verify the following choices, so they are ours: the number of general
+points, the weights (from the detectors' own losses), the sum of w as normalizer, and two groups for general and
+specific points, without attention between the groups. The student's own queries and its detection loss are unchanged.
+Queries that the teacher chooses from the image work too, because content and boxes are both passed on.
 """
 
 from dataclasses import dataclass

@@ -13,18 +13,19 @@ reductions, as published: with R bins, `weight_edges` multiplies the plain KL of
 detector: `methods.presets`.
 
 Paper and published code:
-- The ring of the paper is gamma t <= DIoU <= t (`region: diou`). The code uses the overlap divided by the area of the
-  anchor instead of the IoU (`iof_compat`, the default). For FCOS it uses the points inside a box (`inside`).
+- The ring of the paper is gamma t <= DIoU <= t, where t is ATSS's threshold (`region: diou`). The code uses the overlap
+  divided by the area of the anchor instead of the IoU (`iof_compat`, the default). For FCOS it uses the points inside a
+  box (`inside`).
 - The code weights a row of the ring by the IoU of anchor and box (`valuable: overlap`), and for FCOS by the student's
-  best score (`score`). The paper means weights of 0 and 1, according to its author (`mask`).
+  best score (`score`). According to the author, the weights of the paper are 0 and 1 (`mask`).
 - For RetinaNet the code takes one softmax over the bins of all sides (`softmax: joint`) and leaves the positives out of
   the ring (`exclude_positives`).
-- The code divides the edge terms by no count, so they grow with the number of objects in a process
+- The code does not divide the edge terms by a count, so they grow with the number of objects in a process
   (`normalizer: none`). `normalizer: trust` divides each edge term by its sum of u or v, and needs larger weights.
 - The code computes the class term in the ring too, with a weight of 0 (`valuable_class`).
 
-Ours: positives of a class that the teacher does not have are left out of the class term. With a single shared class the
-class term is 0, because its softmax is always 1.
+We leave positives of a class that the teacher does not have out of the class term. With a single shared class the class
+term is 0, because its softmax is always 1.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class LDConfig:
 
     weight_edges, weight_valuable, weight_class, weight_valuable_class: weights of the four terms.
     temperature, class_temperature: T and T'.
-    gamma: lower end of the ring, as a share of its upper end.
+    gamma: lower bound of the ring, as a fraction of its upper bound.
     softmax, region, valuable, exclude_positives, normalizer: see the module docstring.
     """
 

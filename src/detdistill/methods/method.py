@@ -31,9 +31,9 @@ class Method(nn.Module):
     Config: dataclass of the options.
     group: heading under which `detdistill list methods` shows the method.
     paper: source of the method.
-    copies, requires: what the student copies, and what student and teacher need for it, in words.
-    reads: what the method reads of the outputs, in words.
-    learns: the learned parts, in words; empty if there are none.
+    copies, requires: text: what the student copies, and what student and teacher need for it.
+    reads: text: what the method reads of the outputs.
+    learns: text: the learned parts; empty if there are none.
     gain: published AP on COCO, plain student to distilled student (teacher); empty if no published value could be
         verified.
     need: parts of the teacher's output that the method reads.
@@ -81,10 +81,10 @@ def require(condition: bool, method: str, problem: str, remedy: str) -> None:
 
 
 def problems(method: type) -> list[str]:
-    """Everything that is missing or wrong in the class of a user's method, in words; empty if nothing is.
+    """Returns one message for each fault in the class of a user's method; empty if there is none.
 
-    It checks the base class, the texts `name`, `group`, `paper` and `reads`, the dataclass `Config`, and the signatures
-    of `build` and `forward`. It does not build the method.
+    The function checks the base class, the texts `name`, `group`, `paper` and `reads`, the dataclass `Config`, and the
+    signatures of `build` and `forward`. It does not build the method.
     """
     if not isinstance(method, type):
         return [f"{method!r} is not a class"]

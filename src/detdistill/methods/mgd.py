@@ -2,10 +2,10 @@
 
     L = weight * sum over levels of  sum over cells and channels of (G(S m) - T)^2,  mean over images
 
-m is a mask that drops each cell with probability `drop`, in all channels. It is drawn anew for each level and step.
+m is a mask that drops each cell with probability `drop`, in all channels. A new mask is drawn for each level and step.
 Kept cells are not scaled up. G is a learned block per level: 3x3 convolution, ReLU, 3x3 convolution. The method reads
-no head, no boxes and no classes. Its minimum is not known in advance, because G is not the identity and can't see the
-dropped cells.
+no head, no boxes and no classes. Its minimum is not known in advance, because G is not the identity and its input does
+not contain the dropped cells.
 
 Paper and published code agree, except that the code leaves the teacher's normalization layers in training mode. Here a
 teacher is always in evaluation mode. The published options are weight 2e-5 and drop 0.65 with one-stage heads, and

@@ -2,19 +2,19 @@
 
     L = weight * 1/(2 N) sum_i 1/m_i |u_i - r(v_i)|^2
 
-u, v: RoIAlign, size x size, of the teacher's and the student's level at N proposals. r: a 1x1 convolution on the
-student's level. m_i: number of values in region i. Background counts only where a proposal covers it. N is averaged
-over processes.
+u and v are the RoIAlign features, size x size, of the teacher's and the student's level at N proposals. r is a 1x1
+convolution on the student's level. m_i is the number of values in region i. Background is compared only where a
+proposal covers it. N is averaged over processes.
 
 Paper and port: there is no official code. The paper uses proposals of the student's RPN. SenseTime's port for FPN
 (United-Perception) uses the teacher's (`proposals: teacher`). A two-stage student gives the proposals that its loss
-sampled, a two-stage teacher its best proposals. The size of a box decides its level. The port uses strides 4 to 32;
-here all paired levels are used (`levels`).
+sampled, a two-stage teacher its best proposals. The size of a box selects its level (`geometry.box_levels`). The port
+uses strides 4 to 32; here all paired levels are used (`levels`).
 
-Ours: a one-stage or set-based detector has no proposals, so its predicted boxes are used, best class score first,
-after suppression at IoU `overlap`, clipped to the image. The paper trains in two steps, RPN first, and its student has
-smaller images and a deconvolution; here everything trains at once on one image size. The weight 1 is ours too: we
-could not verify the paper's.
+The following choices are ours. A one-stage or set-based detector has no proposals, so its predicted boxes are used,
+clipped to the image, in descending order of their best class score, after suppression at IoU `overlap`. The paper
+trains in two steps, RPN first, and its student has smaller images and a deconvolution; here all parts are trained
+together on one image size. The weight is 1, because we could not verify the paper's weight.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Mimic2017Config(LevelConfig):
     proposals: the detector that gives the proposals.
     most: maximum number of proposals per image; the best are kept.
     size: rows and columns of a pooled region.
-    overlap: IoU above which suppression drops the worse of two predicted boxes. Not used for two-stage detectors, which
-        suppress their proposals themselves.
+    overlap: IoU above which suppression drops the predicted box with the lower score. Not used for two-stage detectors,
+        which suppress their proposals themselves.
     The other options: see `methods.shared.levels.LevelConfig`.
     """
 
@@ -73,7 +73,7 @@ class Mimic2017(Method):
 
     @classmethod
     def build(cls, config: Mimic2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError if no levels can be paired."""
+        """Raises UserError if no level can be paired."""
         levels = PairedLevels.build(cls.name, config, student, teacher, always)
         return cls(config, levels, student if config.proposals == "student" else teacher)
 

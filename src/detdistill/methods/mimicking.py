@@ -1,8 +1,9 @@
 """Prediction mimicking: the student's head copies the teacher's predictions. arXiv:2306.11369, section 3.
 
 This is the baseline of CrossKD. The distances are CrossKD's (`methods.shared.predictions`), on the predictions of the
-student's own head. No features cross between the heads and none are aligned. The whole student head gets the gradient.
-Ground truth and teacher supervise the same outputs and can contradict each other; CrossKD avoids this conflict.
+student's own head. No features of one detector enter the head of the other, and no features are aligned. The whole
+student head gets the gradient. Ground truth and teacher supervise the same outputs and can contradict each other;
+CrossKD avoids this conflict.
 """
 
 from typing import Self

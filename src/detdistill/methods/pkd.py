@@ -3,9 +3,9 @@
     L = weight * sum over levels of 1/2 mean (S^ - T^)^2,    X^ = (X - mean) / (deviation + 1e-6)
 
 S and T are the student's and the teacher's map. The mean and the unbiased standard deviation are per channel, over the
-batch and all cells. A level's term therefore is the mean over channels of (m - 1)/m * (1 - r), where r is the Pearson
-correlation over the m positions. The method reads no head, no boxes and no classes, so any teacher can teach any
-student with a level of equal stride.
+batch and all cells. A level's term is therefore the mean over channels of (m - 1)/m * (1 - r), where r is the Pearson
+correlation over the m positions (all cells of the batch). The method reads no head, no boxes and no classes, so any
+teacher can teach any student with a level of equal stride.
 
 Published code:
 - It pairs levels by position (`pairing: index`). With a two-stage teacher, it compares the student's stride 8 with the

@@ -4,18 +4,19 @@
     P[i,j] = (1 + cosine of i and j) / 2, divided by the sum of row i
 
 The sum is over the n instances of the batch (of this process). P[i,j] is the probability that instance i has instance
-j as its neighbor. Published for classifiers, on the last pooled vectors. Here an instance is a box;
-`methods.shared.embeddings` describes its vector. Widths may differ. Nothing is learned.
+j as its neighbor. PKT was published for classifiers, on the last pooled vectors. Here an instance is a box;
+`methods.shared.embeddings` describes its vector. The vectors of the two detectors may differ in length. The method has
+no learned part.
 
-Weight: the published 30000 belongs to batches of 64 images. There, 1/n^2 makes it 30000 / 64 times the mean KL of a
-row. A batch of detection images may have two boxes or two hundred. With a fixed weight, a batch with two boxes would
-count a hundred times as much as a batch with two hundred, because the loss falls as 1 / n. So the loss is scaled to
-n = 64 (`batch`; our choice): the weight keeps its published meaning for any number of boxes. n / 64 is averaged over
+The published weight of 30000 belongs to batches of 64 images. Because of 1/n^2, the term is then 30000 / 64 times the
+mean KL of a row. A batch of detection images can have two boxes or two hundred boxes. With a fixed weight, the term of
+a batch with two boxes would be a hundred times as large, because the loss falls as 1 / n. So the loss is scaled to
+n = 64 (`batch`; our choice), and the published weight can be used for any number of boxes. n / 64 is averaged over
 processes. `batch: none` keeps 1/n^2 unchanged.
 
 Code and paper: in the published code, the sum includes the similarity of an instance with itself. The paper sums over
-the other instances only (`diagonal: no`). The paper's Gaussian kernel is not available. With fewer than two instances,
-the term is 0.
+the other instances only (`diagonal: false`). The paper's Gaussian kernel is not available. With fewer than two
+instances, the term is 0.
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,8 @@ Methods without a row:
   defaults were published and which are ours.
 * at and gid: no weight for detectors could be verified. The defaults of gid_ld are those of LD's code for GFL.
 * defeat: its defaults are the released values, for Faster R-CNN.
+* token_alignment, kddetr, go_lsd and clockdistill: the defaults are used for all detectors. Their module docstrings
+  give the sources.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -96,10 +98,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The table of FGD's paper.
     "fgd variant=paper": {kind: {"weight_attention": 1e-3} for kind in _DENSE}
     | {"fcos": {"weight_attention": 8e-3, "temperature": 0.5}},
-    # MGD's released code has the same values for all one-stage heads: the defaults. Four levels as for FGD.
+    # MGD's released code has the same values for all one-stage heads: the defaults. Two-stage heads use four levels, as
+    # in FGD.
     "mgd": {kind: {"weight": 5e-7, "drop": 0.45, "levels": 4} for kind in _TWO_STAGE},
-    # A weight of CWD belongs to the code it was published with: 5 for the original code (the default), 10 for the necks
-    # of mmrazor 1.x, 5 for GFL's logits in mmrazor 0.3.1.
+    # Each published weight of CWD belongs to one code: 5 to the original code (the default), 10 to the necks of mmrazor
+    # 1.x, 5 to GFL's logits in mmrazor 0.3.1.
     "cwd variant=mmrazor": {"any": {"weight": 10.0, "levels": None}},
     "cwd on=logits": {"any": {"weight": 5.0, "levels": None, "variant": "mmrazor"}},
     # The published code has no FGFI loss in the first 400 steps. Here its weight rises from 0 over these steps.
@@ -110,7 +113,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fitnets reduction=normalized": {"any": {"weight": 10.0}},
     # Published for R101 to R50. Faster R-CNN and RetinaNet have the default of 1.
     "reviewkd": {"mask_rcnn": {"weight": 0.8}},
-    # Nothing was published per detector. The form of ultralytics has its own weight.
+    # No weight was published per detector. The ultralytics form has its own weight.
     "frs form=ultralytics": {"any": {"weight": 6.0}},
     # DETRDistill's released code. The defaults are the paper's.
     "detrdistill variant=released": {

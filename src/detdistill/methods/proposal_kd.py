@@ -2,9 +2,9 @@
 
 Each head reads its own pyramid. The distances of classes and boxes are those of `methods.shared.rois`. They were
 published for the two-stage branch of CrossKD (arXiv:2306.11369), which applies the teacher's head to both pyramids
-(`crosskd_roi`). Here the student's own head makes the student's predictions: the baseline of crosskd_roi, as mimicking
-is the baseline of crosskd. The whole student except its RPN gets the gradient. Ground truth and teacher supervise the
-same outputs.
+(`crosskd_roi`). Here the student's own head makes the student's predictions. So this method is the baseline of
+crosskd_roi, as mimicking is the baseline of crosskd. The whole student except its RPN gets the gradient. Ground truth
+and teacher supervise the same outputs.
 """
 
 from typing import Self

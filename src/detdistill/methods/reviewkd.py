@@ -2,10 +2,10 @@
 
     L = weight * sum over levels j of D(U(S_j, S_j+1..n), T_j)
 
-U fuses the student's level j with all deeper levels (`methods.reviewkd_fusion`). A teacher level therefore teaches the
-student level of equal stride and every deeper one: this is the review of knowledge. D is `losses.hierarchical_context`.
-The teacher's maps are not adapted: only the student's side has learned blocks. The method reads no head, no boxes and
-no classes. D pools over the whole map, including padding, as published.
+U fuses the student's level j with all deeper levels (`methods.reviewkd_fusion`). Deeper levels are coarser levels. A
+teacher level therefore teaches the student level of equal stride and every deeper one. The paper calls this knowledge
+review. D is `losses.hierarchical_context`. The teacher's maps are not adapted: only the student's side has learned
+blocks. The method reads no head, no boxes and no classes. D pools over the whole map, including padding, as published.
 
 Published code:
 - The weights were published with Detectron2, a ResNet-101 teacher and a ResNet-50 student: 1 for Faster R-CNN and
@@ -16,7 +16,7 @@ Published code:
   sizes differ.
 - As in the published code, D chooses its pooling sizes by the height of a map alone, and a size that is left out does
   not halve the weight of the next one.
-- The code as shipped does not register its RetinaNet, so the published RetinaNet weight can't be run with it.
+- The published code does not register its RetinaNet, so its RetinaNet result can't be reproduced with this code.
 
 Without fusion (`fusion: false`) each pair of levels has its own block. Student maps are resized between the two
 convolutions of the block, and the terms are added up over pairs. With `paths: review` there are n (n + 1) / 2 pairs, so

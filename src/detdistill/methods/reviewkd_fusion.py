@@ -13,8 +13,8 @@ Shape = tuple[int, int]  # (rows, columns)
 class FusionBlock(nn.Module):
     """Fuses one student level with the deeper levels by attention and maps it to the teacher's channels.
 
-    The attention has two sigmoids, and no softmax between them. The block has no other activation. Parameter names and
-    initial values are the published code's.
+    The two attention maps are sigmoids; no softmax is taken over them. The block has no other activation. Parameter
+    names and initial values are those of the published code.
     """
 
     def __init__(self, student_channels: int, middle: int, teacher_channels: int, fuse: bool):

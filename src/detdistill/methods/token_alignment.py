@@ -7,8 +7,8 @@ P is a 1x1 convolution, used even if the channel counts are equal, and not part 
 teacher's map, resized to the student's if the two differ in size. The method reads no head, no boxes and no classes.
 The minimum is 0 and the maximum is 2 times the weight.
 
-The paper's Deep Semantic Injector is this loss at one place: the map of stride 32 after the encoder's self-attention
-and before its fusion of levels. One linear layer projects it to the tokens of a frozen DINOv3 ViT-B/16, which receives
+The paper's Deep Semantic Injector is this loss on one map: the map of stride 32 after the encoder's self-attention and
+before its fusion of levels. One linear layer projects it to the tokens of a frozen DINOv3 ViT-B/16, which receives
 the image at half its size.
 
 Here the teacher is `timm:NAME` or `hf:FOLDER`, or a detector. A detector teaches with the pyramid of the same name, or
@@ -16,9 +16,9 @@ with its neck if it has no such pyramid. `pyramid: neck` is the input of the enc
 hybrid encoder of an RT-DETR or D-FINE, after its fusion. `pyramid: memory` is the input of the decoder. The published
 mean is over all cells, including padding. Without padding both means are equal.
 
-The released configurations start with a weight of 5 (S, M), 15 (L) and 20 (X). A comment there calls these five times
-the paper's weights. During training the published weight follows the gradients (GAM). This is not implemented here;
-`methods.token_alignment.balance` is similar.
+The released configurations start with a weight of 5 (S, M), 15 (L) and 20 (X). According to a comment there, these are
+five times the paper's weights. During training the published weight follows the gradients (GAM). This is not
+implemented here; `methods.token_alignment.balance` is similar.
 """
 
 from dataclasses import dataclass

@@ -113,7 +113,7 @@ class Family(ABC, Generic[M]):
         return self.matcher(stages, memory.frame, targets)
 
     def criterion(self, stages: Sequence[Predictions], memory: M, targets: Targets) -> dict[str, Tensor]:
-        """Weighted loss terms of all stages, each under the assignment it carries.
+        """Weighted loss terms of all stages, each with its own assignment.
 
         Terms of the last stage have plain names. Terms of an earlier stage i end in `_i`.
         """
@@ -136,7 +136,7 @@ class QueryDetector(nn.Module):
 
     family: the steps of this kind of detector.
     detections: largest number of detections per image.
-    score_threshold: detections need a higher score.
+    score_threshold: only detections with a higher score are returned.
     frozen_norms: norms of the backbone that stay in eval mode during training.
     """
 
@@ -204,7 +204,7 @@ class QueryDetector(nn.Module):
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """Final detections, by the published post-processing: the best queries x classes of the last stage, no NMS."""
+        """Final detections, as published: the best (query, class) pairs of the last stage, without NMS."""
         last = self.observe(batch, need=Need(predictions=True)).stages[-1]
         return top_detections(last, batch.sizes, self.detections, self.score_threshold)
 

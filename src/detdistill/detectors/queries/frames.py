@@ -6,8 +6,8 @@ Boxes in `Predictions` are always xyxy in pixels of the padded batch.
 The frame of DETR, Conditional, Deformable and DAB-DETR is the valid area: their sine embeddings and reference points
 are scaled by it, and the published post-processing multiplies by the size of each image. The frame of RT-DETR and
 D-FINE is the padded batch, because these detectors ignore padding. The image processors of transformers scale ground
-truth to the padded size for all families. For the first four families this disagrees with the model as soon as a
-batch is padded, so this package does not do it.
+truth to the padded size for all families. For the first four families this does not fit the model if a batch is
+padded, so this package does not do it.
 """
 
 import torch
@@ -54,7 +54,7 @@ def expand_queries(embeddings: Tensor, count: int) -> Tensor:
 
 
 def top_detections(stage: Predictions, sizes: Tensor, count: int, threshold: float) -> tuple[Detections, ...]:
-    """The `count` highest scores over all queries x classes of each image, best first, if above `threshold`.
+    """The `count` highest scores over all (query, class) pairs of each image, best first, if above `threshold`.
 
     Boxes are clipped to the valid sizes (B, 2). With sigmoids one query can give detections of several classes. With
     softmax a query gives a detection of its best class only, as published.

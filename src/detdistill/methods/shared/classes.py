@@ -3,7 +3,7 @@
 Methods that compare classes compare only the shared classes, in the student's order. With sigmoid scores the other
 columns are left out, because sigmoid classes are independent of each other. With softmax scores the probability of a
 class that only one detector has is added to the background of that detector, so that the shared classes and the
-background still sum to one: for the other detector such an object is background.
+background still sum to one. For the other detector, an object of such a class is background.
 """
 
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ class InstanceEmbeddings:
 
     @property
     def need(self) -> Need:
-        """What both detectors compute."""
+        """The parts of both outputs that the vectors are read from."""
         return Need(pyramids=frozenset({"neck"})) if self.embedding == "neck" else Need(classify=True)
 
     def __call__(self, student_output: DetectorOutput, teacher_output: DetectorOutput, targets: Targets) -> Instances:

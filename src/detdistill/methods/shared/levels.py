@@ -125,7 +125,7 @@ class PairedLevels(nn.Module):
         student_stride, teacher_stride = self.strides[index]
         student_level = self.connectors[index](level_at(student_pyramid, student_stride))
         teacher_level = level_at(teacher_pyramid, teacher_stride).detach()
-        pyramid, stride = student_pyramid, student_stride  # those whose map size the pair has
+        pyramid, stride = student_pyramid, student_stride  # the pyramid and the stride whose map size the pair has
         if student_level.shape[-2:] != teacher_level.shape[-2:]:
             if self.config.resize == "student":
                 student_level = _resized(student_level, teacher_level)

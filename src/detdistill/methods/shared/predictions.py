@@ -149,7 +149,9 @@ def unmet_requirement(config: PredictionConfig, student: DetectorInfo, teacher: 
     if not (config.weight_class or config.weight_box or config.weight_quality):
         return "all its weights are 0"
     if config.weight_class and 0 < config.beta < 1:
-        return f"with a beta of {config.beta:g} the gradient has no bound where the scores agree; use 0, or 1 and more"
+        return (
+            f"with a beta of {config.beta:g} the gradient has no bound for equal scores; set beta to 0, or to 1 or more"
+        )
     if config.box == "edges" and (student.edges is None or student.edges != teacher.edges):
         bins = f"{_bins(student)} and {_bins(teacher)}"
         return f"box distance `edges` needs equal distance distributions, the numbers of bins are {bins}"

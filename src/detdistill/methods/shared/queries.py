@@ -1,8 +1,9 @@
 """Set predictors: pairs of decoder stages and queries, their loss terms, and teacher queries for the student's decoder.
 
-Stages, counted from 1. With L_s student stages and L_t teacher stages, teacher stage t teaches student stage
-ceil(t L_s / L_t): with three and six, two teacher stages teach each student stage. If the student has more stages,
-student stage k learns from teacher stage ceil(k L_t / L_s).
+In this paragraph, stages are counted from 1. With L_s student stages and L_t teacher stages, teacher stage t is paired
+with student stage ceil(t L_s / L_t). For example, with three student stages and six teacher stages, each student stage
+is paired with two teacher stages. If the student has more stages, student stage k is paired with teacher stage
+ceil(k L_t / L_s).
 
 Queries are paired one to one with the lowest total cost, for all stages and images in one call. Classes are matched by
 name (`methods.shared.classes`). If only one detector has a softmax, the teacher's scores are converted. A student with
@@ -37,7 +38,7 @@ class StagePair:
     student, teacher: predictions of the two stages.
     student_boxes (B, Q, 4), teacher_boxes (B, M, 4): cx cy w h in 0..1 of each image.
     teacher_scores (B, M, K): see `class_scores`.
-    classified (B, M): True for teacher queries whose class counts.
+    classified (B, M): True for teacher queries whose class is compared.
     The teacher's boxes and scores are detached.
     """
 
@@ -51,7 +52,7 @@ class StagePair:
 
     @property
     def has_partner(self) -> Tensor:
-        """(B, Q) bool."""
+        """True for student queries with a partner, (B, Q) bool."""
         return self.partner >= 0
 
     def of_partner(self, values: Tensor) -> Tensor:
@@ -89,10 +90,10 @@ def pair_stages(
     """The stages at `indices` with paired queries. The cost is `losses.query_costs` with `weights`.
 
     student, teacher: stages on the shared classes. sizes (B, 2): of the images.
-    classified: for each teacher stage, (B, M) bool, the queries whose class counts, also in the cost; None: all.
+    classified: for each teacher stage, (B, M) bool, the queries whose class is compared, also in the cost; None: all.
     clip: clip the teacher's boxes to the image.
-    If the teacher has more queries than the student, the most expensive ones get no partner, but classified queries
-    always come first.
+    If the teacher has more queries than the student, the total cost decides which teacher queries get no partner.
+    Classified queries are always paired first.
     """
     unmatched, costs = [], []
     for student_index, teacher_index in indices:
@@ -120,9 +121,9 @@ def pair_stages(
 def instance_terms(pair: StagePair, weights: Weights, negatives: bool = True) -> Terms:
     """Weighted terms `class`, `box` and `giou` of one pair of stages, (): each student query against its partner.
 
-    The class counts for pairs whose teacher query is classified. Boxes count for all pairs, or for the same pairs if
-    `negatives` is False. Sums are divided by the number of all pairs, averaged over processes, at least 1. A term of
-    weight 0 is left out.
+    The class is compared for pairs whose teacher query is classified. Boxes are compared for all pairs, or for the same
+    pairs if `negatives` is False. Sums are divided by the number of all pairs, averaged over processes, at least 1. A
+    term of weight 0 is left out.
     """
     is_classified = pair.has_partner & pair.of_partner(pair.classified)  # (B, Q)
     count = mean_over_processes(pair.has_partner.sum().float())
@@ -173,7 +174,7 @@ def sum_terms(stages: Sequence[Terms]) -> Terms:
 
 
 def class_logits(stage: Predictions) -> Tensor:
-    """(B, N, K); with softmax (B, N, K + 1), background last."""
+    """The class logits (B, N, K); with softmax (B, N, K + 1), background last."""
     return stage.logits if stage.background is None else torch.cat([stage.logits, stage.background[..., None]], dim=-1)
 
 

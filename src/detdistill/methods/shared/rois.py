@@ -4,9 +4,9 @@
     box     sum of u |d' - d|_1 / (4 sum of u)
 
 z' are the class logits and d' the box code of the student (or of the teacher's head on the student's pyramid); z and d
-are the teacher's. The softmax runs over the classes and the background. d and d' are the box codes of the teacher's
-most probable class, and u is the probability of that class at T = 1. The background is not a candidate, because it has
-no box code.
+are the teacher's. The softmax is over the classes and the background, with temperature T. d and d' are the box codes of
+the teacher's most probable class, and u is the probability of that class at T = 1. The background is not a candidate,
+because it has no box code.
 
 Source: the two-stage branch of CrossKD's published code (arXiv:2306.11369), with T = 3 and a class weight of 0.5.
 """
@@ -60,7 +60,7 @@ class Rows:
         return self.labels < self.student.shape[1] - 1
 
     def mean(self, values: Tensor) -> Tensor:
-        """The sum of any values divided by the number of rows, ().
+        """The sum of `values` (any shape) divided by the number of rows, ().
 
         The number of rows is averaged over processes and at least 1.
         """

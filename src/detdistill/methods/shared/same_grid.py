@@ -25,7 +25,9 @@ class SameGrid:
             problem = f"the {side} ({info.kind}) has no dense grid of predictions"
             require(info.grid is not None, method, problem, "use a dense or a two-stage detector")
         student_has_rpn, teacher_has_rpn = student.proposals is not None, teacher.proposals is not None
-        problem = f"the student is {student.kind}, the teacher {teacher.kind}: an RPN and a dense head differ"
+        problem = (
+            f"the student is {student.kind}, the teacher {teacher.kind}: an RPN and a dense head can't be compared"
+        )
         require(
             student_has_rpn == teacher_has_rpn, method, problem, "use dense detectors or two-stage detectors for both"
         )
@@ -40,7 +42,7 @@ class SameGrid:
 
     @property
     def need(self) -> Need:
-        """What both detectors compute: the neck and the predictions on the grid.
+        """The parts of both outputs that are read: the neck and the predictions on the grid.
 
         For two-stage detectors these come with the proposals; the second stage does not run.
         """

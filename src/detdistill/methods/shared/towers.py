@@ -25,7 +25,7 @@ def require_towers(
 
 
 def resolve_depth(method: str, depth: int, side: str, info: DetectorInfo, remedy: str) -> int:
-    """The depth in convolutions, counted from 0, the neck. A negative `depth` counts from the end of the tower.
+    """The depth as a number of convolutions; 0 is the neck. A negative `depth` counts from the end of the tower.
 
     side: `student` or `teacher`, for the message. Raises UserError if the tower has fewer convolutions.
     """
@@ -43,7 +43,7 @@ class PairedTowers(nn.Module):
     """
 
     def __init__(self, branches: Sequence[PairedLevels], depths: tuple[int, int]):
-        """branches: one for each of BRANCHES. depths: of student and teacher, counted from 0, the neck."""
+        """branches: one for each of BRANCHES. depths: of student and teacher; 0 is the neck."""
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.depths = depths
@@ -55,7 +55,7 @@ class PairedTowers(nn.Module):
     def build(cls, method: str, config: LevelConfig, depth: int, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """The pairs at `depth` of both detectors; a negative depth counts from the end of each tower.
 
-        Raises UserError as `require_towers`, `resolve_depth` and `PairedLevels.build` do.
+        Raises UserError in the same cases as `require_towers`, `resolve_depth` and `PairedLevels.build`.
         """
         require_towers(method, student, teacher)
         remedy = f"set methods.{method}.depth"
