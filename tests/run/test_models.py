@@ -13,7 +13,7 @@ from detdistill import run
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.run.folder import ModelCard, RunFolder
-from detdistill.run.models import adopt, find, find_detector
+from detdistill.run.models import adopt, find, find_detector, start
 
 from .recipes import MODEL, small_recipe
 
@@ -95,3 +95,27 @@ def test_a_set_option_leaves_the_other_options_of_a_run_folder_as_they_are(tmp_p
     (tmp_path / "model.json").write_text(card.model_dump_json())
     adopted = adopt(ModelConfig(name=str(tmp_path), options={"groups": 8}))
     assert (adopted.channels, adopted.options) == (64, {"groups": 8, "heads": 4})
+
+
+def test_a_field_that_the_head_does_not_read_is_named() -> None:
+    notes: list[str] = []
+    model = ModelConfig(
+        name="faster_rcnn:mobilenetv2_035", channels=32, rois=16, tower_depth=2, backbone_weights="none"
+    )
+    start(model, ("disc",), 0, notes.append)
+    assert notes == ["note: model.tower_depth 2 has no effect, because faster_rcnn does not read it"]
+
+
+def test_a_damaged_file_of_weights_is_called_damaged(teacher_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teacher_run, tmp_path / "run")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors: the file is damaged .*; copy it again"):
+        dd.load(folder)
+
+
+def test_a_damaged_card_is_called_no_json(teacher_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teacher_run, tmp_path / "run")
+    (folder / "model.json").write_bytes(b"\0\0")
+    with pytest.raises(UserError, match=r"model\.json: not a JSON file .*; copy it again"):
+        dd.load(folder)

@@ -70,6 +70,7 @@ def _detectors(console: Console) -> None:
 
 def _detector(name: str, console: Console) -> None:
     """One family: what it is, the strides it was published with, and its options."""
+    from detdistill.detectors.build import fields_read
     from detdistill.detectors.registry import DETECTORS
     from detdistill.methods.method import option_meanings
     from detdistill.recipe import ModelConfig
@@ -85,8 +86,8 @@ def _detector(name: str, console: Console) -> None:
     queries = "learned parameters" if record.learned_queries else "chosen from each image"
     if record.group == "queries":
         console.print(f"queries: {queries}", soft_wrap=False)
-    common = {"strides", "channels", "backbone_weights", "score_threshold", "detections"}
-    read = [field for field in ModelConfig.model_fields if field in common | record.options]
+    shown = fields_read(name) - {"name", "options"}
+    read = [field for field in ModelConfig.model_fields if field in shown]
     rows = []
     for field in read:
         info = ModelConfig.model_fields[field]

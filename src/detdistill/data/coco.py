@@ -213,7 +213,7 @@ def _image_folder(source: Source, entries: Sequence[Mapping[str, Any]]) -> Path:
         if any((folder / entry["file_name"]).is_file() for entry in entries[:PROBED]):
             return folder
     if entries:
-        folders = ", ".join(str(folder) for folder in source.folders)
+        folders = ", ".join(dict.fromkeys(map(str, source.folders)))
         raise UserError(
             f"{source.annotations}: images: no image was found (looked for {entries[0]['file_name']} in {folders}); "
             "move the images or give explicit paths in the recipe"

@@ -63,6 +63,22 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
     return detector
 
 
+def fields_read(head: str) -> frozenset[str]:
+    """The fields of `ModelConfig` that a family reads: those of its record, and those that no record lists."""
+    listed = frozenset[str]().union(*(record.options for record in DETECTORS.values()))
+    return DETECTORS[head].options | (ModelConfig.model_fields.keys() - listed)
+
+
+def fields_without_effect(config: ModelConfig) -> list[str]:
+    """Names of the fields that differ from their defaults although the head does not read them."""
+    head, _ = split_name(config.name)
+    return [
+        name
+        for name, field in ModelConfig.model_fields.items()
+        if name not in fields_read(head) and getattr(config, name) != field.get_default(call_default_factory=True)
+    ]
+
+
 def rebuild(config: ModelConfig, classes: Sequence[str]) -> Detector:
     """Build the architecture of a trained detector. No backbone weights are downloaded: the caller loads all weights.
 

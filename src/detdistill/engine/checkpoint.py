@@ -66,8 +66,8 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
     except FileNotFoundError:
         raise UserError(f"{path}: there is no checkpoint to resume; start again with --overwrite") from None
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: the checkpoint can't be read ({reason}); start again with --overwrite") from None
+        reason = str(error).split("\n")[0][:120]
+        raise UserError(f"{path}: the checkpoint can't be read; start again with --overwrite ({reason})") from None
     _check_same(path, json.loads(state["fingerprint"]), flat(fingerprint))
     try:
         training.distillation.load_state_dict(state["distillation"])

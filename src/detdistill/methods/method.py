@@ -88,7 +88,9 @@ def problems(method: type) -> list[str]:
     """
     if not isinstance(method, type):
         return [f"{method!r} is not a class"]
-    messages = [] if issubclass(method, Method) else ["it is not a subclass of detdistill.methods.Method"]
+    if not issubclass(method, Method):
+        return ["it is not a subclass of detdistill.methods.Method"]
+    messages: list[str] = []
     for check in (_text_problems, _config_problems, _build_problems, _forward_problems):
         messages += check(method)
     return messages

@@ -139,9 +139,11 @@ class RunFolder:
             raise UserError(f"{self.path} is not a run folder with a trained model: it has no model.json") from None
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "json_invalid":
+                raise UserError(f"{path}: not a JSON file ({first['msg']}); copy it again, or train again") from None
             field = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{path}: field {field!r}: {first['msg']}; this version of detdistill did not write the file"
+                f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Detectors from what a person types: HEAD:BACKBONE, a run folder, or the weights of a teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,30 +48,34 @@ def adopt(model: ModelConfig) -> ModelConfig:
     return ModelConfig.model_validate({**saved.model_dump(), **explicit})
 
 
-def start(model: ModelConfig, classes: Sequence[str], seed: int) -> tuple[Detector, ModelConfig]:
+def start(
+    model: ModelConfig, classes: Sequence[str], seed: int, say: Callable[[str], None]
+) -> tuple[Detector, ModelConfig]:
     """The detector to train, and its config as HEAD:BACKBONE.
 
-    Its weights are drawn from `seed`, or are those of the run folder that `model` names. Raises UserError if no model
-    is named, or if the run folder has other classes.
+    Its weights are drawn from `seed`, or are those of the run folder that `model` names. say: prints a line, here about
+    fields that the head does not read. Raises UserError if no model is named, or if the run folder has other classes.
     """
     if not model.name:
         raise UserError("no model: give --model or --student HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
     if model.name.startswith(("torchvision:", "hf:", "timm:")):
         raise UserError(
             f"model {model.name!r} is already trained and can only teach; to train, give HEAD:BACKBONE, such as "
-            "gfl:resnet18, "
-            "or a run folder"
+            "gfl:resnet18, or a run folder"
         )
     torch.manual_seed(seed)
     if not is_run(model.name):
-        return builders.build(model, tuple(classes)), model
+        detector = builders.build(model, tuple(classes))
+        for field in builders.fields_without_effect(model):
+            head, _ = builders.split_name(model.name)
+            say(f"note: model.{field} {getattr(model, field)} has no effect, because {head} does not read it")
+        return detector, model
     run = RunFolder(Path(model.name))
     card = run.card()
     if card.classes != tuple(classes):
         raise UserError(
             f"model {model.name} was trained on the classes {', '.join(card.classes)}, but the data has "
-            f"{', '.join(classes)}; "
-            "build a new model"
+            f"{', '.join(classes)}; build a new model"
         )
     config = model.model_copy(update={"name": card.model.name})
     return _restore(run, config), config
@@ -116,7 +120,9 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
         raise UserError(
             f"{path} is missing: the run did not finish; continue it with --resume --out {run.path}"
         ) from None
-    except (SafetensorError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{path}: the file is damaged ({error}); copy it again, or train again") from None
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: the weights do not match the architecture of {card.model.name} ({reason})") from None
     unmatched = [*missing, *unexpected]

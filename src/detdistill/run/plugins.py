@@ -75,7 +75,8 @@ def _load_once(source: str, load: Callable[[], Any], key: str = "") -> None:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # the user's own code
-            raise UserError(f"{source}: {_line_of(error, key)}{type(error).__name__}: {error}") from error
+            problem = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise UserError(f"{source}: {_line_of(error, key)}{type(error).__name__}: {problem}") from error
         faults = [fault for name, registry in REGISTRIES.items() for fault in _faults(name, registry, before[name])]
         if faults:
             raise UserError(f"{source}: {'; '.join(faults)}")

@@ -48,7 +48,7 @@ def make_pair(recipe: Recipe, classes: tuple[str, ...], say: Say, *, inherit_par
     """
     teacher, report = find(recipe.teacher.path, classes, recipe.teacher.model)
     say(f"teacher: {report}")
-    student, model = start(adopt(recipe.model), classes, recipe.train.seed)
+    student, model = start(adopt(recipe.model), classes, recipe.train.seed, say)
     if inherit_parts:
         for line in inherit(student, teacher, recipe.teacher.inherit):
             say(line)

@@ -51,8 +51,9 @@ def train(
         names = ", ".join(recipe.methods)
         raise UserError(f"the recipe has methods ({names}): use `detdistill distill`, or remove them")
     recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
-    data = open_with_notes(recipe, printer(console))
-    student, model = start(recipe.model, data.classes, recipe.train.seed)
+    say = printer(console)
+    data = open_with_notes(recipe, say)
+    student, model = start(recipe.model, data.classes, recipe.train.seed, say)
     job = Job(recipe, model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
