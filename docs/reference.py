@@ -59,6 +59,11 @@ MATRIX = """
 A cell says whether the method can distill between two detectors with this head, with its published options. `edges`:
 yes if both are built with `--model.edges`. `part`: yes with `--methods.detrdistill.weight-assignment 0`, since these
 detectors choose their queries from the image (so does a two-stage Deformable DETR).
+
+For two detectors with different heads: the methods for neck features serve any pair with a level of equal stride
+(`frs` also needs a teacher with dense scores or an RPN). For other methods, see what they need above: the methods for
+RoI heads, for example, need two-stage detectors on both sides. If a method can't serve a pair, the command stops
+before training and says why.
 """
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,11 +17,13 @@ from PIL import Image
 
 from detdistill import cli
 from detdistill.cli import flags
+from detdistill.data import open_data
 from detdistill.detectors.registry import DETECTORS, names
 from detdistill.engine.schedule import Schedule
+from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.method import option_meanings
-from detdistill.recipe import Recipe, parse
+from detdistill.recipe import DataConfig, Recipe, parse
 from detdistill.run.folder import FILES
 from detdistill.run.pairing import check_methods
 from detdistill.run.plugins import REGISTRIES
@@ -38,7 +41,11 @@ PAGES = (
     "docs/methods.md",
 )
 GENERATED = ("docs/reference.md", "docs/methods.md")
-TINY = {"shapes:400": "shapes:8", "batch_size=16": "batch_size=4"}  # what the tests put in place of what a page says
+TINY = {  # what the tests put in place of what a page says
+    "shapes:400": "shapes:8",
+    "batch_size=16": "batch_size=4",
+    "runs/shapes": "runs/teacher",
+}
 TEACHER = ["--data", "shapes:8", "--image-size", "64", "--batch-size", "4", "--device", "cpu", "--max-steps", "1"]
 TEACHER += [
     "--model.strides",
@@ -125,7 +132,11 @@ def test_the_readme_runs(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_guide_runs_whole_and_with_a_loop_of_ones_own(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(teacher.parent.parent)
+    own_files(Path())
+    monkeypatch.syspath_prepend(str(Path().absolute()))
     names = run("docs/guide.md")
+    for name in ("my_method", "my_detector"):
+        del sys.modules[name]
     assert {name.split("_")[0] for name in names["terms"]} == {"task", "pkd", "crosskd"}
     assert names["metrics"].keys() >= names["outcome"].metrics.keys() - {
         "train_seconds",
@@ -179,7 +190,28 @@ def test_the_guides_own_method_detector_and_format_reach_the_command_line(
     assert {"cosine_features", "crosskd_class"} <= json.loads((out / "log.jsonl").read_text().splitlines()[0]).keys()
     assert cli.main(["list", "methods", *imports]) == 0
     assert "cosine" in capsys.readouterr().out
+    assert cli.main(["list", "methods", "cosine", *imports]) == 0
+    assert "LevelConfig" not in capsys.readouterr().out
     assert cli.main(["evaluate", *imports, "--model", str(out), "--data", str(tmp_path), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(("row", "value"), [("0.png,disc,8,8", "'disc', '8', '8'"), ("0.png,disc,8,x,40,48", "'x'")])
+def test_the_guides_own_format_names_a_malformed_row(row: str, value: str, tmp_path: Path) -> None:
+    (source,) = [block for block in blocks("docs/guide.md", "python") if block.startswith("# my_format.py")]
+    exec(compile(source, "my_format.py", "exec"), {})
+    for number in range(5):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,disc,8,8,40,48" for number in range(5)]
+    (tmp_path / "boxes.csv").write_text("\n".join([*rows, row]) + "\n")
+    with pytest.raises(UserError) as stopped:
+        open_data(DataConfig(path=str(tmp_path)))
+    message = str(stopped.value)
+    assert message.startswith(f"{tmp_path / 'boxes.csv'}: line 6")
+    assert value in message
+    assert "\n" not in message
+    data = open_data(DataConfig(path=str(tmp_path), on_bad_record="skip"))
+    assert [len(data.split(name)) for name in ("train", "test")] == [4, 1]
+    assert len(data.faults.skipped) == 1
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])

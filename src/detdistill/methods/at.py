@@ -35,8 +35,9 @@ PUBLISHED_CELLS = 256  # cells of the middle one of the three published maps, 16
 @dataclass(frozen=True)
 class AttentionTransferConfig:
     """weight: weight of each level's term; none: 1000, with `form: code` only.
-    form: `code` or `paper`, see the module docstring.
-    scale_by_area: see the module docstring; with `form: code` only.
+    form: `code`: the mean of squares, as in the published code; `paper`: half the norm, with a weight that you set.
+    scale_by_area: multiply each level's term by its number of cells / 256, so that a weight has the same effect on
+        every level; with `form: code` only.
     levels: number of level pairs to compare, starting at the finest; none: all.
     pairing: `stride` pairs levels of equal stride; `index` pairs levels of equal position.
     pyramid: name of the pyramid to compare, such as `neck` or `memory`.

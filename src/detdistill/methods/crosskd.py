@@ -48,7 +48,7 @@ class CrossKDConfig(PredictionConfig):
     student_depth: position at which the features leave the student's tower, counted in the same way; none: the same as
         depth.
     align: give the student's features the teacher's channel statistics.
-    tap: `post_relu` or `pre_act`, see the module docstring.
+    tap: `post_relu`: take the features after the ReLU, as the published runs did; `pre_act`: before the activation.
     """
 
     depth: int = -1

@@ -41,7 +41,8 @@ class CWDConfig(LevelConfig):
     levels: number of neck level pairs or of logit levels to compare, starting at the finest; none: all.
     weight: weight of each level's term.
     temperature: temperature of both softmaxes.
-    on, variant: see the module docstring.
+    on: `neck`: the maps of the neck; `logits`: the class logits, if both detectors predict in the same cells.
+    variant: `original`: cross-entropy, as in the original code; `mmrazor`: KL, as in mmrazor.
     The other options apply to the neck only: see `LevelConfig`.
     """
 

@@ -46,9 +46,9 @@ class FGDConfig(LevelConfig):
     """weight_foreground, weight_background, weight_attention, weight_relation: weights of the four terms. A term of
         weight 0 is not computed.
     temperature: temperature of the spatial and the channel attention.
-    variant: `code` or `paper`, the source of the preset weights (see the module docstring).
-    masks: `stride` divides boxes by the stride; `published` stretches them with the padding (see the module docstring).
-    teacher_context: false: the teacher's map has no context block (see the module docstring).
+    variant: `code` or `paper`, the source of the published weights. They differ for dense heads.
+    masks: `stride` divides boxes by the stride; `published` stretches them with the padding.
+    teacher_context: true: the teacher's map also has a learned context block, as published; false: it has none.
     The other options: see `LevelConfig`.
     """
 

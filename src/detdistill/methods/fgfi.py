@@ -42,7 +42,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Layout, Targets, Trai
 @dataclass(frozen=True)
 class FGFIConfig(LevelConfig):
     """weight: weight of the sum over levels. It depends on `reduction`.
-    reduction: `paper` or `defeat`, see the module docstring.
+    reduction: `paper`: sum over channels and levels; `defeat`: mean over channels and levels, as in DeFeat's code.
     region: `imitation`: cells near objects, as published; `full`: every cell of the image; `inside`: cells that share
         area with a box.
     factor: fraction of the best overlap, in 0..1. 0 selects every cell with an anchor that touches the object, 1
@@ -50,7 +50,8 @@ class FGFIConfig(LevelConfig):
     levels_of_a_box: a box is used on its `own` level or on `all` levels.
     anchors: the `student`'s or the `teacher`'s anchors, or `synthetic` anchors made from the stride. Levels without
         anchors get synthetic ones. `teacher` requires a teacher with anchors.
-    legacy, relu: see the module docstring.
+    legacy: make boxes and anchors one pixel wider and higher, as the published code does.
+    relu: apply a ReLU after the 3x3 convolution, as the published code does.
     The other options: see `LevelConfig`.
     """
 

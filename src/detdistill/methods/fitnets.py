@@ -35,7 +35,7 @@ class FitNetsConfig(LevelConfig):
     reduction: `mean` over all elements, or `half_sum` over the elements of an image, as in the paper, or `normalized`:
         each map is divided by its norm, as in mmrazor, with weight 10. A `half_sum` grows with the size of the map, so
         it needs a small weight.
-    connector: `plain` is the 1x1 convolution; `published` adds batch norm and ReLU (see the module docstring).
+    connector: `plain` is the 1x1 convolution; `published` adds batch norm and ReLU, as released.
     The other options: see `LevelConfig`.
     """
 

@@ -38,7 +38,8 @@ from detdistill.types import DetectorInfo, DetectorOutput, Need, Predictions, Ta
 class FRSConfig(LevelConfig):
     """weight: weight of each level's neck term. A term of weight 0 is not computed.
     weight_class: weight of each level's class term. The class term uses all levels.
-    form: `frs` or `ultralytics`, see the module docstring.
+    form: `frs`: squared distance, summed over channels; `ultralytics`: mean over channels, and two learned 1x1
+        convolutions per level.
     The other options: see `LevelConfig`.
     """
 

@@ -34,7 +34,7 @@ PUBLISHED = {"classes_sum": (0.5, 3.0), "classes_mean": (10.0, 2.0)}  # weight a
 class KDConfig:
     """Options of KD.
 
-    reduction: reduction over the columns of a region, see the module docstring.
+    reduction: over the columns of a region. `classes_sum`: sum, as in the paper; `classes_mean`: mean, as in LD's code.
     weight, temperature: weight of the term, and T; none: the values published with the reduction.
     """
 

@@ -60,7 +60,13 @@ class LDConfig:
     weight_edges, weight_valuable, weight_class, weight_valuable_class: weights of the four terms.
     temperature, class_temperature: T and T'.
     gamma: lower bound of the ring, as a fraction of its upper bound.
-    softmax, region, valuable, exclude_positives, normalizer: see the module docstring.
+    softmax: `side`: one softmax per side; `joint`: one over the bins of all sides, as published for RetinaNet.
+    region: the rule of the valuable region, a ring around the positives. `iof_compat`: overlap divided by the anchor's
+        area, as in the code; `diou`: DIoU, as in the paper; `inside`: points inside a box, as in the code for FCOS.
+    valuable: the weight of a row of the ring. `overlap`: IoU of anchor and box; `score`: the student's best score;
+        `mask`: 1.
+    exclude_positives: leave the positives out of the ring.
+    normalizer: `none`: the edge terms are plain sums; `trust`: each is divided by the sum of its row weights.
     """
 
     weight_edges: Weight = 0.25

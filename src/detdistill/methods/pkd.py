@@ -40,7 +40,7 @@ from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 class PKDConfig(LevelConfig):
     """weight: weight of each level's term.
     least_positions: a level with fewer cells than this in the batch is left out, because its correlation is noise.
-    distance: `pearson`, or `mse` as an ablation (see the module docstring).
+    distance: `pearson`, or as an ablation `mse`: half the mean squared difference, without standardization.
     depth: with `pyramid: towers`, the number of tower convolutions; negative: counted from the end of each tower.
     The other options: see `LevelConfig`.
     """
