@@ -13,5 +13,7 @@ class UserError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the known word that is most similar to `word`, or '' if none is similar."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
+    matches = difflib.get_close_matches(word, list(known), n=10)
+    # Swapped characters are the most likely mistake.
+    matches.sort(key=lambda match: sorted(match) != sorted(word))
     return f"; did you mean {matches[0]!r}?" if matches else ""

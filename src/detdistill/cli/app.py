@@ -102,7 +102,7 @@ def distill(
     """Train a detector that also learns from a teacher."""
     over = flags.overrides(fields, methods, model_options, teacher_options)
     chosen = flags.names(method, "--method")
-    _check_options_used(methods, chosen, "--method")
+    flags.check_options_used(methods, chosen, "--method")
     resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None)
     from detdistill import run
 
@@ -138,7 +138,7 @@ def compare(
             "--methods: say what to compare, such as none,pkd,crosskd,pkd+crosskd (`detdistill list methods`)"
         )
     labels = flags.labels(method or "none")
-    _check_options_used(methods, [name for label in labels for name in label.split("+")], "--methods")
+    flags.check_options_used(methods, [name for label in labels for name in label.split("+")], "--methods")
     over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
@@ -264,16 +264,6 @@ def _recipe(
     if source is None and out is not None and (out / "recipe.yaml").exists():
         source = str(out)
     return load(source, over, methods, origin=ORIGIN)
-
-
-def _check_options_used(
-    options: Mapping[str, Mapping[str, str]] | None, methods: Sequence[str] | None, flag: str
-) -> None:
-    """Raises UserError if options are set for a method that is not among the chosen ones."""
-    for name in options or {}:
-        if methods and name.replace("-", "_") not in methods:
-            chosen = ", ".join(methods)
-            raise UserError(f"--methods.{name} is set, but {flag} names only {chosen}; add {name} to {flag}")
 
 
 def _print_outcome(outcome: Any, console: Console) -> None:

@@ -4,7 +4,7 @@ Imports neither torch nor a detector.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType
@@ -235,3 +235,13 @@ def _loose(text: str) -> Any:
         return yaml.safe_load(listed)
     except yaml.YAMLError:
         return text
+
+
+def check_options_used(
+    options: Mapping[str, Mapping[str, str]] | None, methods: Sequence[str] | None, flag: str
+) -> None:
+    """Raises UserError if options are set for a method that is not among the chosen ones."""
+    for name in options or {}:
+        if methods and name.replace("-", "_") not in methods:
+            chosen = ", ".join(methods)
+            raise UserError(f"--methods.{name} is set, but {flag} names only {chosen}; add {name} to {flag}")
