@@ -47,8 +47,9 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
     """
     head, backbone = split_name(config.name)
     record = DETECTORS[head]
+    ignored = fields_without_effect(config)
     for field in VARIANTS:
-        if field not in record.options and getattr(config, field) != ModelConfig.model_fields[field].default:
+        if field in ignored:
             heads = ", ".join(name for name, family in DETECTORS.items() if field in family.options)
             remedy = f"leave it out, or choose one of the heads {heads}"
             raise UserError(f"model.{field}: {head} has no such option; {remedy}")
@@ -71,11 +72,11 @@ def fields_read(head: str) -> frozenset[str]:
 
 def fields_without_effect(config: ModelConfig) -> list[str]:
     """Names of the fields that differ from their defaults although the head does not read them."""
-    head, _ = split_name(config.name)
+    read = fields_read(split_name(config.name)[0])
     return [
         name
         for name, field in ModelConfig.model_fields.items()
-        if name not in fields_read(head) and getattr(config, name) != field.get_default(call_default_factory=True)
+        if name not in read and getattr(config, name) != field.get_default(call_default_factory=True)
     ]
 
 

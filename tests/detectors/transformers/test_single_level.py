@@ -7,6 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 
 from detdistill.detectors.queries import matching
 from detdistill.detectors.queries.detector import Features, QueryDetector
@@ -16,9 +17,23 @@ from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Need, QuerySet
 from tests.detectors.builders import make_batch, make_targets
-from tests.detectors.transformers.single_level import CLASSES, EVERYTHING, FAMILIES, build, heads, host_logits, perturb
+from tests.detectors.transformers.single_level import (
+    CLASSES,
+    EVERYTHING,
+    FAMILIES,
+    assert_same_gradients,
+    assert_same_last_stage,
+    assert_same_losses,
+    build,
+    heads,
+    host_forward,
+    host_logits,
+    perturb,
+)
 
 every_kind = pytest.mark.parametrize("kind", FAMILIES)
+without_refinement = pytest.mark.parametrize("kind", ["detr", "conditional_detr"])  # DAB-DETR refines boxes per layer
+with_sigmoids = pytest.mark.parametrize("kind", ["conditional_detr", "dab_detr"])
 PARTS = {"detr": "position", "conditional_detr": "position", "dab_detr": "reference"}
 
 
@@ -287,3 +302,52 @@ def test_wrong_options_are_refused(kind: str):
     detector = QueryDetector(FAMILIES[kind].adapt(model, CLASSES, (16,)), detections=100, score_threshold=0.0)
     with pytest.raises(ValueError, match="no towers"):
         detector.observe(make_batch(), need=Need(towers=frozenset({1})))
+
+
+@without_refinement
+@pytest.mark.parametrize("training", [False, True])
+def test_boxes_maps_and_losses_equal_the_hosts(kind: str, training: bool):
+    detector = perturb(build(kind)).train(training)
+    batch, targets = make_batch(96, 128), make_targets()
+    expected = host_forward(detector, batch, targets, output_hidden_states=True)
+    output = detector.observe(batch, targets, EVERYTHING)
+    assert_same_last_stage(detector, output, expected, batch)
+    norm = detector.model.model.decoder.layernorm
+    host_states = expected.decoder_hidden_states[1:-1]  # the first is the input of the decoder
+    for stage, state in zip(output.stages[:-1], host_states, strict=True):
+        torch.testing.assert_close(stage.embeddings, norm(state), rtol=0, atol=1e-5)
+    assert_same_losses(detector, output, batch, targets)
+    torch.testing.assert_close(sum(output.losses[name] for name in ("classification", "box", "giou")), expected.loss)
+
+
+@without_refinement
+def test_gradients_equal_the_hosts(kind: str):
+    assert_same_gradients(perturb(build(kind)).eval(), make_batch(), make_targets())
+
+
+@without_refinement
+def test_auxiliary_losses_do_not_change_predictions(kind: str):
+    """In the host they do."""
+    detector, batch = perturb(build(kind)).eval(), make_batch()
+    stages = detector.observe(batch, need=EVERYTHING).stages
+    host = host_forward(detector, batch, make_targets()).logits
+    detector.model.config.auxiliary_loss = True
+    for before, after in zip(stages, detector.observe(batch, need=EVERYTHING).stages, strict=True):
+        assert torch.equal(host_logits(before), host_logits(after))
+    assert (host_forward(detector, batch, make_targets()).logits - host).abs().max() > 0.01
+
+
+@with_sigmoids
+def test_detections_equal_the_published_post_processing(kind: str):
+    detector, batch = perturb(build(kind)).eval(), make_batch(96, 128)
+    with torch.no_grad():
+        raw = host_forward(detector, batch, make_targets())
+    published = ConditionalDetrImageProcessor().post_process_object_detection(
+        raw, threshold=0.0, target_sizes=batch.sizes, top_k=60
+    )
+    detector.detections = 60  # all of 20 queries x 3 classes
+    for detections, host, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
+        limit = torch.tensor([width, height, width, height])
+        torch.testing.assert_close(detections.scores, host["scores"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(detections.boxes, host["boxes"].clamp(min=0).minimum(limit), rtol=0, atol=1e-2)
+        assert torch.equal(detections.labels, host["labels"])
