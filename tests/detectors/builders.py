@@ -44,8 +44,7 @@ def shake(detector: Detector, scale: float = 3.0) -> Detector:
     """The same detector with changed weights in its head, so that its predictions differ from each other.
 
     A fresh dense head predicts a score of 0.01 everywhere: its weights are scaled and its scores moved to about 0.5.
-    Fresh
-    queries predict equal boxes: noise is added to their predictors.
+    Fresh queries predict equal boxes: noise is added to their predictors.
     """
     query_predictors = ("class_embed", "bbox_embed", "bbox_predictor", "class_labels_classifier", "enc_score_head")
     generator = torch.Generator().manual_seed(0)

@@ -7,9 +7,9 @@
     L_rel = sum (R_s(S) - R_t(T))^2
 
 A_S(F) and A_C(F) are the spatial and the channel attention of a map F. A_S and A_C without an argument are those of the
-teacher's map T. M_fg
-is 1 / (number of cells of the box) in the cells of a box. M_bg is 1 / (number of cells outside all boxes) in these
-cells. R(F) is F plus a context vector of F from a learned block (GcNet), one block per side and level.
+teacher's map T. M_fg is 1 / (number of cells of the box) in the cells of a box. M_bg is 1 / (number of cells outside
+all boxes) in these cells. R(F) is F plus a context vector of F from a learned block (GcNet), one block per side and
+level.
 
 Every box is drawn on every level. A new block adds 0, so L_rel starts as the plain squared distance. For equal
 maps every term has its minimum, 0. After some training this is not true for L_rel, because its two blocks then differ.
