@@ -65,6 +65,16 @@ class ModelConfig(Part):
         "default",
         description="default: pretrained, downloaded; none: random; FILE; or a run folder, whose backbone is used",
     )
+    mean: tuple[float, float, float] | None = Field(
+        None,
+        description="mean of the pixels, 0 to 1, per channel (red, green, blue), that is subtracted from an image; "
+        "none: of the backbone's pretrained configuration",
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None,
+        description="standard deviation of the pixels, 0 to 1, per channel, that an image is divided by; none: of the "
+        "backbone's pretrained configuration",
+    )
     rois: int = Field(
         512, ge=1, description="proposals per image that the second stage is trained on (two-stage heads)"
     )

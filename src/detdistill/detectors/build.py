@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from detdistill.detectors.registry import DETECTORS, DetectorRecord
+from detdistill.detectors.statistics import pixel_statistics
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
@@ -32,12 +33,19 @@ def split_name(name: str) -> tuple[str, str]:
     return head, backbone
 
 
-def with_default_strides(config: ModelConfig) -> ModelConfig:
-    """The config with the strides that its head was published with, unless the config sets strides itself."""
+def with_defaults(config: ModelConfig) -> ModelConfig:
+    """The config with the defaults that depend on its head and backbone, where the config sets nothing itself.
+
+    These are the strides that the head was published with, and the pixel statistics of the backbone.
+    """
     record = DETECTORS.get(config.name.partition(":")[0])
-    if record is None or record.strides is None or "strides" in config.model_fields_set:
+    if record is None:
         return config
-    return config.model_copy(update={"strides": record.strides})
+    mean, std = pixel_statistics(config)
+    defaults: dict[str, Any] = {"mean": mean, "std": std}
+    if record.strides is not None and "strides" not in config.model_fields_set:
+        defaults["strides"] = record.strides
+    return config.model_copy(update=defaults)
 
 
 def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
@@ -54,7 +62,7 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
             remedy = f"leave it out, or choose one of the heads {heads}"
             raise UserError(f"model.{field}: {head} has no such option; {remedy}")
     options = family_options(head, record, config.options)
-    detector = record.build(with_default_strides(config), backbone, tuple(classes), **options)
+    detector = record.build(with_defaults(config), backbone, tuple(classes), **options)
     missing = [name for name in MEMBERS if not hasattr(detector, name)]
     if missing:
         raise UserError(

@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from detdistill.detectors.build import with_defaults
+from detdistill.detectors.statistics import saved_statistics
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
@@ -122,19 +124,23 @@ class RunFolder:
             self.path.rmdir()
 
     def save(self, model: Any, card: ModelCard) -> None:
-        """Write the weights, and the card that is needed to build the detector again."""
+        """Write the weights, and the card that is needed to build the detector again.
+
+        The card always holds the pixel statistics: a detector that was built without any has those of its backbone.
+        """
         from safetensors.torch import save_model
 
         with replacing(self.path / "model.safetensors") as temporary:
             save_model(model, str(temporary))
             temporary.chmod(0o644)  # safetensors creates files that only their owner can read
+        card = card.model_copy(update={"model": with_defaults(card.model)})
         write_text(self.path / "model.json", card.model_dump_json(indent=2) + "\n")
 
     def card(self) -> ModelCard:
         """The content of model.json. Raises UserError if the file is missing or invalid."""
         path = self.path / "model.json"
         try:
-            return ModelCard.model_validate_json(path.read_text())
+            card = ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError:
             raise UserError(f"{self.path} is not a run folder with a trained model: it has no model.json") from None
         except ValidationError as error:
@@ -145,6 +151,8 @@ class RunFolder:
             raise UserError(
                 f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
+        mean, std = saved_statistics(card.model)
+        return card.model_copy(update={"model": card.model.model_copy(update={"mean": mean, "std": std})})
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """Write predictions and metrics, after which the run counts as finished.

@@ -36,12 +36,13 @@ def load(folder: str | Path) -> Detector:
 
 
 def adopt(model: ModelConfig) -> ModelConfig:
-    """The model config with the architecture of the run folder that it names, and with the default strides of its head.
+    """The model config with the architecture of the run folder that it names, or with the defaults of its head and
+    backbone.
 
     Fields that are set explicitly stay; whether the weights fit them is checked when the weights are loaded.
     """
     if not is_run(model.name):
-        return builders.with_default_strides(model)
+        return builders.with_defaults(model)
     saved = RunFolder(Path(model.name)).card().model
     explicit = {field: getattr(model, field) for field in model.model_fields_set}
     explicit["options"] = {**saved.options, **model.options}

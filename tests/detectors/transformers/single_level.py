@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers import conditional_detr, dab_detr, detr
 from detdistill.geometry import to_relative
 from detdistill.recipe import ModelConfig
@@ -57,7 +58,7 @@ def host_labels(batch: Batch, targets: Targets) -> list[dict[str, Tensor]]:
 def host_forward(detector: QueryDetector, batch: Batch, targets: Targets, **options: object) -> SimpleNamespace:
     """The forward of transformers."""
     inside = valid_mask(batch.sizes, *batch.images.shape[-2:]).long()
-    return detector.model(normalize(batch), pixel_mask=inside, labels=host_labels(batch, targets), **options)
+    return detector.model(normalize(batch, *IMAGENET), pixel_mask=inside, labels=host_labels(batch, targets), **options)
 
 
 def host_loss(

@@ -12,7 +12,8 @@ from transformers.models.deformable_detr.image_processing_deformable_detr import
 
 from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.queries import matching
-from detdistill.detectors.queries.detector import QueryDetector
+from detdistill.detectors.queries.detector import QueryDetector, assemble
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers import criterion
 from detdistill.detectors.transformers.deformable_detr import DeformableDETR, deformable_detr
 from detdistill.detectors.transformers.host import unfreeze_backbone
@@ -60,7 +61,7 @@ def host_forward(detector: QueryDetector, batch: Batch, targets: Targets):
         scale = torch.tensor([width, height, width, height])
         labels.append({"class_labels": classes, "boxes": torch.cat([center, sides], 1) / scale})
     mask = valid_mask(batch.sizes, *batch.images.shape[-2:]).long()
-    return detector.model(normalize(batch), pixel_mask=mask, labels=labels)
+    return detector.model(normalize(batch, *IMAGENET), pixel_mask=mask, labels=labels)
 
 
 @pytest.mark.parametrize("refine", [False, True])
@@ -290,7 +291,7 @@ def test_a_native_backbone_works_and_trains():
     assert not any(parameter.requires_grad for parameter in model.model.backbone.parameters())
     assert unfreeze_backbone(model.model.backbone, frozen_norms=False) == ()
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.model.backbone.modules())
-    detector = QueryDetector(DeformableDETR(model, CLASSES, (16, 32)), detections=100, score_threshold=0.0).eval()
+    detector = assemble(DeformableDETR(model, CLASSES, (16, 32)), ModelConfig(score_threshold=0.0)).eval()
     assert all(parameter.requires_grad for parameter in detector.backbone_parameters())
     losses = detector.observe(make_batch(), make_targets()).losses
     torch.testing.assert_close(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from detdistill import cli
 from detdistill.detectors.images import normalize
 from detdistill.detectors.registry import host_records
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers import load as hub
 from detdistill.detectors.weights import load_teacher
 from detdistill.errors import UserError
@@ -108,7 +109,7 @@ def test_predictions_equal_those_of_transformers(kind: str, more: dict[str, Any]
     batch = random_images()
     normalized = HOSTS[kind].normalized
     with torch.no_grad():
-        expected = host(normalize(batch) if normalized else batch.images / 255)
+        expected = host(normalize(batch, *IMAGENET) if normalized else batch.images / 255)
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     logits = stage.logits
     if stage.background is not None:
@@ -130,7 +131,7 @@ def test_strides_of_a_timm_backbone_are_measured(tmp_path: Path):
     teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
     assert teacher.info.strides == (8, 16, 32, 64)
     with torch.no_grad():
-        expected = host(normalize(random_images()))
+        expected = host(normalize(random_images(), *IMAGENET))
         stage = teacher.observe(random_images(), need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.logits, expected.logits, rtol=0, atol=2e-5)
 
@@ -146,7 +147,7 @@ def test_unused_columns_of_sigmoids_are_dropped(kind: str, tmp_path: Path):
     assert teacher.info.classes == NAMES
     batch = random_images()
     with torch.no_grad():
-        expected = host(normalize(batch))
+        expected = host(normalize(batch, *IMAGENET))
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.logits, expected.logits[..., [1, 3, 4]], rtol=0, atol=2e-5)
     # The proposals are the same.
@@ -159,7 +160,7 @@ def test_unused_columns_of_a_softmax_count_as_no_object(tmp_path: Path):
     teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
     batch = random_images()
     with torch.no_grad():
-        expected = host(normalize(batch)).logits.softmax(-1)
+        expected = host(normalize(batch, *IMAGENET)).logits.softmax(-1)
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.scores(), expected[..., [1, 3, 4]], rtol=0, atol=1e-6)
     assert expected[..., [0, 2, 5]].sum(-1).min() > 0.05  # large enough to change the scores if they were dropped
@@ -241,21 +242,35 @@ def test_errors_of_models_that_can_not_be_loaded_have_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stored", "field"),
+    ("kind", "stored"),
     [
-        ("detr", {"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
-        ("detr", {"do_normalize": False}, "do_normalize"),
-        ("rt_detr", {"do_normalize": True}, "do_normalize"),
-        ("rt_detr", {"rescale_factor": 1.0}, "rescale_factor"),
+        ("detr", {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}),
+        ("detr", {"do_normalize": False}),
+        ("rt_detr", {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 1.0]}),
+        ("rt_detr", {"do_rescale": False}),
+        (
+            "rt_detr",
+            {"rescale_factor": 1 / 127.5, "do_normalize": True, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+        ),
     ],
 )
-def test_a_model_with_other_preprocessing_is_refused(kind: str, stored: dict[str, Any], field: str, tmp_path: Path):
-    save(tmp_path, kind)
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
-    load_teacher(f"hf:{tmp_path}", NAMES)  # fits both families
-    file.write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=rf"^hf:.*: {field} in its preprocessor_config.json is"):
+def test_pixels_are_prepared_as_by_the_stored_processor(kind: str, stored: dict[str, Any], tmp_path: Path):
+    host = save(tmp_path, kind)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
+    processor = getattr(transformers, HOSTS[kind].processor)(do_resize=False, do_pad=False, **stored)
+    batch = random_images()
+    with torch.no_grad():
+        expected = host(processor(list(batch.images), return_tensors="pt")["pixel_values"].float()).logits
+        stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
+    torch.testing.assert_close(stage.logits, expected[..., : len(NAMES)], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("stored", [{"image_std": [0, 1, 1]}, {"image_mean": [0.5]}, {"rescale_factor": 0}])
+def test_a_processor_that_cannot_be_used_is_refused(stored: dict[str, Any], tmp_path: Path):
+    save(tmp_path, "detr")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"^hf:.* in its preprocessor_config.json can't be used; write three means"):
         load_teacher(f"hf:{tmp_path}", NAMES)
 
 

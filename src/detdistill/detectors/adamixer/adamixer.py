@@ -79,7 +79,7 @@ class AdaMixer(Family[Memory]):
         return self.model.backbone
 
     def neck(self, batch: Batch) -> Features:
-        levels = self.model.neck(self.model.backbone(normalize(batch)))
+        levels = self.model.neck(self.model.backbone(normalize(batch, *self.statistics)))
         return Features(levels, (), batch.sizes, (batch.images.shape[-2], batch.images.shape[-1]))
 
     def encode(self, features: Features) -> Memory:

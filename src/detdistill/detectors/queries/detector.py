@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from detdistill.detectors.queries.frames import top_detections
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import with_assignments
+from detdistill.detectors.statistics import PixelStatistics, pixel_statistics
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
@@ -74,12 +75,14 @@ class Family(ABC, Generic[M]):
     model: the nn.Module with all parameters and buffers.
     matcher: matches stages and targets.
     losses: (stages, frame, targets) to weighted loss terms; see `criterion`.
+    statistics: mean and standard deviation of the pixels, which `assemble` sets.
     """
 
     info: DetectorInfo
     model: Any
     matcher: Matcher
     losses: Callable[[Sequence[Predictions], Tensor, Targets], dict[str, Tensor]]
+    statistics: PixelStatistics
 
     def backbone(self) -> nn.Module:
         """The part of `model` below the neck."""
@@ -210,7 +213,10 @@ class QueryDetector(nn.Module):
 
 
 def assemble(family: Family[Any], config: ModelConfig, frozen_norms: Sequence[nn.Module] = ()) -> QueryDetector:
-    """The detector of a family, with the number of detections and the score threshold of the config."""
+    """The detector of a family, with the pixel statistics, the number of detections and the score threshold of the
+    config.
+    """
+    family.statistics = pixel_statistics(config)
     return QueryDetector(
         family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms
     )

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from detdistill.detectors.backbone import check_channels, check_strides
+from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
-    NATIVE,
     has_loaded_backbone,
     layer_counts,
     native_config,

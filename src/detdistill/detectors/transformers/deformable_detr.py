@@ -96,7 +96,7 @@ class DeformableDETR(Family[Memory]):
         host = self.model.model
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
         inside = valid_mask(batch.sizes, *canvas)  # (B, H, W)
-        maps = host.backbone(normalize(batch), inside)
+        maps = host.backbone(normalize(batch, *self.statistics), inside)
         levels = [projection(source) for projection, (source, _) in zip(host.input_proj, maps, strict=False)]
         masks = [mask for _, mask in maps]
         source = maps[-1][0]

@@ -21,8 +21,6 @@ from detdistill.detectors.backbone import build_backbone
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
-NATIVE = "native"  # as the name of a backbone: the backbone of the family's own config, instead of a timm backbone
-
 
 def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
     """The family's own backbone config, set to return maps of these strides.
