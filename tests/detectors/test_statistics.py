@@ -96,4 +96,6 @@ def test_every_head_uses_them(head: str) -> None:
 def picture(generator: torch.Generator) -> Batch:
     """A batch of one image in 0..1."""
     sizes = torch.tensor([[128, 128]])
-    return Batch(torch.rand(1, 3, 128, 128, generator=generator), sizes, sizes, torch.zeros(1, dtype=torch.long), ("a",))
+    return Batch(
+        torch.rand(1, 3, 128, 128, generator=generator), sizes, sizes, torch.zeros(1, dtype=torch.long), ("a",)
+    )
