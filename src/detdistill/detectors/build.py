@@ -69,7 +69,19 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
             f"model {config.name!r}: its builder returned {type(detector).__name__} without {', '.join(missing)}; "
             "return a detector as described in detdistill.types.Detector"
         )
+    remember(detector, config)
     return detector
+
+
+def remember(detector: Detector, config: ModelConfig) -> None:
+    """Keep the config that the detector was built from, for `config_of`."""
+    detector.__dict__["built_from"] = with_defaults(config)
+
+
+def config_of(detector: Detector) -> ModelConfig | None:
+    """The config that `build` made the detector from, with its defaults; None if it was made otherwise."""
+    config = getattr(detector, "built_from", None)
+    return config if isinstance(config, ModelConfig) else None
 
 
 def fields_read(head: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ from detdistill.detectors.statistics import saved_statistics
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
-from detdistill.recipe import DataConfig, ModelConfig, Recipe, parse, read_yaml
+from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 
 FILES = (
     "recipe.yaml",
@@ -82,6 +82,12 @@ class RunFolder:
     def finished(self) -> bool:
         """True once the metrics are written."""
         return (self.path / "metrics.json").exists()
+
+    @property
+    def has_steps(self) -> bool:
+        """True if the log has the line of at least one step."""
+        log = self.path / "log.jsonl"
+        return log.exists() and log.stat().st_size > 0
 
     def recipe(self) -> Recipe | None:
         """The recipe of the run, or None if there is none yet."""
@@ -223,13 +229,6 @@ def require_empty(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"--out {out} is not empty: replace its files with --overwrite, or choose another folder")
-
-
-def with_saved_image_size(config: DataConfig, model: str | Path) -> DataConfig:
-    """The config with the image size that the run folder `model` was trained with, unless the config sets one."""
-    if "image_size" in config.model_fields_set or not is_run(model):
-        return config
-    return config.model_copy(update={"image_size": RunFolder(Path(model)).card().image_size})
 
 
 def environment() -> dict[str, Any]:
