@@ -21,6 +21,8 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
 GROUPS = 32  # groups of the group norms in the host's input projections
+CLASS_WEIGHT = 2  # in the loss and in matching, as published
+HOST_CLASS_COST = 1  # the default of `class_cost` in the host's config, also in the configs of published weights
 
 
 def construct(
@@ -48,6 +50,7 @@ def construct(
         "num_queries": config.queries,
         "two_stage_num_proposals": config.queries,
         "auxiliary_loss": True,
+        "class_cost": CLASS_WEIGHT,
         "with_box_refine": config.box_refine or config.two_stage,
         "two_stage": config.two_stage,
     }
