@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from detdistill.detectors.freezing import SAVED, with_freezing
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
@@ -134,7 +135,7 @@ class RunFolder:
         """The content of model.json. Raises UserError if the file is missing or invalid."""
         path = self.path / "model.json"
         try:
-            return ModelCard.model_validate_json(path.read_text())
+            card = ModelCard.model_validate_json(path.read_text())
         except OSError:
             raise UserError(f"{self.path} is not a run folder with a trained model: it has no model.json") from None
         except ValidationError as error:
@@ -145,6 +146,7 @@ class RunFolder:
             raise UserError(
                 f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
+        return card.model_copy(update={"model": with_freezing(card.model, SAVED)})
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """Write predictions and metrics, after which the run counts as finished.

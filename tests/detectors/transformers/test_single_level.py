@@ -16,7 +16,7 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Need, QuerySet
-from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.builders import make_batch, make_targets, tiny
 from tests.detectors.transformers.single_level import (
     CLASSES,
     EVERYTHING,
@@ -230,7 +230,8 @@ def test_backbone_weights_are_loaded_and_their_norms_are_frozen(kind: str, tmp_p
     torch.manual_seed(5)
     source = timm.create_model("resnet18", pretrained=False)
     save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
-    detector = build(kind, "resnet18", weights=str(tmp_path / "resnet18.safetensors")).train()
+    weights = str(tmp_path / "resnet18.safetensors")
+    detector = tiny(kind, backbone="resnet18", backbone_weights=weights).train()
     backbone = timm_backbone(detector)
     assert torch.equal(backbone.conv1.weight, source.conv1.weight)
     before = backbone.bn1.running_mean.clone()
@@ -239,7 +240,7 @@ def test_backbone_weights_are_loaded_and_their_norms_are_frozen(kind: str, tmp_p
     assert not backbone.bn1.weight.requires_grad
     assert backbone.conv1.weight.requires_grad
     # A run can be rebuilt without the file of weights.
-    assert build(kind, "resnet18").state_dict().keys() == detector.state_dict().keys()
+    assert tiny(kind, backbone="resnet18").state_dict().keys() == detector.state_dict().keys()
 
 
 @every_kind

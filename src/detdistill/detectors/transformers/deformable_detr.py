@@ -257,5 +257,5 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
 
     host: fields of `DeformableDetrConfig`.
     """
-    model, norms = construct(config, backbone, classes, host)
-    return assemble(DeformableDETR(model, classes, config.strides), config, norms)
+    model = construct(config, backbone, classes, host)
+    return assemble(DeformableDETR(model, classes, config.strides), config)
