@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detdistill.detectors.build import with_defaults
+from detdistill.detectors.freezing import SAVED, with_freezing
 from detdistill.detectors.statistics import saved_statistics
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
@@ -158,7 +159,8 @@ class RunFolder:
                 f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
         mean, std = saved_statistics(card.model)
-        return card.model_copy(update={"model": card.model.model_copy(update={"mean": mean, "std": std})})
+        model = card.model.model_copy(update={"mean": mean, "std": std})
+        return card.model_copy(update={"model": with_freezing(model, SAVED)})
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """Write predictions and metrics, after which the run counts as finished.

@@ -11,6 +11,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from detdistill.detectors import build as builders
+from detdistill.detectors.freezing import check_new, with_freezing
 from detdistill.detectors.weights import load_teacher
 from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
@@ -101,6 +102,7 @@ def start(
         )
     torch.manual_seed(seed)
     if not is_run(model.name):
+        check_new(model)
         detector = builders.build(model, tuple(classes))
         for field in builders.fields_without_effect(model):
             head, _ = builders.split_name(model.name)
@@ -113,7 +115,10 @@ def start(
             f"model {model.name} was trained on the classes {', '.join(card.classes)}, but the data has "
             f"{', '.join(classes)}; build a new model"
         )
-    config = model.model_copy(update={"name": card.model.name})
+    own = {"name": card.model.name, "backbone_weights": card.model.backbone_weights}
+    if model.backbone_weights != own["backbone_weights"]:
+        say(f"note: model.backbone_weights {model.backbone_weights} has no effect: training goes on from {model.name}")
+    config = with_freezing(model.model_copy(update=own))
     return _restore(run, config), config
 
 

@@ -23,7 +23,6 @@ from detdistill.detectors.queries.stages import token_maps
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
     conv_encoder,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -228,9 +227,9 @@ def build(
     if timm_backbone is not None:
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.set_submodule(spec.timm_backbone, timm_backbone)
-    norms = unfreeze_backbone(conv_encoder(model), frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(conv_encoder(model))
     spec.initialize(model)
-    return assemble(SingleLevelDETR(spec, model, classes, strides), config, norms)
+    return assemble(SingleLevelDETR(spec, model, classes, strides), config)
 
 
 def flatten(level: Tensor) -> Tensor:
