@@ -44,6 +44,10 @@ def inspect_data(
     config = with_saved_image_size(config, model.name) if model.name else config
     strides, assigners = _grid(model)
     opened = open_data(config.model_copy(update={"on_bad_record": "skip"}), decode=False)
+    say = printer(console)
+    for note in opened.notes:
+        if note not in opened.faults.notes():  # those are findings
+            say(note)
     inspection = inspect(
         opened,
         config,
@@ -54,10 +58,6 @@ def inspect_data(
     )
     if is_main() and json is not None:
         write_json(json, inspection.to_json())
-    say = printer(console)
-    for note in opened.notes:
-        if note not in opened.faults.notes():  # those are findings
-            say(note)
     if console is not None and is_main():
         for part in (_print_splits, _print_classes, _print_images, _print_boxes, _print_findings):
             console.print()
