@@ -7,6 +7,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Split, open_data
+from detdistill.data.ids import with_file_ids
 from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.errors import UserError
 from detdistill.files import write_json
@@ -85,7 +86,7 @@ def measure(
     if costs:
         size = config.image_size
         metrics |= evaluation.cost(detector, (size, size) if isinstance(size, int) else size, device)
-    return metrics, results
+    return metrics, with_file_ids(results, split)
 
 
 def loader_options(train: TrainConfig) -> dict[str, int]:
