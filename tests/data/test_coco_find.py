@@ -82,3 +82,15 @@ def test_other_files_and_folders_are_no_coco_set(tmp_path):
     assert find(tmp_path) == {}
     assert find(tmp_path / "data.yaml") == {}
     assert find(tmp_path / "absent") == {}
+
+
+def test_a_file_of_any_name_yields_to_a_layout_with_splits(tmp_path):
+    (tmp_path / "export.json").write_text(json.dumps(LISTS))
+    assert set(find(tmp_path)) == {"all"}
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    assert find(tmp_path) == {}
+    assert set(find(tmp_path / "export.json")) == {"all"}
+    for split in ("test", "train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(LISTS))
+    assert list(find(tmp_path)) == ["train", "val", "test"]

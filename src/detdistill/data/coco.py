@@ -41,7 +41,8 @@ def read(sources: Mapping[str, Source], faults: Faults) -> Contents:
         path = sources[split].annotations
         annotations = _annotations_by_image(path, contents[split], class_indices, faults)
         splits[split] = _records(path, located, annotations, faults)
-        notes += [*located.notes, *_remarks(split, splits[split])]
+        notes += located.notes
+    notes += _remarks(splits)
     if any(FEDERATED in image for content in contents.values() for image in content["images"]):
         notes.append(f"{FEDERATED} of LVIS is not read: a class without a box in an image counts as absent from it")
     return Contents(categories.names, categories.ids, splits, tuple(notes))
@@ -179,18 +180,20 @@ def _add_object(
         objects.add(inside, item.class_index, item.is_crowd, item.area)
 
 
-def _remarks(split: str, records: Sequence[Record]) -> list[str]:
-    """Notes about ids that are renumbered, and about a split in which every object is a crowd."""
+def _remarks(splits: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Notes about ids that are renumbered, and about splits in which every object is a crowd."""
     notes = []
-    if any(record.file_id is not None for record in records):
+    renumbered = [split for split, records in splits.items() if any(record.file_id is not None for record in records)]
+    if renumbered:
         notes.append(
-            f"split {split!r}: the image ids are not all whole numbers from 0 to 2^63 - 1, so they are renumbered; "
-            "results keep the ids of the file"
+            f"image ids of {', '.join(renumbered)} are renumbered, because not all are whole numbers from 0 to "
+            "2^63 - 1; results have the ids of the file"
         )
-    total = sum(len(record.crowds) for record in records)
-    if total and all(record.crowds.all() for record in records):
-        notes.append(
-            f"split {split!r}: all {total} objects are crowds (iscrowd 1), which are no targets of training; "
-            "correct iscrowd if they are single objects"
-        )
+    for split, records in splits.items():
+        total = sum(len(record.crowds) for record in records)
+        if total and all(record.crowds.all() for record in records):
+            notes.append(
+                f"split {split!r}: all {total} objects are crowds (iscrowd 1), which are no targets of training; "
+                "correct iscrowd if they are single objects"
+            )
     return notes

@@ -12,6 +12,7 @@ from detdistill.data.ids import id_key
 from detdistill.errors import UserError
 
 CROWDS = ((None, False), (0, False), (1, True), ("0", False), ("1", True))  # iscrowd and its meaning
+FEWEST = 2  # boxes by which corners are recognized; a single box may reach out by mistake
 WRONG = 0.02  # at most this share of boxes may contradict that all boxes are corners
 
 
@@ -100,7 +101,7 @@ def check_unit(path: Path, boxes: Sequence[tuple[tuple[float, float, float, floa
         fit += -ROUNDING <= left <= x2 <= width + ROUNDING and -ROUNDING <= top <= y2 <= height + ROUNDING
         largest = max(largest, abs(left), abs(top), abs(x2), abs(y2))
         has_parts = has_parts or any(not math.isclose(value, round(value)) for value in (left, top, x2, y2))
-    if out > len(boxes) / 2 and fit >= len(boxes) * (1 - WRONG):
+    if len(boxes) >= FEWEST and out > len(boxes) / 2 and fit >= len(boxes) * (1 - WRONG):
         raise UserError(
             f"{path}: annotations: {out} of {len(boxes)} boxes reach out of their image as [x, y, width, height], and "
             "fit as [x1, y1, x2, y2]: bbox looks like corners; write [x1, y1, x2 - x1, y2 - y1], and export again if a "

@@ -70,7 +70,7 @@ def _headings(
     id 0 and by its name, which is the supercategory of all others.
     """
     if is_roboflow:
-        return [key for key, name in names.items() if name in parents.values()]
+        return [key for key, name in names.items() if any(name == parents[other] for other in names if other != key)]
     others = [parent for key, parent in parents.items() if key != 0]
     return [0] if others and 0 in names and all(parent == names[0] for parent in others) else []
 

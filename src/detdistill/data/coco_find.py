@@ -27,6 +27,8 @@ PANOPTIC = b'"segments_info"'  # COCO's panoptic files have segments of images a
 MANY = 100  # a folder with more JSON files than this has one per image
 HINTS = ("coco", "annotation", "instance", "label", "result", *WORDS)  # in the names of COCO files in such a folder
 FOLDERS = 100  # a folder with more subfolders than this is not searched for images
+ORDER = ("train", "trainval", "val", "valid", "test")  # of the splits; others follow
+OTHER_LAYOUTS = ("data.y*ml", "dataset.y*ml", "*.data", "ImageSets/Main")  # of YOLO, Darknet and VOC, with splits
 BESIDE = ("images", "data", "JPEGImages")  # usual folders of images beside a COCO file
 
 
@@ -68,12 +70,17 @@ def find(root: Path) -> dict[str, Source]:
 
     root: a folder, or a single JSON file. Files whose names say no split are the split `all` if there is one of them,
     and splits with the names of the files if there are several. If other files have splits, these are not read.
+    In a folder of another layout that has splits, only the usual names of COCO files count.
     Raises UserError if two files belong to the same split.
     """
     if root.is_file():
         return _single(root) if root.suffix.lower() == ".json" else {}
     listed, notes = _in_annotations(root)
     candidates = [*_in_split_folders(root), *listed, *_beside_images(root)]
+    if not any(candidate.is_usual for candidate in candidates) and any(
+        found for pattern in OTHER_LAYOUTS for found in root.glob(pattern)
+    ):
+        return {}
     named = [candidate for candidate in candidates if candidate.split is not None]
     unnamed = [candidate for candidate in candidates if candidate.split is None]
     if named and unnamed:
@@ -84,7 +91,8 @@ def find(root: Path) -> dict[str, Source]:
     elif not named:
         named = [replace(candidate, split=candidate.path.stem) for candidate in unnamed]
     sources: dict[str, Source] = {}
-    for split in dict.fromkeys(candidate.split or "" for candidate in named):
+    splits = dict.fromkeys(candidate.split or "" for candidate in named)
+    for split in sorted(splits, key=lambda split: ORDER.index(split) if split in ORDER else len(ORDER)):
         chosen, yielding = _choose([candidate for candidate in named if candidate.split == split])
         sources[split] = chosen.source
         if yielding:
@@ -139,7 +147,7 @@ def _single(path: Path) -> dict[str, Source]:
 def _in_split_folders(root: Path) -> list[Candidate]:
     """The COCO files in folders such as `train` or `images/valid`, beside the images of the split."""
     candidates = []
-    for folder in [*_subfolders(root), *_subfolders(root / "images")]:
+    for folder in [*subfolders(root), *subfolders(root / "images")]:
         split = split_name(folder.name)
         if split is None:
             continue
@@ -155,7 +163,7 @@ def _in_split_folders(root: Path) -> list[Candidate]:
 def _in_annotations(root: Path) -> tuple[list[Candidate], list[str]]:
     """The COCO files in `annotations`, and a note about the other files there."""
     candidates, unread = [], []
-    for path in _json_files(root / "annotations"):
+    for path in _promising(root / "annotations"):
         suffix, split, is_usual = _meaning(path.stem)
         if is_usual or is_coco(path):
             folders, others = _image_folders(root, suffix, split)
@@ -199,7 +207,7 @@ def _image_folders(root: Path, own: str, split: str | None) -> tuple[tuple[Path,
     folders = [root / own, images / own]
     if split is not None:
         folders += [root / split, images / split]
-    others = [*_subfolders(root), *_subfolders(images)]
+    others = [*subfolders(root), *subfolders(images)]
     if split is not None and not any(folder.is_dir() for folder in folders):
         folders += [folder for folder in others if _same_split(split_name(folder.name), split)]
     folders += [images, root, *(root / name for name in BESIDE[1:])]
@@ -225,17 +233,18 @@ def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]
 
 def _coco_files(folder: Path) -> list[Path]:
     """The COCO files directly in a folder. A file with Roboflow's name is not looked into."""
-    files = _json_files(folder)
+    return [path for path in _promising(folder) if path.name == ROBOFLOW or is_coco(path)]
+
+
+def _promising(folder: Path) -> list[Path]:
+    """The JSON files in a folder; if there is one per image, those with a name of a COCO file."""
+    files = sorted(folder / name for name in _names(folder) if name.casefold().endswith(".json"))
     if len(files) > MANY:
         files = [path for path in files if any(hint in path.name.casefold() for hint in HINTS)]
-    return [path for path in files if path.name == ROBOFLOW or is_coco(path)]
+    return files
 
 
-def _json_files(folder: Path) -> list[Path]:
-    return sorted(folder / name for name in _names(folder) if name.casefold().endswith(".json"))
-
-
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that may have images; none if there are too many."""
     names = [name for name in _names(folder, folders=True) if name.casefold() != "annotations"]
     return sorted(folder / name for name in names) if len(names) <= FOLDERS else []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detdistill.data.coco_find import Source
+from detdistill.data.coco_find import Source, subfolders
 from detdistill.data.faults import Faults, number, parsed
 from detdistill.data.ids import file_id, id_key
 from detdistill.data.locate import Locator, name_parts
@@ -128,10 +128,11 @@ def _find_elsewhere(source: Source, entries: Sequence[Entry], paths: list[Path |
     the next. So a folder is only used if none of its files has the name of an image that was found, and an image only
     if one folder has it.
     """
-    if all(paths) or not source.others:
+    others = source.others or subfolders(source.folders[0])  # of a folder that the recipe names
+    if all(paths) or not others:
         return []
     names = {path.name for path in paths if path is not None}
-    folders = [folder for folder in source.others if folder.is_dir() and names.isdisjoint(os.listdir(folder))]
+    folders = [folder for folder in others if folder.is_dir() and names.isdisjoint(os.listdir(folder))]
     locators, counts = [Locator([folder]) for folder in folders], dict[Path, int]()
     for index, (entry, path) in enumerate(zip(entries, paths, strict=True)):
         if path is None:

@@ -92,6 +92,7 @@ def test_corners_and_fractions_stop_the_run(record, policy):
 def test_boxes_that_reach_out_but_are_no_corners_are_clipped(record):
     found = record({"bbox": [30, 1, 20, 9]}, {"bbox": [20, 5, 30, 20]}, {"bbox": [5, 5, 10, 10]})
     assert found.corners.tolist() == [[30, 1, 40, 10], [20, 5, 40, 20], [5, 5, 15, 15]]
+    assert record({"bbox": [20, 5, 30, 10]}).corners.tolist() == [[20, 5, 40, 15]]  # one box says little
 
 
 UPRIGHT, STORED = (20, 40), (40, 20)  # (width, height) of an image that is rotated by EXIF

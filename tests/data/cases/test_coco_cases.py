@@ -8,7 +8,7 @@ import pytest
 
 from detdistill.data import Data, open_data
 from detdistill.errors import UserError
-from detdistill.recipe import DataConfig
+from detdistill.recipe import DataConfig, SplitPaths
 
 CATEGORIES = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
 
@@ -110,6 +110,16 @@ def test_a_coco_file_alone_is_one_split(tmp_path, write_image, file, image, spli
     path = write(tmp_path / file, coco("a.png"))
     write_image(tmp_path / image)
     assert places(read(path), tmp_path) == {split: [image]}
+
+
+def test_images_of_an_explicit_folder_may_lie_in_two_folders_in_it(tmp_path, write_image):
+    annotations = write(tmp_path / "x.json", coco("a.png", "b.png"))
+    for image in ("photos/east/a.png", "photos/west/b.png"):
+        write_image(tmp_path / image)
+    data = open_data(DataConfig(train=SplitPaths(annotations=annotations, images=tmp_path / "photos")))
+    assert places(data, tmp_path) == {"train": ["photos/east/a.png", "photos/west/b.png"]}
+    east, west = tmp_path / "photos/east", tmp_path / "photos/west"
+    assert data.notes[1:] == (f"x.json: of 2 images, 1 in {east} and 1 in {west}",)
 
 
 def test_a_json_file_of_another_kind_is_named(tmp_path):
@@ -215,7 +225,8 @@ def test_ids_of_any_kind_are_kept_for_the_results(tmp_path, write_image):
     assert [record.file_id for record in records] == ["x1", "2", 2**64, -3, None]  # None: the file has 5 as well
     assert [record.labels.tolist() for record in records] == [[0], [0], [1], [0], [0]]
     assert (data.classes, data.category_ids) == (("cat", "king"), ("0", "k"))
-    assert "results keep the ids of the file" in data.notes[-1]
+    assert data.notes[-1].startswith("image ids of all are renumbered, because")
+    assert data.notes[-1].endswith("; results have the ids of the file")
 
 
 def test_whole_numbers_stay_the_ids(tmp_path, write_image):
