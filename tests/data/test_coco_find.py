@@ -84,6 +84,14 @@ def test_other_files_and_folders_are_no_coco_set(tmp_path):
     assert find(tmp_path / "absent") == {}
 
 
+def test_files_without_a_split_beside_files_with_one_are_not_read(tmp_path):
+    for name in ("my_train", "validation", "extra"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(LISTS))
+    sources = find(tmp_path)
+    assert list(sources) == ["train", "val"]
+    assert sources["train"].notes == ("not read: extra.json, whose name says neither train, val nor test",)
+
+
 def test_a_file_of_any_name_yields_to_a_layout_with_splits(tmp_path):
     (tmp_path / "export.json").write_text(json.dumps(LISTS))
     assert set(find(tmp_path)) == {"all"}

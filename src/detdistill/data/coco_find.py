@@ -22,14 +22,17 @@ WORDS = {
     "test": "test",
     "testing": "test",
 }  # words in names of files and folders, and the split that they mean
+PLAIN = re.compile(rf"(?:{'|'.join(WORDS)})[-_]?\d*")  # a name that is only a split, such as val or train2017
 KEYS = [re.compile(rb'"%b"\s*:\s*\[' % key) for key in (b"images", b"categories", b"annotations")]
 PANOPTIC = b'"segments_info"'  # COCO's panoptic files have segments of images and no boxes
 MANY = 100  # a folder with more JSON files than this has one per image
 HINTS = ("coco", "annotation", "instance", "label", "result", *WORDS)  # in the names of COCO files in such a folder
 FOLDERS = 100  # a folder with more subfolders than this is not searched for images
 ORDER = ("train", "trainval", "val", "valid", "test")  # of the splits; others follow
-OTHER_LAYOUTS = ("data.y*ml", "dataset.y*ml", "*.data", "ImageSets/Main")  # of YOLO, Darknet and VOC, with splits
+OTHER_LAYOUTS = ("data.y*ml", "dataset.y*ml", "obj.data", "ImageSets/Main")  # of YOLO, Darknet and VOC, with splits
 BESIDE = ("images", "data", "JPEGImages")  # usual folders of images beside a COCO file
+APART = ("annotations", "annotation", "labels", "json")  # folders of COCO files; the images are beside the folder
+OBJECTS = "instances_"  # begins the name of COCO's own files of objects; others beside them are of key points and so on
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ def find(root: Path) -> dict[str, Source]:
         found for pattern in OTHER_LAYOUTS for found in root.glob(pattern)
     ):
         return {}
+    own = [candidate.path.name for candidate in candidates if candidate.path.name.startswith(OBJECTS)]
+    if own and not all(candidate.is_usual for candidate in candidates):
+        files = _listed(candidate.path for candidate in candidates if not candidate.is_usual)
+        notes.append(f"not read: {files}, because {own[0]} has COCO's own name; name all files of objects like it")
+        candidates = [candidate for candidate in candidates if candidate.is_usual]
     named = [candidate for candidate in candidates if candidate.split is not None]
     unnamed = [candidate for candidate in candidates if candidate.split is None]
     if named and unnamed:
@@ -136,12 +144,14 @@ def _has_keys(content: bytes | mmap.mmap) -> bool:
 def _single(path: Path) -> dict[str, Source]:
     """The split of a COCO file that is given alone."""
     suffix, split, _ = _meaning(path.stem)
-    parent = path.parent
-    roots = (parent.parent, parent) if parent.name.casefold() == "annotations" else (parent, parent.parent)
-    folders = [folder for root in roots for folder in _image_folders(root, suffix, split)[0]]
-    _, others = _image_folders(roots[0], suffix, split)
-    unique = tuple(dict.fromkeys([parent, *folders]))
-    return {split or PILE: Source(path, unique, tuple(other for other in others if other not in unique))}
+    folder = path.parent
+    name = folder.name.casefold()
+    is_of_split = PLAIN.fullmatch(name) is not None
+    split = split or (split_name(name) if is_of_split else None)
+    is_apart = name in APART or is_of_split
+    folders, others = _image_folders(folder.parent if is_apart else folder, suffix, split)
+    folders = tuple(dict.fromkeys([folder, *(folder / name for name in BESIDE), *folders]))
+    return {split or PILE: Source(path, folders, tuple(other for other in others if other not in folders))}
 
 
 def _in_split_folders(root: Path) -> list[Candidate]:
@@ -190,10 +200,9 @@ def _meaning(stem: str) -> tuple[str, str | None, bool]:
     Returns the name that its image folder may have (such as train2017), the split or None, and whether only a file of
     object annotations has such a name.
     """
-    match = re.fullmatch(r"instances_(.+)|((?:train|valid|val|test)[-_]?\d*)", stem)
-    if not match:
+    if not PLAIN.fullmatch(stem) and not stem.startswith(OBJECTS):
         return stem, split_name(stem), False
-    suffix = match[1] or match[2]
+    suffix = stem.removeprefix(OBJECTS)
     split = split_name(suffix) or re.sub(r"[-_]?\d{4}$", "", suffix) or suffix
     return suffix, None if split in (PILE, "default") else split, True  # CVAT writes instances_default.json
 

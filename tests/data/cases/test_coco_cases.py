@@ -103,6 +103,8 @@ def test_coco_files_of_many_layouts_are_found_with_their_images(tmp_path, write_
         ("my_test.json", "a.png", "test"),
         ("annotations/instances_val2017.json", "val2017/a.png", "val"),
         ("annotations/x.JSON", "images/a.png", "all"),
+        ("valid/_annotations.coco.json", "valid/a.png", "valid"),
+        ("labels/x.json", "data/a.png", "all"),
     ],
 )
 def test_a_coco_file_alone_is_one_split(tmp_path, write_image, file, image, split):
@@ -140,8 +142,8 @@ def test_json_files_without_objects_are_not_read_and_named(tmp_path, write_image
     assert list(data.splits) == ["train"]
     assert data.notes[1:] == (
         "not read: captions_train2017.json, panoptic_train2017.json, because it has no objects of COCO's format",
-        "not read: extra.json, whose name says neither train, val nor test",
-        "not read: person_keypoints_train2017.json, because instances_train2017.json has the split 'train'",
+        "not read: extra.json, person_keypoints_train2017.json, because instances_train2017.json has COCO's own name; "
+        "name all files of objects like it",
     )
 
 
