@@ -1,1 +1,1 @@
-"""What people bring: each case is made of a few lines, with what is read or the line that is printed."""
+"""Data sets as people bring them: each case is made from a few lines, with what is read or the line that is printed."""
