@@ -1,14 +1,16 @@
 """COCO files as tools write them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from detdistill.data import Data, open_data
+from detdistill.data import Data, Faults, Split
+from detdistill.data import coco as coco_format
 from detdistill.errors import UserError
-from detdistill.recipe import DataConfig, SplitPaths
+from detdistill.recipe import DataConfig
 
 CATEGORIES = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
 
@@ -30,10 +32,16 @@ def write(path: Path, content: Any, encoding: str = "utf-8") -> Path:
     return path
 
 
-def read(path: Path, **fields: Any) -> Data:
-    data = open_data(DataConfig(path=str(path), **fields))
-    assert data.layout == "coco"
-    return data
+def read(path: Path, on_bad_record: Literal["stop", "skip"] = "stop") -> Data:
+    """What is read of a folder or a file, before data without splits are divided."""
+    return assembled(coco_format.find(path), on_bad_record)
+
+
+def assembled(sources: Mapping[str, coco_format.Source], on_bad_record: Literal["stop", "skip"] = "stop") -> Data:
+    faults = Faults(on_bad_record)
+    found = coco_format.read(sources, faults)
+    splits = {name: Split(name, records, found.classes, found.category_ids) for name, records in found.splits.items()}
+    return Data("coco", found.classes, found.category_ids, splits, (*found.notes, *faults.notes()), faults)
 
 
 def places(data: Data, root: Path) -> dict[str, list[str]]:
@@ -118,10 +126,10 @@ def test_images_of_an_explicit_folder_may_lie_in_two_folders_in_it(tmp_path, wri
     annotations = write(tmp_path / "x.json", coco("a.png", "b.png"))
     for image in ("photos/east/a.png", "photos/west/b.png"):
         write_image(tmp_path / image)
-    data = open_data(DataConfig(train=SplitPaths(annotations=annotations, images=tmp_path / "photos")))
+    data = assembled({"train": coco_format.Source(annotations, (tmp_path / "photos",))})
     assert places(data, tmp_path) == {"train": ["photos/east/a.png", "photos/west/b.png"]}
     east, west = tmp_path / "photos/east", tmp_path / "photos/west"
-    assert data.notes[1:] == (f"x.json: of 2 images, 1 in {east} and 1 in {west}",)
+    assert data.notes == (f"x.json: of 2 images, 1 in {east} and 1 in {west}",)
 
 
 def test_a_json_file_of_another_kind_is_named(tmp_path):
@@ -140,7 +148,7 @@ def test_json_files_without_objects_are_not_read_and_named(tmp_path, write_image
     write_image(tmp_path / "train2017/a.png")
     data = read(tmp_path)
     assert list(data.splits) == ["train"]
-    assert data.notes[1:] == (
+    assert data.notes == (
         "not read: captions_train2017.json, panoptic_train2017.json, because it has no objects of COCO's format",
         "not read: extra.json, person_keypoints_train2017.json, because instances_train2017.json has COCO's own name; "
         "name all files of objects like it",
@@ -239,7 +247,7 @@ def test_whole_numbers_stay_the_ids(tmp_path, write_image):
     write(tmp_path / "x.json", content)
     data = read(tmp_path)
     assert [(record.id, record.file_id) for record in data.split("all").records] == [(2**63 - 1, None), (7, None)]
-    assert len(data.notes) == 1
+    assert not data.notes
 
 
 def test_the_root_category_is_left_out_in_a_file_of_any_name(tmp_path, write_image):
