@@ -38,6 +38,7 @@ class Record:
     class_indices: (G,) int64, in the shared class order.
     crowds: (G,) bool, True for a group of objects or a difficult object.
     areas: (G,) float64, as annotated.
+    file_id: the image id in the files of the data set, if it differs from `id`; see `data.ids`.
 
     The arrays are numpy arrays, because one tensor per image takes five times the memory. The properties `boxes`,
     `labels` and `crowd` are tensors.
@@ -52,6 +53,7 @@ class Record:
     class_indices: np.ndarray
     crowds: np.ndarray
     areas: np.ndarray
+    file_id: int | str | None = None
 
     @property
     def boxes(self) -> Tensor:
@@ -136,7 +138,7 @@ class Split:
     name: str
     records: tuple[Record, ...]
     classes: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -189,7 +191,7 @@ class Contents:
     """
 
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
     splits: Mapping[str, tuple[Record, ...]]
     notes: tuple[str, ...] = ()
 
@@ -208,7 +210,7 @@ class Data:
 
     layout: str
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...]
     faults: Faults
@@ -249,7 +251,7 @@ class Data:
 def _with_objects(split: Split, flag: str) -> Split:
     """The split. Raises UserError if it has no object. flag: chooses another split."""
     if not any((~record.crowds).any() for record in split.records):
-        raise UserError(
-            f"split {split.name!r}: no image has an object; correct the annotations or choose another split with {flag}"
-        )
+        has_crowds = any(len(record.crowds) for record in split.records)
+        problem = "all objects are crowds" if has_crowds else "no image has an object"
+        raise UserError(f"split {split.name!r}: {problem}; correct the annotations or choose another split with {flag}")
     return split

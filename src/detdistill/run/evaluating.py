@@ -7,6 +7,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Split, open_data
+from detdistill.data.ids import with_file_ids
 from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.errors import UserError
 from detdistill.files import write_json
@@ -100,7 +101,7 @@ def measure(
     metrics, results = evaluation.evaluate(detector, loader, split.ground_truth(), order, names, device)
     if costs:
         metrics |= evaluation.cost(detector, sides(config.image_size), device)
-    return metrics, results
+    return metrics, with_file_ids(results, split)
 
 
 def loader_options(train: TrainConfig) -> dict[str, int]:

@@ -69,7 +69,7 @@ class ModelCard(BaseModel):
 
     model: ModelConfig
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # ids of the data set, in the order of the classes
+    category_ids: tuple[int | str, ...]  # ids of the data set, in the order of the classes
     image_size: int | tuple[int, int]
 
 
