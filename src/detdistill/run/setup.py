@@ -117,7 +117,7 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, predictions_
         say("teacher: its classes differ from those of the data, so its AP is not measured")
         return
     training = data.training_split(recipe.data)
-    val = next((data.splits[name] for name in ("val", "valid") if name in data.splits), None)
+    val = data.find("val")
     split = (val or training).take(config.sample)
     place(teacher, recipe.train.device)
     metrics, _ = measure(teacher, data, split, recipe.data, recipe.train, costs=False)
