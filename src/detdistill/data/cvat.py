@@ -12,6 +12,7 @@ from detdistill.data.faults import Faults, Place, names_of, number, parsed, plur
 from detdistill.data.locate import Locator
 from detdistill.data.records import Contents, Objects
 from detdistill.data.roles import role
+from detdistill.data.tree import tree
 from detdistill.data.xml import first_element, read_xml
 from detdistill.errors import UserError
 
@@ -42,6 +43,11 @@ def find(root: Path) -> list[Path]:
     return [path for path in paths if path.suffix.lower() == ".xml" and first_element(path) == ROOT]
 
 
+def search(root: Path) -> list[Path]:
+    """The annotation files anywhere in a folder."""
+    return [path for path in tree(root).ending(".xml") if first_element(path) == ROOT]
+
+
 def read(files: Sequence[Path], faults: Faults) -> Contents:
     """All splits, which are CVAT's subsets. The classes are the labels of the files, in their order, and their category
     ids begin at 1.
@@ -55,7 +61,8 @@ def read(files: Sequence[Path], faults: Faults) -> Contents:
         raise UserError(f"{files[0]}: the file has no image; export it as 'CVAT for images 1.1'")
     classes = _classes(roots.values(), entries)
     class_indices = {name: index for index, name in enumerate(classes)}
-    paths = [_image_of(entry) for entry in entries]
+    locators: dict[tuple[Path, str], Locator] = {}
+    paths = [_image_of(entry, locators) for entry in entries]
     _check_unique(entries, paths)
     left_out: Counter[str] = Counter()
     items = {
@@ -123,11 +130,13 @@ def _classes(roots: Iterable[Element], entries: Sequence[Entry]) -> tuple[str, .
     return classes
 
 
-def _image_of(entry: Entry) -> Path:
-    """The image of an entry: in `images`, in a folder of its subset, or beside the file."""
+def _image_of(entry: Entry, locators: dict[tuple[Path, str], Locator]) -> Path:
+    """The image of an entry: in `images`, in a folder of its subset, or beside the file or its folder."""
     root, subset = entry.file.parent, entry.element.get("subset") or ""
-    folders = [root / "images" / subset, root / "images", root / subset, root]
-    return Locator(folders).find(entry.name) or root / "images" / (entry.name or "image without a name")
+    if (root, subset) not in locators:
+        near = [root / "images" / subset, root / "images", root / subset, root]
+        locators[root, subset] = Locator([*near, root.parent / "images", root.parent])
+    return locators[root, subset].find(entry.name) or root / "images" / (entry.name or "image without a name")
 
 
 def _check_unique(entries: Sequence[Entry], paths: Sequence[Path]) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from detdistill.data.assemble import Item, assemble, in_splits, numbered
 from detdistill.data.faults import Faults, Place, number, size_of
-from detdistill.data.locate import Locator, name_parts
+from detdistill.data.locate import name_parts
 from detdistill.data.records import Contents, Objects
-from detdistill.data.sidecars import Pair, Siblings, check_unique, grouped, image_folders, without_annotations
+from detdistill.data.sidecars import Named, Pair, Siblings, check_unique, grouped, image_folders, without_annotations
 from detdistill.data.text import read_text
 from detdistill.data.tree import tree
 from detdistill.errors import UserError
@@ -81,8 +81,8 @@ def read(sources: Sources, faults: Faults) -> Contents:
     if not classes:
         raise UserError(f"{next(iter(pairs)).parent}: no JSON file has a shape with a label; label the images first")
     class_indices = {name: index for index, name in enumerate(classes)}
-    locator = Locator(sources.folders)
-    images = {path: _image_of(path, files[path], image, locator) for path, image in pairs.items()}
+    named = Named(sources.folders)
+    images = {path: _image_of(path, files[path], image, named) for path, image in pairs.items()}
     check_unique(images.items())
     items = {path: _item(path, files[path], image, class_indices, faults) for path, image in images.items()}
     records = assemble(items, faults)
@@ -120,13 +120,13 @@ def _is_labelme(path: Path) -> bool:
     return SHAPES in text and any(key in text for key in IMAGE)
 
 
-def _image_of(path: Path, file: AnnotationFile | None, image: Path | None, locator: Locator) -> Path:
+def _image_of(path: Path, file: AnnotationFile | None, image: Path | None, named: Named) -> Path:
     """The image that a JSON file names, or else the image of the same name as the file."""
     name = file.image if file is not None else ""
-    named = Locator([path.parent]).find(name) or (None if image is not None else locator.find(name))
-    if named is not None:
-        straight = Path(os.path.normpath(named))  # without `..`, to recognize the image among those of the folder
-        return straight if straight.is_file() else named
+    found = named.beside(path, name) or (None if image is not None else named.anywhere(name))
+    if found is not None:
+        straight = Path(os.path.normpath(found))  # without `..`, to recognize the image among those of the folder
+        return straight if straight.is_file() else found
     return image or path.parent / (name_parts(name) or [f"{path.stem}.jpg"])[-1]
 
 

@@ -51,7 +51,7 @@ FORMATS: dict[str, Format] = {
     ),
     "voc": Format("Pascal VOC", voc.find, voc.read, "Annotations + ImageSets/Main/*.txt, or XML files", voc.search),
     "yolo": Format("YOLO", yolo.find, _read_yolo, "data.yaml, obj.data, or label files and classes.txt", yolo.search),
-    "cvat": Format("CVAT", cvat.find, cvat.read, "annotations.xml"),
+    "cvat": Format("CVAT", cvat.find, cvat.read, "annotations.xml", cvat.search),
     "labelme": Format("LabelMe", lambda path: None, labelme.read, "JSON files with shapes", labelme.search),
 }
 """Every layout by name. The first one that is found in a folder is read. `--import` adds the user's own."""
@@ -158,7 +158,7 @@ def _read_path(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
     root = Path(path).expanduser()
     if not root.exists():
         raise UserError(
-            f"{path}: no such file or folder; give a folder or file of a data set, or shapes:N, with --data"
+            f"{path}: no such folder or file; give a folder or file of a data set, or shapes:N, with --data"
         )
     tree.cache_clear()  # the files may have changed since the last data set
     try:
@@ -178,12 +178,20 @@ def _read_path(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
     return layout, contents, notes
 
 
+def _found(format: Format, path: Path) -> Any:
+    """What a layout finds. A format of the user's own may expect a folder; it finds nothing in a file."""
+    try:
+        return format.find(path)
+    except NotADirectoryError:
+        return None
+
+
 def _find(root: Path) -> tuple[dict[str, Any], list[str]]:
     """What the layouts found, by layout, and notes. Raises UserError if no layout found anything."""
     folder: Path | None = root
     inside: list[str] = []
     while folder is not None:
-        sources = {name: source for name, format in FORMATS.items() if (source := format.find(folder))}
+        sources = {name: source for name, format in FORMATS.items() if (source := _found(format, folder))}
         if sources:
             return sources, [f"the data set is in {'/'.join(inside)}"] if inside else []
         folder = only_folder(folder) if len(inside) < NESTED else None  # unpacking often adds a folder

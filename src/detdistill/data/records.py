@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detdistill.data.faults import Faults
 from detdistill.data.images import ImageFile
-from detdistill.data.roles import role, with_role
+from detdistill.data.roles import ROLES, role, with_role
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import DataConfig
 
@@ -223,9 +223,7 @@ class Data:
         """The split of this name, or the only split with the same role: `val` also finds `valid` or `cards_val`."""
         if name in self.splits:
             return self.splits[name]
-        wanted = role(name, exact=True)
-        if wanted is None:
-            return None
+        wanted = ROLES.get(name.casefold())
         found = with_role(self.splits, wanted, exact=True) or with_role(self.splits, wanted, exact=False)
         return self.splits[found] if found is not None else None
 
@@ -234,7 +232,7 @@ class Data:
         found = self.find(name)
         if found is not None:
             return found
-        missing = name if name in self.absent else with_role(self.absent, role(name, exact=True), exact=True)
+        missing = name if name in self.absent else with_role(self.absent, ROLES.get(name.casefold()), exact=True)
         if missing is not None:
             raise UserError(self.absent[missing])
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from detdistill.data.faults import names_of, plural
+from detdistill.data.locate import Locator
 from detdistill.data.roles import role
 from detdistill.data.tree import Tree
 from detdistill.errors import UserError
@@ -34,10 +35,10 @@ class Siblings:
             self._by_stem.setdefault(path.stem.casefold(), []).append(path)
 
     def find(self, path: Path) -> Path | None:
-        """The file of the same name, without its suffix, that lies nearest; None if there is none or no nearest one.
+        """The file of the same name, without its suffix, that lies nearest, or None if there is none.
 
         The nearest one is in the same folder, or else in a folder of the same structure (`labels/train` for
-        `images/train`), or else the only one whose folder does not contradict.
+        `images/train`), or else the only one whose folder does not contradict. Raises UserError if there are several.
         """
         found = self._by_stem.get(path.stem.casefold(), [])
         found = [other for other in found if other.stem == path.stem] or found
@@ -49,11 +50,33 @@ class Siblings:
             if nearest:
                 return nearest[0]
         fitting = [other for other in found if _agree(self._place(other), here)]
-        return fitting[0] if len(fitting) == 1 else None
+        if len(fitting) > 1:
+            files = " and ".join(map(str, fitting))
+            raise UserError(f"{path}: {files} belong to it by their names; put it beside one of them, or rename one")
+        return fitting[0] if fitting else None
 
     def _place(self, path: Path) -> tuple[str, ...]:
         """The folders of a file in lower case, without those that only say what is in them."""
         return tuple(part.casefold() for part in self._folders(path) if part.casefold() not in KINDS)
+
+
+class Named:
+    """Finds images by the names in annotation files. folders: where they may be, the most likely folder first."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = tuple(folders)
+        self._everywhere, self._beside = Locator(folders), dict[Path, Locator]()
+
+    def anywhere(self, name: str) -> Path | None:
+        """The image in one of the folders."""
+        return self._everywhere.find(name)
+
+    def beside(self, annotation: Path, name: str) -> Path | None:
+        """The image in the folder of an annotation file, or at the place that the name gives from there."""
+        folder = annotation.parent
+        if folder not in self._beside:
+            self._beside[folder] = Locator([folder])
+        return self._beside[folder].find(name)
 
 
 def _agree(first: tuple[str, ...], second: tuple[str, ...]) -> bool:

@@ -1,6 +1,7 @@
 """Splits of data without splits: by image name, so that they are the same on every machine, and stratified by class."""
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,37 +60,51 @@ def divide(splits: Splits, config: DataConfig) -> Division | None:
 def hold_out(records: Sequence[Record], fractions: Mapping[str, float]) -> dict[str, tuple[Record, ...]]:
     """The records in `train` and in one part for each fraction, in their order. It depends only on names and classes.
 
-    Iterative stratification (Sechidis et al., 2011): the class in the fewest images that are left comes first, and each
-    of its images goes to the part that lacks this class most, measured in images.
+    The classes are dealt out one after the other, the class in the fewest images first. Of its images that are left,
+    each part gets as many as it lacks to have its share of this class (as in the iterative stratification of Sechidis
+    et al., 2011). Which ones is decided by a hash of their names, so that a few new images move only a few others.
     """
     shares = {"train": 1 - sum(fractions.values()), **fractions}
     classes = [tuple(sorted(set(record.class_indices.tolist()))) or (NONE,) for record in records]
-    images: dict[int, list[int]] = {}  # of each class, in the order in which they are dealt out
+    images: dict[int, list[int]] = {}
     for index in sorted(range(len(records)), key=lambda index: _key(records[index])):
         for label in classes[index]:
             images.setdefault(label, []).append(index)
-    left = {label: len(indices) for label, indices in images.items()}
-    lacks = {part: {label: share * count for label, count in left.items()} for part, share in shares.items()}
-    room = {part: share * len(records) for part, share in shares.items()}
+    lacks = {label: {part: share * len(indices) for part, share in shares.items()} for label, indices in images.items()}
     chosen: dict[int, str] = {}
-    while len(chosen) < len(records):
-        rarest = min((label for label in left if left[label]), key=lambda label: (label == NONE, left[label], label))
-        for index in images[rarest]:
-            if index in chosen:
-                continue
-            # Rounded, since sums of fractions differ in their last digits. On a tie a small part gets the image.
-            part = max(shares, key=lambda name: (round(lacks[name][rarest], 6), -shares[name], round(room[name], 6)))
-            chosen[index] = part
-            room[part] -= 1
-            for label in classes[index]:
-                lacks[part][label] -= 1
-                left[label] -= 1
+    for label in sorted(images, key=lambda label: (label == NONE, len(images[label]), label)):
+        left = [index for index in images[label] if index not in chosen]
+        seats = _seats(lacks[label], len(left), shares)
+        for part, indices in _dealt(left, seats).items():
+            for index in indices:
+                chosen[index] = part
+                for other in classes[index]:
+                    lacks[other][part] -= 1
     return {part: tuple(record for index, record in enumerate(records) if chosen[index] == part) for part in shares}
+
+
+def _seats(lacks: Mapping[str, float], count: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """`count` images divided in proportion to what the parts lack, by largest remainders; on a tie to a small part."""
+    wanted = {part: max(lack, 0.0) for part, lack in lacks.items()}
+    total = sum(wanted.values()) or 1.0
+    exact = {part: round(lack / total * count, 6) for part, lack in wanted.items()}  # sums differ in their last digits
+    seats = {part: int(value) for part, value in exact.items()}
+    order = sorted(shares, key=lambda part: (seats[part] - exact[part], shares[part]))
+    for part in order[: count - sum(seats.values())]:
+        seats[part] += 1
+    return seats
+
+
+def _dealt(indices: Sequence[int], seats: Mapping[str, int]) -> dict[str, Sequence[int]]:
+    """The images of each part: val from the beginning, test from the end. So each border moves alone."""
+    first, last = seats.get("val", 0), len(indices) - seats.get("test", 0)
+    return {"val": indices[:first], "train": indices[first:last], "test": indices[last:]}
 
 
 def _key(record: Record) -> tuple[str, str, str]:
     """Sorts images in an order that is random, but always the same for the same names."""
     name = (name_parts(record.name) or [record.name])[-1]
+    name = unicodedata.normalize("NFC", name)  # file systems write an accent in two ways
     return hashlib.sha256(name.encode(errors="replace")).hexdigest(), record.name, str(record.path)
 
 

@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from detdistill.data.images import SUFFIXES
+from detdistill.errors import UserError
 
 IGNORED = frozenset({"__MACOSX"})  # folders that unpacking leaves behind; hidden files and folders are ignored too
 
@@ -36,7 +37,7 @@ def tree(root: Path) -> Tree:
     """The files below a folder. The last result is kept: call `tree.cache_clear` before a folder is opened."""
     files: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
             folders.clear()
@@ -45,6 +46,10 @@ def tree(root: Path) -> Tree:
         folders[:] = [name for name in folders if not _is_ignored(name)]
         files += [Path(folder, name) for name in names if not name.startswith(".")]
     return Tree(root, tuple(sorted(files)))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: can't list the folder ({error.strerror}); correct its permissions")
 
 
 def child(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -65,7 +65,7 @@ def _nearest(listed: Tree) -> list[tuple[str, list[str]]]:
 def _problem(title: str, files: Sequence[Path], listed: Tree) -> str | None:
     """What is wrong with files of the right kind, or None."""
     if title == "YOLO":
-        stems = {path.stem for path in listed.images}
+        stems = {path.stem for path in listed.images or files}
         count = sum(path.stem in stems for path in files)
         if count == 0:
             return "label files with the names of images"

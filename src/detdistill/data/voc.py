@@ -17,6 +17,7 @@ from detdistill.data.records import Contents, Objects
 from detdistill.data.sidecars import (
     ANNOTATIONS,
     IMAGES,
+    Named,
     Pair,
     Siblings,
     check_unique,
@@ -147,8 +148,8 @@ def read(sources: Sources, faults: Faults) -> Contents:
         folder = min(pairs, default=Path("the splits")).parent
         raise UserError(f"{folder}: no annotation file has an object; give the folder of the annotations")
     class_indices = {name: index for index, name in enumerate(classes)}
-    locator = Locator(sources.folders)
-    images = {path: image or _image_of(path, files[path], locator) for path, image in pairs.items()}
+    named = Named(sources.folders)
+    images = {path: image or _image_of(path, files[path], named) for path, image in pairs.items()}
     check_unique(images.items())
     items = {path: _item(path, files[path], image, class_indices, faults) for path, image in images.items()}
     records = assemble(items, faults)
@@ -170,10 +171,10 @@ def _item(
     return Item(image, image.name, path.name, file.declared, objects)
 
 
-def _image_of(path: Path, file: AnnotationFile | None, locator: Locator) -> Path:
+def _image_of(path: Path, file: AnnotationFile | None, named: Named) -> Path:
     """The image that an annotation file names, if no image has the name of the file itself."""
     name = file.image if file is not None and file.image else f"{path.stem}.jpg"
-    return locator.find(name) or Locator([path.parent]).find(name) or (*locator.folders, path.parent)[0] / name
+    return named.anywhere(name) or named.beside(path, name) or (*named.folders, path.parent)[0] / name
 
 
 def _read_annotations(path: Path, faults: Faults) -> AnnotationFile | None:

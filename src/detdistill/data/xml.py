@@ -15,20 +15,25 @@ PROBED = 4096  # bytes in which the first element is looked for
 def read_xml(path: Path) -> ElementTree.Element:
     """The root element of a file. Raises OSError if it can't be read, and ValueError with the reason if it isn't XML.
 
-    A byte-order mark counts more than the declared encoding, and files without both are UTF-8.
+    A byte-order mark counts more than the declared encoding, which counts more than UTF-8.
     """
-    content = path.read_bytes()
-    declared = DECLARED.match(content)
+    text = _text(path.read_bytes())
     try:
-        try:
-            text = decode(content)
-        except UnicodeDecodeError:
-            if declared is None:
-                raise
-            text = content.decode(declared[1].decode())
         return ElementTree.fromstring(text.lstrip())  # the declaration must be at the very beginning
-    except (ElementTree.ParseError, LookupError) as error:
+    except ElementTree.ParseError as error:
         raise ValueError(str(error)) from None
+
+
+def _text(content: bytes) -> str:
+    """The text of a file. Raises UnicodeDecodeError.
+
+    The declared encoding counts, unless the bytes have a mark, are UTF-16, or contradict it.
+    """
+    declared = DECLARED.match(content)  # never of UTF-16, nor after a mark
+    try:
+        return content.decode(declared[1].decode()) if declared is not None else decode(content)
+    except (UnicodeDecodeError, LookupError):
+        return decode(content)
 
 
 def load_xml(path: Path, faults: Faults, remedy: str) -> ElementTree.Element | None:

@@ -19,6 +19,7 @@ from detdistill.data.yolo_files import (
     Labels,
     Sources,
     class_names,
+    darknet_keys,
     from_darknet,
     from_yaml,
     keypoints,
@@ -45,7 +46,7 @@ def find(root: Path) -> Path | None:
         return candidates[0]
     for folder in (root, root / "data", root / "cfg"):
         for path in sorted(folder.glob("*.data")):
-            if path.is_file() and b"names" in path.read_bytes():
+            if path.is_file() and "names" in darknet_keys(path):
                 return path
     return None
 

@@ -19,6 +19,8 @@ YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAMES = ("classes.txt", "obj.names", "classes.names", "names.txt")  # files with one class name per line
 SPLITS = ("train", "val", "valid", "test")
 
+LARGEST = 100_000  # bytes of an obj.data
+
 Labeled = tuple[Path, Path]  # an image and its label file, which may be absent
 
 
@@ -89,11 +91,7 @@ def from_yaml(path: Path) -> Sources:
 
 def from_darknet(path: Path) -> Sources:
     """The files that an `obj.data` names: `train`, `valid`, `names`. Raises UserError with the key if one is wrong."""
-    content = {}
-    for line in read_lines(path):
-        key, separator, value = line.partition("=")
-        if separator and not line.startswith("#"):
-            content[key.strip()] = value.strip()
+    content = darknet_keys(path)
     notes: list[str] = []
     files = Locator([path.parent, path.parent.parent])
     names = files.find(content.get("names", ""))
@@ -120,6 +118,16 @@ def from_darknet(path: Path) -> Sources:
         used[place] = split
         found.add(split, [(entry, place)])
     return found.sources(numbered, None)
+
+
+def darknet_keys(path: Path) -> dict[str, str]:
+    """The lines `key = value` of an obj.data, or nothing if the file is too large to be one."""
+    content = {}
+    for line in read_lines(path) if path.stat().st_size < LARGEST else []:
+        key, separator, value = line.partition("=")
+        if separator and not line.startswith("#"):
+            content[key.strip()] = value.strip()
+    return content
 
 
 class _Found:

@@ -13,6 +13,7 @@ from detdistill.files import write_json
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.folder import is_run, require_empty, with_saved_image_size
 from detdistill.run.models import find_detector, place
+from detdistill.run.splits import trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -46,6 +47,8 @@ def evaluate(
         say(note)
     split = opened.evaluation_split(config)
     if isinstance(model, str | Path):
+        if (warning := trained_on(Path(model), opened, split)) is not None:
+            say(warning)
         if is_run(model) and built.model_fields_set:
             field = min(built.model_fields_set)
             raise UserError(f"--model {model}: a run folder stores its own architecture; leave out model.{field}")

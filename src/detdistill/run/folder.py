@@ -25,6 +25,7 @@ from detdistill.recipe import DataConfig, ModelConfig, Recipe, parse, read_yaml
 FILES = (
     "recipe.yaml",
     "environment.json",
+    "splits.json",
     "log.jsonl",
     "metrics.json",
     "predictions.json",

@@ -26,6 +26,7 @@ from detdistill.run.setup import (
     make_pair,
     open_with_notes,
 )
+from detdistill.run.splits import check_splits, keep_splits
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -159,8 +160,12 @@ class Job:
         training, _ = self.splits
         recipe = self.recipe
         loader = TrainLoader(training, recipe.data, **loader_options(recipe.train), seed=recipe.train.seed)
-        if not resume:
+        if resume:
+            check_splits(self.data, self.folder)
+        else:
             self.run.begin(recipe, overwrite=overwrite)
+            if is_main():
+                keep_splits(self.data, self.folder)
         name, count = training.name, len(training)
         printer(self.console)(f"training {recipe.model.name} on {name} ({count} images), output in {self.folder}")
         return loader

@@ -104,7 +104,8 @@ def cvat(*images: str, labels: Iterable[str] = ("cat", "dog")) -> str:
     """An annotations.xml of CVAT for images 1.1. images: `image` elements."""
     meta = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in labels)
     task = f"<meta><task><labels>{meta}</labels></task></meta>"
-    return f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{task}{"".join(images)}</annotations>'
+    declaration = '<?xml version="1.0" encoding="utf-8"?>'
+    return f"{declaration}\n<annotations><version>1.1</version>{task}{''.join(images)}</annotations>"
 
 
 def cvat_image(name: str, *shapes: str, subset: str = "", height: int = HEIGHT, width: int = WIDTH) -> str:

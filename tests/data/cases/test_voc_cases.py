@@ -173,6 +173,18 @@ def test_a_size_of_0_or_minus_1_is_not_given(height: object, width: object, tmp_
     assert read(data) == {"train": {"a.jpg": [DOG_BOX]}}
 
 
+def test_a_size_that_contradicts_the_image_is_refused(tmp_path: Path) -> None:
+    size = "<size><width>40</width><height>30</height></size>"
+    with pytest.raises(UserError, match=r"width and height in a.xml are 40x30, but the file has 40x20"):
+        opened(write(tmp_path, {"train/a.jpg": PICTURE, "train/a.xml": voc(DOG, size=size)}))
+
+
+def test_a_box_that_reaches_out_of_its_image_is_clipped(tmp_path: Path) -> None:
+    data = opened(write(tmp_path, {"train/a.jpg": PICTURE, "train/a.xml": voc(("dog", 31, 11, 50, 20))}))
+    assert read(data) == {"train": {"a.jpg": [("dog", 30, 10, 40, 20)]}}
+    assert note(data, "repaired") == "repaired: 1 box clipped to the image (a.jpg)"
+
+
 def test_an_object_that_stands_twice_counts_once(tmp_path: Path) -> None:
     data = opened(write(tmp_path, {"train/a.jpg": PICTURE, "train/a.xml": voc(DOG, CAT, DOG, ("cat", *DOG[1:]))}))
     assert read(data) == {"train": {"a.jpg": [DOG_BOX, CAT_BOX, ("cat", *DOG_BOX[1:])]}}
@@ -204,6 +216,14 @@ def test_files_outside_of_the_split_folders_are_told(tmp_path: Path) -> None:
 def test_two_files_for_one_image_are_refused(tmp_path: Path) -> None:
     files = {"images/a.jpg": PICTURE, "first/a.xml": voc(DOG), "second/a.xml": voc(CAT)}
     with pytest.raises(UserError, match=r"a.jpg: both .*first/a.xml and .*second/a.xml belong to it by their names"):
+        opened(write(tmp_path, files))
+
+
+def test_an_image_that_can_be_either_of_two_is_refused(tmp_path: Path) -> None:
+    files = {**pictures("images/train/a.jpg", "images/test/a.jpg"), "Annotations/a.xml": voc(DOG)}
+    with pytest.raises(
+        UserError, match=r"a.xml: .*test/a.jpg and .*train/a.jpg belong to it by their names; put it be"
+    ):
         opened(write(tmp_path, files))
 
 

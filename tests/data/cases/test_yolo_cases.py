@@ -45,7 +45,7 @@ WITH_SPLITS = {
         **pictures("data/obj/a.jpg", "data/obj/b.jpg"),
         "data/obj/a.txt": DOG,
         "data/obj/b.txt": CAT,
-        "data/obj.data": "classes=2\ntrain=data/train.txt\nvalid = data/test.txt\nnames=data/obj.names\nbackup=backup/\n",
+        "data/obj.data": "classes=2\ntrain=data/train.txt\nvalid = data/test.txt\nnames=data/obj.names\n",
         "data/obj.names": NAMES,
         "data/train.txt": "data/obj/a.jpg\n",
         "data/test.txt": "data/obj/b.jpg\n",
@@ -54,7 +54,7 @@ WITH_SPLITS = {
         **pictures("obj_train_data/a.jpg", "obj_Test_data/b.jpg"),
         "obj_train_data/a.txt": DOG,
         "obj_Test_data/b.txt": CAT,
-        "obj.data": "classes = 2\nnames = data/obj.names\nbackup = backup/\ntrain = data/train.txt\ntest = data/Test.txt\n",
+        "obj.data": "classes = 2\nnames = data/obj.names\ntrain = data/train.txt\ntest = data/Test.txt\n",
         "obj.names": NAMES,
         "train.txt": "data/obj_train_data/a.jpg",
         "Test.txt": "data/obj_Test_data/b.jpg",
@@ -83,6 +83,12 @@ def test_split_folders_and_lists(files: dict, tmp_path: Path) -> None:
     assert list(found[training].values()) == [[DOG_BOX]]
     assert list(found[evaluation].values()) == [[CAT_BOX]]
     assert len(found) == 2
+
+
+def test_the_end_of_a_path_of_another_machine_is_told(tmp_path: Path) -> None:
+    data = opened(write(tmp_path, WITH_SPLITS["data.yaml with the paths of another machine"]))
+    expected = "data.yaml: train is /content/set/images/train, which does not exist; images/train is read"
+    assert note(data, "data.yaml: train") == expected
 
 
 WITHOUT_SPLITS = {
@@ -161,7 +167,7 @@ def test_a_wrong_obj_data_is_refused(content: str, message: str, tmp_path: Path)
 def test_an_export_without_images_is_refused(tmp_path: Path) -> None:
     files = {"obj_train_data/a.txt": DOG, "obj.names": NAMES, "train.txt": "data/obj_train_data/a.jpg\n"}
     files["obj.data"] = "train = data/train.txt\nnames = data/obj.names\n"
-    with pytest.raises(UserError, match="train: none of its 1 images exists .*exporting the data set with images"):
+    with pytest.raises(UserError, match=r"train: none of its 1 images exists .*exporting the data set with images"):
         opened(write(tmp_path, files))
 
 
