@@ -9,7 +9,7 @@ from detdistill import run
 from detdistill.errors import UserError
 from tests.data.cases.builders import PICTURE, voc, write
 
-from .recipes import read_json, small_recipe
+from .recipes import distillation_recipe, read_json, small_recipe
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_evaluation_on_training_images_of_the_run_is_told(data: Path, tmp_path: 
         printed[fraction] = console.export_text()
     assert "warning" not in printed[0.2]
     assert "warning: 6 of the 8 images of the test split have the names of training images of " in printed[0.8]
+
+
+def test_a_teacher_that_was_trained_on_test_images_is_told(data: Path, tmp_path: Path) -> None:
+    run.train(small_recipe(data={"path": str(data)}), tmp_path / "teacher")
+    console = Console(record=True, width=300)
+    fields = {"path": str(data), "test_fraction": 0.8}
+    recipe = distillation_recipe(tmp_path / "teacher", "pkd", data=fields, teacher={"sample": 0})
+    run.distill(recipe, tmp_path / "out", console=console)
+    assert "warning: 6 of the 8 images of the test split have the names of training images of " in console.export_text()
 
 
 def test_data_with_splits_has_no_splits_file(teacher_run: Path) -> None:

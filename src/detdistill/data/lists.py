@@ -14,14 +14,18 @@ CLASS_LIST = re.compile(r"_(train|val|trainval|test)$")
 PROBED = 20  # lines from which a list of images is recognized
 
 
-def image_lists(folder: Path) -> dict[str, list[str]]:
-    """The lists of image files in a folder, by their names without `.txt`: those with a role and with image names."""
+def image_lists(folder: Path, is_image: Callable[[str], bool]) -> dict[str, list[str]]:
+    """The lists of images in a folder, by their names without `.txt`: those with a role.
+
+    is_image: whether a line is the name of an image.
+    """
     found = {}
     for path in _texts(folder):
         if role(path.stem) is None and path.stem.casefold() != "trainval":
             continue
         lines = read_lines(path)
-        if lines and all(Path(line).suffix.lower() in SUFFIXES for line in lines[:PROBED]):
+        probed = lines[:PROBED]
+        if lines and 2 * sum(map(is_image, probed)) >= len(probed):  # a wrong line is told later
             found[path.stem] = lines
     return found
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from detdistill.data.assemble import Item, assemble, in_splits, numbered
 from detdistill.data.faults import Faults, Place, names_of, number, parsed, plural, size_of
 from detdistill.data.images import images_in
-from detdistill.data.lists import voc_lists
+from detdistill.data.lists import image_lists, image_name, voc_lists
 from detdistill.data.locate import Locator
 from detdistill.data.records import Contents, Objects
 from detdistill.data.sidecars import (
@@ -82,15 +82,16 @@ class AnnotationFile:
 
 def find(root: Path) -> Sources | None:
     """The splits of a folder with lists of images in `ImageSets/Main` or `ImageSets`, or None if it has none."""
-    annotations, sets = child(root, ANNOTATIONS), child(root, ("imagesets",))
-    if annotations is None or sets is None:
+    sets = child(root, ("imagesets",))
+    if sets is None:
         return None
+    annotations = child(root, (*ANNOTATIONS, *IMAGES)) or root
     files = Locator([annotations])
     lists, notes = voc_lists(child(sets, ("main",)) or sets, lambda name: files.find(f"{name}.xml") is not None)
     if not lists:
         return None
     folders = [folder for name in IMAGES if (folder := child(root, (name,))) is not None]
-    folders = [*folders, annotations] if folders else [annotations, root]
+    folders = folders or [annotations, root]
     images = Siblings(
         (image for folder in folders for image in images_in(folder)), lambda path: path.relative_to(root).parts[:-1]
     )
@@ -110,16 +111,40 @@ def search(root: Path) -> Sources | None:
     paths = listed.ending(".xml")
     if not any(first_element(path) == ROOT for path in _probed(paths)):
         return None
-    sets = sorted({path.parent for path in listed.files if path.parent.parts[-2:] == ("ImageSets", "Main")})
+    sets = sorted({path.parent for path in listed.files if listed.parts(path)[-2:] == ("ImageSets", "Main")})
     if sets:
         found = ", ".join(str(folder.parent.parent) for folder in sets)
         raise UserError(f"{root}: the folder has Pascal VOC data with lists of images in {found}; give one folder")
     images = Siblings(listed.images, listed.parts)
     others = [path for path in paths if first_element(path) not in (ROOT, "")]  # "": damaged, which is told later
-    splits, notes = grouped(listed, [(path, images.find(path)) for path in paths if path not in others])
+    pairs = [(path, images.find(path)) for path in paths if path not in others]
+    splits, notes = _listed(root, pairs) or grouped(listed, pairs)
     if others:
         notes.append(f"{plural(len(others), 'XML file')} of another kind, left out: {names_of(list(map(str, others)))}")
     return Sources(splits, image_folders(listed), tuple(notes), tuple(listed.images))
+
+
+def _listed(root: Path, pairs: Sequence[Pair]) -> tuple[dict[str, list[Pair]], list[str]] | None:
+    """The pairs in the lists of images that lie in the folder itself, such as `train.txt`, and notes; None without."""
+    by_stem = {path.stem: (path, image) for path, image in pairs}
+    if len(by_stem) < len(pairs):  # names do not tell the images apart
+        return None
+
+    def stem(line: str) -> str:
+        return image_name(line).rsplit("/", 1)[-1]
+
+    lists = image_lists(root, lambda line: stem(line) in by_stem)
+    if not lists:
+        return None
+    splits: dict[str, list[Pair]] = {}
+    for split, lines in lists.items():
+        missing = [line for line in lines if stem(line) not in by_stem]
+        if missing:
+            raise UserError(f"{root / split}.txt: {missing[0]!r} has no annotation file; correct or remove the line")
+        splits[split] = list(dict.fromkeys(by_stem[stem(line)] for line in lines))
+    used = {pair for split in splits.values() for pair in split}
+    others = [str(path) for path, image in pairs if (path, image) not in used]
+    return splits, [f"{plural(len(others), 'file')} in no list, left out: {names_of(others)}"] if others else []
 
 
 def pairs_in(annotations: Path, images: Path) -> list[Pair]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detdistill.data.assemble import Item, assemble, in_splits
 from detdistill.data.faults import Faults, Place, names_of, plural
-from detdistill.data.images import images_in
+from detdistill.data.images import SUFFIXES, images_in
 from detdistill.data.lists import image_lists
 from detdistill.data.locate import Locator
 from detdistill.data.records import Contents, Objects
@@ -66,16 +66,16 @@ def search(root: Path) -> Sources | None:
     if not pairs:
         return None
     numbered = _names_of(root, names)
-    lists = image_lists(root)
+    lists = image_lists(root, lambda line: Path(line).suffix.lower() in SUFFIXES)
     if not lists:
         splits, more = grouped(listed, pairs)
         return Sources(numbered, _filled(splits), (*notes, *more))
-    labels_of, listed_splits = dict(pairs), {}
-    for split, lines in lists.items():
-        images = dict.fromkeys(listed_images(lines, root))
-        listed_splits[split] = [(image, labels_of.pop(image, None)) for image in images]
-    if labels_of:
-        notes.append(f"{plural(len(labels_of), 'image')} in no list, left out: {names_of(list(map(str, labels_of)))}")
+    labels_of = dict(pairs)
+    images = {split: dict.fromkeys(listed_images(lines, root)) for split, lines in lists.items()}
+    listed_splits = {split: [(image, labels_of.get(image)) for image in members] for split, members in images.items()}
+    others = [str(image) for image in labels_of if not any(image in members for members in images.values())]
+    if others:
+        notes.append(f"{plural(len(others), 'image')} in no list, left out: {names_of(others)}")
     return Sources(numbered, _filled(listed_splits), tuple(notes))
 
 

@@ -26,7 +26,7 @@ from detdistill.run.setup import (
     make_pair,
     open_with_notes,
 )
-from detdistill.run.splits import check_splits, keep_splits
+from detdistill.run.splits import check_splits, keep_splits, trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -96,6 +96,8 @@ def distill(
     recipe = recipe.model_copy(update={"methods": options})
     distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
+    if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
+        say(warning)
     job = Job(recipe, pair.model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()

@@ -52,6 +52,20 @@ WITH_SPLITS = {
         "ImageSets/train.txt": "a.jpg\n",
         "ImageSets/test.txt": "JPEGImages\\b.jpg\n",
     },
+    "with lists beside the folders": {
+        **pictures("images/a.jpg", "images/b.jpg"),
+        "annotations/a.xml": voc(DOG),
+        "annotations/b.xml": voc(CAT),
+        "train.txt": "a\n",
+        "test.txt": "images/b.jpg\n",
+    },
+    "with lists, and XML beside the images": {
+        **pictures("JPEGImages/a.jpg", "JPEGImages/b.jpg"),
+        "JPEGImages/a.xml": voc(DOG),
+        "JPEGImages/b.xml": voc(CAT),
+        "ImageSets/Main/train.txt": "a\n",
+        "ImageSets/Main/test.txt": "b\n",
+    },
     "inside another folder": {
         **pictures("VOCdevkit/VOC2007/JPEGImages/a.jpg", "VOCdevkit/VOC2007/JPEGImages/b.jpg"),
         "VOCdevkit/VOC2007/Annotations/a.xml": voc(DOG),
@@ -211,6 +225,13 @@ def test_files_outside_of_the_split_folders_are_told(tmp_path: Path) -> None:
     data = opened(write(tmp_path, files))
     assert data.classes == ("dog",)
     assert note(data, "1 file") == "1 file in no folder of a split (train), left out: b.xml"
+
+
+def test_lists_beside_the_folders_name_images_with_a_file(tmp_path: Path) -> None:
+    files = {**pictures("a.jpg", "b.jpg"), "a.xml": voc(DOG), "b.xml": voc(CAT), "train.txt": "a"}
+    assert note(opened(write(tmp_path, files)), "1 file") == "1 file in no list, left out: b.xml"
+    with pytest.raises(UserError, match=r"train.txt: 'z' has no annotation file; correct or remove the line"):
+        opened(write(tmp_path, {"train.txt": "z\na\nb"}))
 
 
 def test_two_files_for_one_image_are_refused(tmp_path: Path) -> None:

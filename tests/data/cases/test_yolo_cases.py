@@ -180,6 +180,13 @@ def test_background_and_labels_without_an_image_are_told(tmp_path: Path) -> None
     assert note(data, "1 class") == "1 class without objects: cat"
 
 
+def test_an_image_in_two_lists_is_read_in_both_and_one_in_none_is_told(tmp_path: Path) -> None:
+    files = {**pictures("a.jpg", "b.jpg", "c.jpg"), "a.txt": DOG, "b.txt": CAT, "c.txt": CAT, "classes.txt": NAMES}
+    data = opened(write(tmp_path, {**files, "train.txt": "a.jpg", "trainval.txt": "a.jpg\nb.jpg"}))
+    assert read(data) == {"train": {"a.jpg": [DOG_BOX]}, "trainval": {"a.jpg": [DOG_BOX], "b.jpg": [CAT_BOX]}}
+    assert note(data, "1 image") == "1 image in no list, left out: c.jpg"
+
+
 def test_names_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     files = {**pictures("train/a.jpg", "test/b.jpg"), "train/a.txt": DOG, "test/b.txt": CAT}
     files |= {"train/classes.txt": NAMES, "test/classes.txt": "dog\ncat\n"}
