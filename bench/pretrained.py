@@ -3,9 +3,10 @@
     python bench/pretrained.py --recipe RECIPE --out FOLDER --ways own imagenet norms stage1 --seeds 3
 
 Ways: `own` uses the pixel statistics of the backbone's pretrained configuration and trains all parts, `imagenet` uses
-the statistics of ImageNet, whatever the backbone, `norms` freezes the batch norms of the backbone, and `stage1` also its
-first stage. The runs are FOLDER/WAY/SEED. A run that is finished is not made again, and one that was interrupted goes
-on. Rows are printed as markdown: the mean AP, its standard deviation over seeds, and the difference to the first way
+the statistics of ImageNet, whatever the backbone, `norms` freezes the batch norms of the backbone, and `stage1` also
+its first stage. The runs are FOLDER/WAY/SEED. A run that is finished is not made again, and one that was interrupted
+goes on.
+Rows are printed as markdown: the mean AP, its standard deviation over seeds, and the difference to the first way
 with the interval over seeds.
 """
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from detdistill.errors import UserError, nearest
+from detdistill.text import read_text
 
 
 class Part(BaseModel):
@@ -108,13 +109,22 @@ class SplitPaths(Part):
 class DataConfig(Part):
     """The images, and how they are prepared for the detector."""
 
-    path: str = Field("", description="folder in COCO, Pascal VOC or YOLO layout, or shapes:N for built-in images")
+    path: str = Field(
+        "",
+        description="folder or file in COCO, Pascal VOC, YOLO, LabelMe or CVAT layout, or shapes:N for built-in images",
+    )
     train: SplitPaths | None = None
     val: SplitPaths | None = None
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
     eval_split: str | None = Field(
         None, description="name of the split to evaluate on; none: test if it exists, else val"
+    )
+    val_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as val; none: 0.1 if the data has no splits"
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as test; none: 0.2 if the data has no splits"
     )
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         640, description="images are scaled to fit into a square of this side, or into (height, width)"
@@ -281,7 +291,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UserError if it can't be read."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(read_text(path), _Loader)
     except OSError as error:
         raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -31,7 +31,7 @@ def test_ids_with_gaps_become_classes_in_the_order_of_the_ids(coco_set):
     assert first.labels.tolist() == [1, 0]
     assert first.crowd.tolist() == [False, True]
     assert second.boxes.shape == (0, 4)
-    assert data.notes == ("data: COCO JSON; images: train 2, val 2; 2 classes",)
+    assert data.notes[0] == "data: COCO JSON; images: train 2, val 2; 2 classes"
 
 
 def test_pycocotools_reads_the_ground_truth(coco_set):

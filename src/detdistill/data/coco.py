@@ -14,8 +14,8 @@ from detdistill.data.faults import Faults, Place
 from detdistill.data.ids import id_key, record_ids
 from detdistill.data.images import Frame, Header, fitting_frames, read_headers, resolve_image
 from detdistill.data.records import Contents, Objects, Record
-from detdistill.data.text import read_text
 from detdistill.errors import UserError
+from detdistill.text import read_text
 
 __all__ = ["ROBOFLOW", "Source", "find", "read"]
 

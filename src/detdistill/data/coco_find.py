@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from detdistill.data.text import read_text
 from detdistill.errors import UserError
+from detdistill.text import read_text
 
 ROBOFLOW = "_annotations.coco.json"
 PILE = "all"  # the split of a file whose name says neither train, val nor test; it can be cut into splits

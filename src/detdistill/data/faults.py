@@ -12,11 +12,12 @@ from typing import Literal
 
 from detdistill.errors import UserError
 
-Repair = Literal["zero", "outside", "unrotated", "rotated"]
+Repair = Literal["zero", "outside", "unrotated", "rotated", "repeated"]
 
 REPAIRS: dict[Repair, str] = {
     "zero": "of zero size removed",
     "outside": "clipped to the image",
+    "repeated": "removed that repeats another one of the same class",
     "unrotated": "kept without its EXIF rotation, because the annotations belong to the stored pixels",
     "rotated": "rotated upright, because the boxes don't fit the stored pixels, whose size the annotations give",
 }
@@ -143,18 +144,18 @@ class Faults:
         """One line each about the repaired, the doubtful and the skipped records, if there are any."""
         lines = []
         if self.repaired:
-            lines.append("repaired: " + "; ".join(f"{text} ({_names(images)})" for text, images in self.repairs()))
+            lines.append("repaired: " + "; ".join(f"{text} ({names_of(images)})" for text, images in self.repairs()))
         if self.doubtful:
             count = len(self.doubtful)
             frames = " or ".join(sorted({frame for _, frame in self.doubtful}))
             lines.append(
                 f"check {count} image{'s' * (count > 1)} with an EXIF rotation "
-                f"({_names([image for image, _ in self.doubtful])}): the boxes fit both the upright picture and the "
+                f"({names_of([image for image, _ in self.doubtful])}): the boxes fit both the upright picture and the "
                 f"stored pixels, and are taken for {frames}; if this is wrong, save the images upright with that size"
             )
         if self.skipped:
             count = len(self.skipped)
-            names = _names([file for file, _ in self.skipped])
+            names = names_of([file for file, _ in self.skipped])
             file, problem = self.skipped[0]
             lines.append(f"skipped: {count} record{'s' * (count > 1)} ({names}); the first: {file}: {problem}")
         return lines
@@ -179,14 +180,27 @@ def parsed(text: str | None) -> float | str | None:
         return text
 
 
+def size_of(height: float | None, width: float | None) -> tuple[int, int] | None:
+    """(height, width) as an annotation file declares it, or None if a side is missing, 0 or -1, as some tools write."""
+    return (int(height), int(width)) if height and width and height > 0 and width > 0 else None
+
+
+def plural(count: int, noun: str) -> str:
+    """The count with its noun, such as `1 image` or `3 images`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
+
+
 def _noun(kind: Repair, count: int) -> str:
     if kind in ("unrotated", "rotated"):
         return "image" if count == 1 else "images"
     return "box" if count == 1 else "boxes"
 
 
-def _names(files: Sequence[str]) -> str:
-    """The first NAMED different file names with their counts, and the number of the others."""
+def names_of(files: Sequence[str]) -> str:
+    """The first NAMED different file names with their counts, and the number of the others.
+
+    Of a path, the name is what stands behind its last slash or backslash.
+    """
     counts = Counter(file.replace("\\", "/").rsplit("/", 1)[-1] for file in files)
     first = [name if times == 1 else f"{name} x{times}" for name, times in list(counts.items())[:NAMED]]
     more = len(counts) - len(first)

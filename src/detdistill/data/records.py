@@ -1,7 +1,7 @@
 """A data set after reading: splits of records. It does not depend on the layout of the files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from detdistill.data.faults import Faults
 from detdistill.data.images import ImageFile
+from detdistill.data.roles import ROLES, role, with_role
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import DataConfig
-
-ALIASES = {"val": "valid", "valid": "val"}
 
 
 class ImageSource(Protocol):
@@ -186,26 +185,31 @@ class Contents:
 
     classes: class names in the shared order.
     category_ids: the data set's id of each class.
-    splits: the records of each split, by name.
+    splits: the records of each split, by name. Data without splits have one split with the name "".
     notes: lines for the user.
+    absent: splits that the data set names but does not have, with the message for a run that needs one.
     """
 
     classes: tuple[str, ...]
     category_ids: tuple[int | str, ...]
     splits: Mapping[str, tuple[Record, ...]]
     notes: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """A data set.
 
-    layout: coco, voc, yolo or shapes.
+    layout: a name in FORMATS, or shapes.
     classes: class names in the shared order.
     category_ids: the data set's id of each class.
     splits: by name.
     notes: lines for the user.
     faults: all records that were repaired or skipped.
+    absent: splits that the data set names but does not have, with the message for a run that needs one.
+    divided: the image names of each split if the splits were made here, by data.val_fraction and data.test_fraction;
+        otherwise None.
     """
 
     layout: str
@@ -214,15 +218,25 @@ class Data:
     splits: Mapping[str, Split]
     notes: tuple[str, ...]
     faults: Faults
+    absent: Mapping[str, str] = field(default_factory=dict)
+    divided: Mapping[str, tuple[str, ...]] | None = None
+
+    def find(self, name: str) -> Split | None:
+        """The split of this name, or the only split with the same role: `val` also finds `valid` or `cards_val`."""
+        if name in self.splits:
+            return self.splits[name]
+        wanted = ROLES.get(name.casefold())
+        found = with_role(self.splits, wanted, exact=True) or with_role(self.splits, wanted, exact=False)
+        return self.splits[found] if found is not None else None
 
     def split(self, name: str) -> Split:
-        """The split of this name; `val` also finds `valid` and the reverse.
-
-        Raises UserError with the names of the splits if there is no such split.
-        """
-        for candidate in (name, ALIASES.get(name, name)):
-            if candidate in self.splits:
-                return self.splits[candidate]
+        """The split that `find` finds. Raises UserError if there is none: why, or the names of the splits."""
+        found = self.find(name)
+        if found is not None:
+            return found
+        missing = name if name in self.absent else with_role(self.absent, ROLES.get(name.casefold()), exact=True)
+        if missing is not None:
+            raise UserError(self.absent[missing])
         raise UserError(
             f"the data set has no split {name!r}{nearest(name, self.splits)}; choose one of {', '.join(self.splits)}"
         )
@@ -239,12 +253,17 @@ class Data:
         """
         if config.eval_split is not None:
             return _with_objects(self.split(config.eval_split), "--data.eval-split")
-        for name in ("test", "val", "valid"):
-            if name in self.splits:
-                return _with_objects(self.splits[name], "--data.eval-split")
+        for exact in (True, False):
+            for wanted in ("test", "val"):
+                found = wanted if wanted in self.splits else with_role(self.splits, wanted, exact=exact)
+                if found is not None:
+                    return _with_objects(self.splits[found], "--data.eval-split")
+        for name, reason in self.absent.items():
+            if role(name) in ("test", "val"):
+                raise UserError(reason)
         raise UserError(
-            "the data set has neither a test nor a val split; "
-            f"choose one of {', '.join(self.splits)} with --data.eval-split"
+            f"the data set has neither a test nor a val split; choose one of {', '.join(self.splits)} with "
+            "--data.eval-split, or hold out a part of the training images with --data.test-fraction 0.2"
         )
 
 

@@ -15,6 +15,7 @@ from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.defaults import shown, sides, with_known_size, with_saved_data
 from detdistill.run.folder import RunFolder, is_run, require_empty
 from detdistill.run.models import find_detector, place
+from detdistill.run.splits import trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -50,6 +51,8 @@ def evaluate(
         say(note)
     split = opened.evaluation_split(config)
     if isinstance(model, str | Path):
+        if (warning := trained_on(Path(model), opened, split)) is not None:
+            say(warning)
         detector, report = find_detector(str(model), opened.classes, built)
         say(f"model: {report}")
     else:

@@ -28,6 +28,7 @@ from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 FILES = (
     "recipe.yaml",
     "environment.json",
+    "splits.json",
     "log.jsonl",
     "metrics.json",
     "predictions.json",

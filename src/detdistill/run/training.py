@@ -26,6 +26,7 @@ from detdistill.run.setup import (
     make_pair,
     open_with_notes,
 )
+from detdistill.run.splits import check_splits, keep_splits, trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -85,6 +86,8 @@ def distill(
     recipe = recipe.model_copy(update={"methods": options})
     distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
+    if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
+        say(warning)
     job = Job(recipe, pair.model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
@@ -154,8 +157,12 @@ class Job:
         training, _ = self.splits
         recipe = self.recipe
         loader = TrainLoader(training, recipe.data, **loader_options(recipe.train), seed=recipe.train.seed)
-        if not resume:
+        if resume:
+            check_splits(self.data, self.folder)
+        else:
             self.run.begin(recipe, overwrite=overwrite)
+            if is_main():
+                keep_splits(self.data, self.folder)
         name, count = training.name, len(training)
         printer(self.console)(f"training {recipe.model.name} on {name} ({count} images), output in {self.folder}")
         return loader
