@@ -189,7 +189,7 @@ def _read_torch(path: Path, flag: str) -> Any:
         names = get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not a zip file, or damaged; torch.load gives the better message
         names = list(LEGACY_CLASSES)
-    stand_ins = [(Ignored if name.startswith(NUMBER_CLASSES) else StandIn, name) for name in names]
+    stand_ins: list[Any] = [(Ignored if name.startswith(NUMBER_CLASSES) else StandIn, name) for name in names]
     try:
         with safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)

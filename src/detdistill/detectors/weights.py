@@ -19,6 +19,7 @@ from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN
 from detdistill.detectors.torchvision.fcos import FCOS
 from detdistill.detectors.torchvision.mask_rcnn import adapt as mask_rcnn
 from detdistill.detectors.torchvision.retinanet import RetinaNet
+from detdistill.detectors.torchvision.ssdlite import SSDLite, fit_tail
 from detdistill.detectors.vit import DEFAULT_STRIDE, feature_teacher, is_vit_folder
 from detdistill.detectors.weight_names import Weights, read_weights
 from detdistill.errors import UserError, nearest
@@ -39,6 +40,7 @@ class HostModel:
     anchors: anchors per cell that `classifier` counts.
     zero_eps: True if its published weights were trained with frozen norms whose eps is 0.
     background: True if column 0 is the background.
+    fit: function that changes a built host to the variant whose state dict it gets, or None if there is one variant.
     """
 
     adapter: Adapter
@@ -47,12 +49,14 @@ class HostModel:
     anchors: int = 1
     zero_eps: bool = False
     background: bool = False
+    fit: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
 
 
 _DENSE_STRIDES = (8, 16, 32, 64, 128)
 _TWO_STAGE_STRIDES = (4, 8, 16, 32, 64)
 _MOBILE_STRIDES = (32, 32, 64)
 _DENSE_BIAS = "head.classification_head.cls_logits.bias"
+_SSD_BIAS = "head.classification_head.module_list.0.1.bias"
 _ROI_BIAS = "roi_heads.box_predictor.cls_score.bias"
 TORCHVISION: dict[str, HostModel] = {
     "retinanet_resnet50_fpn": HostModel(RetinaNet, _DENSE_STRIDES, _DENSE_BIAS, anchors=9, zero_eps=True),
@@ -64,6 +68,7 @@ TORCHVISION: dict[str, HostModel] = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": HostModel(FasterRCNN, _MOBILE_STRIDES, _ROI_BIAS, background=True),
     "maskrcnn_resnet50_fpn": HostModel(mask_rcnn, _TWO_STAGE_STRIDES, _ROI_BIAS, zero_eps=True, background=True),
     "maskrcnn_resnet50_fpn_v2": HostModel(mask_rcnn, _TWO_STAGE_STRIDES, _ROI_BIAS, background=True),
+    "ssdlite320_mobilenet_v3_large": HostModel(SSDLite, (16,), _SSD_BIAS, anchors=6, background=True, fit=fit_tail),
 }
 """The detectors of torchvision that --teacher torchvision:NAME accepts."""
 
@@ -167,6 +172,8 @@ def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Det
     columns = len(state[record.classifier]) // record.anchors
     names, index = _class_columns(columns, record, weights.meta["categories"], classes, f"{file or name}")
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
+    if record.fit is not None:
+        record.fit(model, state)
     if record.zero_eps and not any(key.endswith("num_batches_tracked") for key in state):
         # The weights come from frozen norms, whose eps torchvision sets to 0. A model built without weights has plain
         # norms, for which torchvision does not do it.

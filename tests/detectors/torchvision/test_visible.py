@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN on MobileNetV3, two of whose levels have stride 32: equal to the host, one of them seen."""
+"""Faster R-CNN of torchvision on MobileNetV3, with two levels of stride 32: equal to the host, one of the two seen."""
 
 import pytest
 import torch
