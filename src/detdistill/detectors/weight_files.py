@@ -20,6 +20,14 @@ SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 # The classes that a file without a table of its contents may name besides tensors (torch.save before version 1.6).
 LEGACY_CLASSES = ("argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar")
 NUMBER_CLASSES = ("numpy", "functools")  # packages whose objects restore themselves from a tuple
+# Python expressions of the remedies.
+LOAD = "torch.load({path}, weights_only=False)"
+LOAD_SCRIPT = 'torch.jit.load({path}, "cpu")'
+LOAD_PICKLE = '__import__("pickle").load(open({path}, "rb"))'
+WHOLE = '(c["model"] if isinstance(c, dict) else c).state_dict()'
+ARRAYS = '{k: torch.as_tensor(v) for k, v in c.get("model", c).items()}'
+
+LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF"  # of files that torch.save wrote before version 1.6
 HEAD = 512  # bytes that show the kind of a file
 
 
@@ -77,15 +85,12 @@ def is_module(content: object) -> bool:
     return isinstance(content, OrderedDict) and "_modules" in vars(content)
 
 
-def conversion(path: Path, expression: str) -> str:
+def conversion(path: Path, expression: str = WHOLE, load: str = LOAD) -> str:
     """The remedy for a file that can't be read safely: Python statements that write its state dict.
 
-    expression: of the state dict, from `c`, the content of the file.
+    load: the expression that loads the file at {path}. expression: of the state dict, from `c`, the loaded content.
     """
-    load = f'c = torch.load("{path}", weights_only=False)'
-    if "jit" in expression:
-        load, expression = f'c = torch.jit.load("{path}", "cpu")', "c.state_dict()"
-    lines = f'import torch; {load}; torch.save({expression}, "weights.pt")'
+    lines = f'import torch; c = {load.format(path=json.dumps(str(path)))}; torch.save({expression}, "weights.pt")'
     return f"if you trust the file, run this where its training code is installed, and give weights.pt: {lines}"
 
 
@@ -149,12 +154,12 @@ def _read_one(path: Path, flag: str) -> Any:
             return load_file(path)
         if kind == "torch":
             return _read_torch(path, flag)
+        if kind == "pickle":
+            kind = f"it is a pickle, which can run any code; {conversion(path, ARRAYS, LOAD_PICKLE)}"
     except OSError as error:
-        reason = error.strerror or error
-        similar = nearest(path.name, _names(path.parent))
-        raise UserError(
-            f"{flag} {path}: can't read the file ({reason}){similar}; check the path and your permissions"
-        ) from None
+        problem = f"can't read the file ({error.strerror or error})"
+        remedy = nearest(path.name, _names(path.parent)) or "; check the path and your permissions"
+        raise UserError(f"{flag} {path}: {problem}{remedy}") from None
     except SafetensorError as error:
         raise UserError(f"{flag} {path}: the file is damaged ({error}); copy or download it again") from None
     raise UserError(f"{flag} {path}: not a file of plain tensors: {kind}")
@@ -169,7 +174,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _kind(head: bytes) -> str:
-    """`safetensors`, `torch`, or what else the file is, with the remedy. head: its first bytes."""
+    """`safetensors`, `torch`, `pickle`, or what else the file is, with the remedy. head: its first bytes."""
     if not head:
         return "it is empty; copy or download it again"
     if head.startswith(b"version https://git-lfs"):
@@ -178,31 +183,39 @@ def _kind(head: bytes) -> str:
         return "it is a web page; download the file itself"
     if head[8:9] == b"{":  # after the length of the header
         return "safetensors"
-    if head.startswith((b"PK", b"\x80")):
+    if head.startswith((b"PK", LEGACY_HEAD)):
         return "torch"
+    if head.startswith(b"\x80"):
+        return "pickle"
     return "it is neither safetensors nor written by torch.save; save a state dict, best as .safetensors"
 
 
 def _read_torch(path: Path, flag: str) -> Any:
     """The content of a file of torch.save. Raises UserError if it can't be read with `weights_only`."""
+    refused = f"{flag} {path}: not a file of plain tensors"
     try:
         names = get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip file, or damaged; torch.load gives the better message
+    except Exception as error:  # of an old file, a damaged one, or a TorchScript program
+        if "torchscript" in str(error).lower():
+            remedy = conversion(path, "c.state_dict()", LOAD_SCRIPT)
+            raise UserError(f"{refused}: it is a TorchScript program; {remedy}") from None
         names = list(LEGACY_CLASSES)
     stand_ins: list[Any] = [(Ignored if name.startswith(NUMBER_CLASSES) else StandIn, name) for name in names]
     try:
-        with safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # torch goes by the ending of a path, so it gets a stream.
+        with safe_globals(stand_ins), path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # pickle, zip and the rebuilding of tensors raise errors of their own
-        text = " ".join(str(error).split()) or type(error).__name__
-    if "TorchScript" in text:
-        problem, remedy = "it is a TorchScript program", conversion(path, "jit")
-    elif "PytorchStreamReader" in text or "EOF" in text or "Ran out of input" in text:
-        problem, remedy = f"it is damaged or incomplete ({text[:80]})", "copy or download it again"
+        text = str(error) or type(error).__name__
+    # torch's message has paragraphs on its options around the reason.
+    reason = re.split(r"WeightsUnpickler error: |trusted source\.\n", text)[-1].strip()
+    reason = " ".join(re.split(r"\n\n| Please use", reason)[0].split())[:120]
+    if "is blocked" in reason:
+        remedy = "such a file can run any command, so ask its author for a safetensors file"
+    elif "inline_container" in text or "PytorchStreamReader" in text or "EOF" in text or "Ran out of input" in text:
+        remedy = "if it should hold weights, copy or download it again"
     else:
-        reason = text.rpartition("WeightsUnpickler error: ")[2].split(" Please use")[0][:120]
-        problem = f"it holds more than plain tensors ({reason})"
-        remedy = conversion(path, 'c["model"].state_dict()')
-    raise UserError(f"{flag} {path}: not a file of plain tensors: {problem}; {remedy}")
+        remedy = conversion(path)
+    raise UserError(f"{refused} ({reason}); {remedy}")

@@ -119,12 +119,14 @@ def _chosen(found: Mapping[str, dict[str, Tensor]], choice: str, source: str) ->
     if under:
         return under
     for key, tensors in found.items():
-        part = {name: value for name, value in tensors.items() if name.startswith(f"{choice}.")}
+        beginnings = (f"{choice}.", f"{choice}.".removeprefix(f"{key}."))
+        part = {name: value for name, value in tensors.items() if name.startswith(beginnings)}
         if part:
             return {key: part}
     known = [key for key in found if key] or sorted({name.partition(".")[0] for name in found.get("", {})})
     shown = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
-    raise UserError(f"{source}: has no weights under {choice!r}{nearest(choice, known)} (it has {shown or 'none'})")
+    hint = nearest(choice, {word for key in known for word in (key, *key.split("."))})
+    raise UserError(f"{source}: has no weights under {choice!r}{hint} (it has {shown or 'none'})")
 
 
 def _parts(path: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], aliases: Aliases) -> list[Part]:
