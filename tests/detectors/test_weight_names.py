@@ -1,5 +1,6 @@
 """Of a file with nested state dicts, prefixes and averages, the model's tensors are taken, and the note says so."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,10 @@ def test_of_weights_and_their_average_the_average_is_taken_unless_chosen(
         f"took the moving average ({average}); {tmp_path / 'file.pt'}#{other} takes the other"
     )
     assert is_state(read(tmp_path, content, f"#{other}"), OTHER)
-    chosen = read(tmp_path, content, f"#{average}")
-    assert is_state(chosen)
-    assert "took" not in chosen.note
+    for choice in (average, "ema"):
+        chosen = read(tmp_path, content, f"#{choice}")
+        assert is_state(chosen)
+        assert "took" not in chosen.note
 
 
 def test_an_average_of_parameters_only_is_not_taken(tmp_path: Path):
@@ -138,6 +140,17 @@ def test_an_unknown_choice_lists_what_there_is(tmp_path: Path, choice: str, mess
         read(tmp_path, {"model": OTHER, "ema": {"module": STATE}}, choice)
 
 
+def test_the_average_of_a_file_without_one_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has no weights under 'ema' \(it has model\)"):
+        read(tmp_path, {"model": STATE}, "#ema")
+
+
+def test_flags_of_the_training_script_are_kept(tmp_path: Path):
+    for arguments in (argparse.Namespace(weights=None, lr=0.1), {"weights": None, "lr": 0.1}):
+        assert read(tmp_path, {"model": STATE, "args": arguments}).arguments == {"weights": None, "lr": 0.1}
+    assert not read(tmp_path, {"model": STATE}).arguments
+
+
 @pytest.mark.parametrize("content", [[STATE], torch.ones(2), {"model": None}, {"epoch": 3}, {}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any):
     with pytest.raises(UserError, match=r"^weights .*file.pt: holds no state dict .*; save model.state_dict\(\)$"):
@@ -162,6 +175,8 @@ def test_a_whole_module_is_refused_with_the_statements_that_convert_it(
     monkeypatch.chdir(tmp_path)
     exec(message[message.index("import torch;") :], {})
     assert is_state(read_weights("weights.pt", "weights", STATE))
+    with pytest.raises(UserError, match="a whole module"):
+        read(tmp_path, content, "#ema")
 
 
 def test_a_file_of_another_model_keeps_its_names(tmp_path: Path):

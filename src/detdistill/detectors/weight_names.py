@@ -7,7 +7,7 @@ is taken that has most names of the model.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class Weights:
 
     state: tensors by the model's names. Tensors that the model lacks keep their names, without the prefix.
     note: one line on what was chosen and what was stripped. Empty if there was nothing to choose or to strip.
+    arguments: the flags of the training script by name, if the file holds them under `args`.
     """
 
     state: dict[str, Tensor]
     note: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def read_weights(
 ) -> Weights:
     """The weights in a file for a model with the state dict `expected`.
 
-    text: FILE, or FILE#NAME for the state dict under the key or prefix NAME. See `weight_files.read_content`.
+    text: FILE, or FILE#NAME for the state dict under the key or prefix NAME; FILE#ema is the moving average, whatever
+    its key. See `weight_files.read_content`.
     flag: the flag that named the file, for messages.
     aliases: the names under which the model may have a tensor of the file, best first.
     If several state dicts fit equally well, a moving average is taken, as published evaluations do; otherwise the
@@ -76,11 +79,15 @@ def read_weights(
     content = read_content(path, flag)
     raw = dict(_state_dicts(content))
     found = {key: {name.replace(COMPILED, ""): value for name, value in part.items()} for key, part in raw.items()}
-    if choice:
-        found = _chosen(found, choice, f"{flag} {path}")
-    parts = [part for key, tensors in found.items() for part in _parts(key, tensors, expected, aliases)]
+    chosen = _chosen(found, choice) if choice else found
+    candidates = chosen or found
+    parts = [part for key, tensors in candidates.items() for part in _parts(key, tensors, expected, aliases)]
     if not any(part.named for part in parts):
         _refuse_module(content, path, flag)
+    if choice and not chosen:
+        parts = [part for part in parts if choice == "ema" and _is_average(part, content)]
+        if not parts:
+            raise UserError(f"{flag} {path}: {_unknown(choice, found)}")
     if not parts:
         raise UserError(f"{flag} {path}: holds no state dict (tensor names to tensors); save model.state_dict()")
     # If nothing fits, the largest part gives the most useful message.
@@ -88,7 +95,16 @@ def read_weights(
     compiled = any(COMPILED in name for name in raw[taken.path])
     notes = [_choice_note(taken, parts, content, path), _prefix_note(taken, compiled)]
     stripped = {key.removeprefix(taken.prefix): tensor for key, tensor in taken.tensors.items() if taken.has(key)}
-    return Weights(renamed(stripped, expected, aliases), "; ".join(note for note in notes if note))
+    note = "; ".join(note for note in notes if note)
+    return Weights(renamed(stripped, expected, aliases), note, _arguments(content))
+
+
+def _arguments(content: object) -> Mapping[str, Any]:
+    """The mapping under `args`, or the attributes of what stands for the Namespace there. Empty if there is none."""
+    arguments = content.get("args") if isinstance(content, Mapping) else None
+    if not isinstance(arguments, Mapping):
+        return {}
+    return {**arguments, **(vars(arguments) if hasattr(arguments, "__dict__") else {})}
 
 
 def renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], aliases: Aliases) -> dict[str, Tensor]:
@@ -110,11 +126,8 @@ def _state_dicts(content: object, path: str = "", depth: int = NESTING) -> Itera
             yield from _state_dicts(value, f"{path}.{key}".lstrip("."), depth - 1)
 
 
-def _chosen(found: Mapping[str, dict[str, Tensor]], choice: str, source: str) -> dict[str, dict[str, Tensor]]:
-    """The state dicts under the key `choice`, or the tensors whose names begin with `choice`.
-
-    Raises UserError that lists the keys if there are none.
-    """
+def _chosen(found: Mapping[str, dict[str, Tensor]], choice: str) -> dict[str, dict[str, Tensor]]:
+    """The state dicts under the key `choice`, or the tensors whose names begin with `choice`. Empty if none does."""
     under = {key: tensors for key, tensors in found.items() if f".{choice}." in f".{key}."}
     if under:
         return under
@@ -123,10 +136,15 @@ def _chosen(found: Mapping[str, dict[str, Tensor]], choice: str, source: str) ->
         part = {name: value for name, value in tensors.items() if name.startswith(beginnings)}
         if part:
             return {key: part}
+    return {}
+
+
+def _unknown(choice: str, found: Mapping[str, dict[str, Tensor]]) -> str:
+    """The problem of a choice that the file does not have, with the keys that it has."""
     known = [key for key in found if key] or sorted({name.partition(".")[0] for name in found.get("", {})})
     shown = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
     hint = nearest(choice, {word for key in known for word in (key, *key.split("."))})
-    raise UserError(f"{source}: has no weights under {choice!r}{hint} (it has {shown or 'none'})")
+    return f"has no weights under {choice!r}{hint} (it has {shown or 'none'})"
 
 
 def _parts(path: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], aliases: Aliases) -> list[Part]:

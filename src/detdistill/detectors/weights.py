@@ -27,6 +27,7 @@ from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
 
 COCO_COLUMNS = 91  # torchvision's COCO weights index class columns by category id, with gaps
+SHOWN = 8  # class names in a message
 Adapter = Callable[[nn.Module, Sequence[str], Sequence[int], Sequence[int]], Detector]
 
 
@@ -174,9 +175,11 @@ def _load_torchvision(name: str, file: str, classes: Sequence[str]) -> tuple[Det
     model = getattr(host, name)(weights=None, weights_backbone=None, num_classes=columns)
     if record.fit is not None:
         record.fit(model, state)
-    if record.zero_eps and not any(key.endswith("num_batches_tracked") for key in state):
-        # The weights come from frozen norms, whose eps torchvision sets to 0. A model built without weights has plain
-        # norms, for which torchvision does not do it.
+    is_frozen = not any(key.endswith("num_batches_tracked") for key in state)
+    if record.zero_eps and is_frozen and found.arguments.get("weights", "COCO"):
+        # The weights come from frozen norms, whose eps torchvision sets to 0 if the training started from its COCO
+        # weights. A model built without weights has plain norms, for which torchvision does not do it. If the file does
+        # not say where its training started, COCO is assumed.
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.eps = 0.0
@@ -205,7 +208,10 @@ def _class_columns(
     if columns == len(classes) + 1 or (columns == len(classes) and not record.background):
         first = columns - len(classes)
         return tuple(classes), list(range(first, columns))
-    problem = f"it has {columns} class columns, but the data have {len(classes)} classes"
+    meaning = f"{columns - 1} classes and {'the background' if record.background else 'an unused column'}"
+    meaning += "" if record.background else f", or {columns} classes"
+    named = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+    problem = f"it has {columns} class columns ({meaning}), but the data have {len(classes)} classes ({named})"
     raise UserError(f"{source}: {problem}; give weights that were trained on these classes")
 
 
