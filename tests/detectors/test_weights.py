@@ -174,6 +174,16 @@ def test_the_coco_columns_of_torchvision_are_selected_by_class_name(tmp_path: Pa
         load_teacher(f"torchvision:retinanet_resnet50_fpn={file}", CLASSES)
 
 
+def test_a_file_without_data_has_no_class_names(tmp_path: Path):
+    file = tmp_path / "trained.pt"
+    torch.save(fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), file)
+    for path in (f"torchvision:fcos_resnet50_fpn={file}", f"fcos:mobilenetv2_035={file}"):
+        with pytest.raises(
+            UserError, match=f"{file}: .*the names of its classes are not known here; give a run folder"
+        ):
+            load_teacher(path, (), SMALL)
+
+
 def test_a_path_that_is_no_teacher_gives_a_message_of_one_line(tmp_path: Path):
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not a pickle")

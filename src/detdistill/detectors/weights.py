@@ -27,6 +27,7 @@ from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
 
 COCO_COLUMNS = 91  # torchvision's COCO weights index class columns by category id, with gaps
+UNNAMED = "the names of its classes are not known here; give a run folder, hf:FOLDER or weights of COCO's classes"
 SHOWN = 8  # class names in a message
 Adapter = Callable[[nn.Module, Sequence[str], Sequence[int], Sequence[int]], Detector]
 
@@ -129,8 +130,9 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
       `HEAD:BACKBONE=FILE`: a detector built from `model`, with the weights of the file.
       `timm:NAME`, `timm:NAME=FILE`: a ViT of timm.
       FILE can be what `weight_names.read_weights` reads.
-    classes: the classes of the run. A file with as many class columns is assumed to have these classes. The published
-      weights of torchvision have COCO's classes, and `hf:` weights have the labels of their config.
+    classes: the classes of the run; empty if there are no data. A file with as many class columns is assumed to have
+      these classes. The published weights of torchvision have COCO's classes, and `hf:` weights have the labels of
+      their config.
     Raises UserError if there is no such model, or if its weights can't be loaded or do not fit.
     """
     if path.startswith("timm:") or (path.startswith("hf:") and is_vit_folder(Path(path.removeprefix("hf:")))):
@@ -151,6 +153,8 @@ def load_teacher(path: str, classes: Sequence[str], model: ModelConfig = ModelCo
     if not file:
         forms = "torchvision:NAME, torchvision:NAME=FILE, hf:NAME, hf:FOLDER, timm:NAME or HEAD:BACKBONE=FILE"
         raise UserError(f"{path}: not a run folder; give a run folder, {forms}")
+    if not classes:
+        raise UserError(f"{path}: {UNNAMED}")
     detector = build(model.model_copy(update={"name": name, "backbone_weights": "none"}), classes)
     # A state dict of the host library's own model lacks the prefix of our adapter.
     found = read_weights(file, "weights", detector.state_dict(), lambda key: (key, f"model.{key}"))
@@ -208,6 +212,8 @@ def _class_columns(
     if columns == len(classes) + 1 or (columns == len(classes) and not record.background):
         first = columns - len(classes)
         return tuple(classes), list(range(first, columns))
+    if not classes:
+        raise UserError(f"{source}: it has {columns} class columns; {UNNAMED}")
     meaning = f"{columns - 1} classes and {'the background' if record.background else 'an unused column'}"
     meaning += "" if record.background else f", or {columns} classes"
     named = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
