@@ -145,7 +145,8 @@ class TeacherConfig(Part):
     path: str = Field(
         "",
         description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), "
-        "HEAD:BACKBONE=FILE with a state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
+        "HEAD:BACKBONE=FILE with weights of your own (FILE#ema: their moving average), or a ViT for its features: "
+        "timm:NAME, timm:NAME=FILE",
     )
     model: ModelConfig = Field(
         ModelConfig(), description="architecture of HEAD:BACKBONE=FILE; a run folder stores its own architecture"
