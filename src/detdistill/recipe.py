@@ -104,6 +104,20 @@ class DataConfig(Part):
         (1.0, 1.0), description="range of random scaling in training; 1,1: no scaling"
     )
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="probability of a mosaic in training: parts of four images around a random point"
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=1, description="probability that a second image is blended in, in training, with its boxes"
+    )
+    close_mosaic: float = Field(
+        0.15, ge=0, le=1, description="share of the epochs, at the end of the run, without mosaic and mixup"
+    )
+    multiscale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0),
+        description="range of a random factor of image_size in training, one per step, in multiples of 32 pixels; "
+        "1,1: one size",
+    )
     on_bad_record: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image or annotation that can't be read"
     )
