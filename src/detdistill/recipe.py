@@ -157,6 +157,14 @@ class TrainConfig(Part):
         0, ge=0, description="random seed of the initial weights, the order of the images and their augmentation"
     )
     batch_size: int = Field(8, ge=1, description="images per step, over all processes")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches per step: batch_size is split into as many, one in memory at a time"
+    )
+    accumulate_exact: bool = Field(
+        True,
+        description="count objects over all micro-batches, as the large batch does, at the cost of a further forward "
+        "pass; false: each micro-batch by itself",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     lr: float = Field(0.001, gt=0, description="peak learning rate")
     backbone_lr_factor: float = Field(

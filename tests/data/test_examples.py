@@ -85,7 +85,7 @@ def test_without_mosaic_and_mixup_the_example_is_that_of_a_plain_config(records)
 
 
 def test_scaled_cropped_and_joined_objects_stay_in_their_boxes():
-    """A pixel is bright where a box says so. Resizing blurs the outermost pixel; mixup is left out, as it adds values."""
+    """A pixel is bright where a box says so. Resizing blurs the outermost pixel. Mixup is left out: it adds values."""
     boxes = [(10, 20, 50, 60), (60, 5, 95, 75), (0, 0, 100, 30), (40, 40, 70, 70), (5, 50, 45, 78), (20, 10, 90, 60)]
     records = [Painted(255, box).record(index) for index, box in enumerate(boxes)]
     config = DataConfig(image_size=96, scale=(0.5, 1.5), mosaic=0.5, multiscale=(0.7, 1.4))

@@ -21,15 +21,16 @@ def log_path(out: Path) -> Path:
 class Log:
     """Appends rows to the log of `out`. Lines after `step` are removed first, because the run repeats those steps.
 
-    out: None in processes that don't write.
+    out: None in processes that don't write. keep_last: False also removes the line of `step` itself. A run that ends
+    early at --max-steps logs its last step, which a run without this limit may not log.
     """
 
-    def __init__(self, out: Path | None, step: int) -> None:
+    def __init__(self, out: Path | None, step: int, keep_last: bool = True) -> None:
         self.file: TextIO | None = None
         if out is None:
             return
         path = log_path(out)
-        kept = _lines_until(path, step) if step else []
+        kept = _lines_until(path, step if keep_last else step - 1) if step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a")
 
