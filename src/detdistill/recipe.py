@@ -65,6 +65,26 @@ class ModelConfig(Part):
         "default",
         description="default: pretrained, downloaded; none: random; FILE; or a run folder, whose backbone is used",
     )
+    mean: tuple[float, float, float] | None = Field(
+        None,
+        description="mean of the pixels, 0 to 1, per channel (red, green, blue), that is subtracted from an image; "
+        "none: of the backbone's pretrained configuration",
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None,
+        description="standard deviation of the pixels, 0 to 1, per channel, that an image is divided by; none: of the "
+        "backbone's pretrained configuration",
+    )
+    freeze_norms: bool | None = Field(
+        None,
+        description="keep the batch norms of the backbone as they are; none: if the head is a DETR or AdaMixer and the "
+        "backbone starts from loaded weights",
+    )
+    freeze_stages: Annotated[int, Field(ge=0, le=4)] | None = Field(
+        None,
+        description="number of the backbone's first stages that do not train; stage 1 is everything up to stride 4, "
+        "stage 2 up to stride 8; none: 0",
+    )
     rois: int = Field(
         512, ge=1, description="proposals per image that the second stage is trained on (two-stage heads)"
     )

@@ -23,6 +23,7 @@ from transformers import (
 
 from detdistill.detectors import state_dicts, vit
 from detdistill.detectors.images import normalize
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.vit import FeatureTeacher, feature_teacher, is_vit_folder
 from detdistill.errors import UserError
 from detdistill.methods.pkd import PKD, PKDConfig
@@ -172,7 +173,7 @@ def test_a_folder_of_transformers_is_loaded(model_type: str, tmp_path: Path):
     assert teacher.info.channels == {"neck": 32}
     (level,) = teacher.observe(batch, need=NECK).pyramids["neck"].levels
     # Without a processor in the folder, mean and std are ImageNet's.
-    images = F.interpolate(normalize(batch), (28, 42), mode="bilinear", antialias=True)
+    images = F.interpolate(normalize(batch, *IMAGENET), (28, 42), mode="bilinear", antialias=True)
     options = {"interpolate_pos_encoding": True} if model_type == "vit" else {}
     with torch.no_grad():
         tokens = getattr(host, vit_attribute, host)(pixel_values=images, **options).last_hidden_state

@@ -14,6 +14,7 @@ import detdistill as dd
 from detdistill import cli
 from detdistill.detectors.build import build
 from detdistill.detectors.images import normalize
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers import export
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
@@ -87,7 +88,7 @@ def test_a_new_process_without_this_package_gives_the_same_predictions(
     assert "its boxes equal those of" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == FILES
     batch, logits, boxes = predict(detector)
-    save_file({"pixels": normalize(batch)}, tmp_path / "pixels.safetensors")
+    save_file({"pixels": normalize(batch, *IMAGENET)}, tmp_path / "pixels.safetensors")
     predictions = tmp_path / "predictions.safetensors"
     command = [sys.executable, "-c", READER, str(out), str(tmp_path / "pixels.safetensors"), str(predictions)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -133,7 +134,7 @@ def test_every_family_is_exported_and_loaded_again(name: str, more: dict[str, An
         assert processor["do_normalize"] and processor["do_pad"]
     else:
         assert processor["size"] == {"height": 96, "width": 96}
-        assert not processor["do_normalize"]
+        assert processor["do_normalize"] and not processor["do_pad"]
 
 
 @pytest.mark.parametrize(

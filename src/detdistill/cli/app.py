@@ -146,7 +146,7 @@ def compare(
         label: load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN) for label in labels
     }
     from detdistill import run
-    from detdistill.run.comparison import Entry
+    from detdistill.run.comparison_runs import Entry
 
     entries = [Entry(label, resolved) for label, resolved in recipes.items()]
     run.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=_console())
@@ -164,7 +164,7 @@ def compare(
 )
 def evaluate(
     *,
-    model: EvaluatedModel,
+    model: EvaluatedModel = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
     out: Results = None,
@@ -172,13 +172,15 @@ def evaluate(
     **fields: Any,
 ) -> None:
     """Measure a detector: COCO metrics, AP per class, parameters, operations, latency."""
+    if (evaluated := model or recipe) is None:
+        raise UserError("no model: give --model, or a run folder with --recipe")
     resolved = _recipe(recipe, flags.overrides(fields, model=model_options))
     from detdistill import run
     from detdistill.run import tables
 
     console = _console()
     metrics = run.evaluate(
-        model,
+        evaluated,
         resolved.data,
         train=resolved.train,
         built=resolved.model,

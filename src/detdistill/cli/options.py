@@ -43,7 +43,12 @@ TeacherOptions = Annotated[
     ),
 ]
 Model = Annotated[str, Parameter(help=f"a run folder, or {PRETRAINED}")]
-EvaluatedModel = Annotated[str, Parameter(help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict")]
+EvaluatedModel = Annotated[
+    str | None,
+    Parameter(
+        help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict [default: the run folder --recipe]"
+    ),
+]
 Results = Annotated[
     Path | None,
     Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=COMMON),

@@ -98,6 +98,12 @@ class Neck(nn.Module):
         self.reductions = reductions
         self.out_channels = channels
 
+    def train(self, mode: bool = True) -> "Neck":
+        """Set the mode as usual, but keep frozen norms in eval mode."""
+        super().train(mode)
+        rest_norms(self.body)
+        return self
+
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         levels = zip(self.reductions, self.body(images), strict=True)
         return self.fpn(OrderedDict((str(stride), level) for stride, level in levels))
@@ -116,7 +122,7 @@ def build_backbone(
     if not timm.is_model(name):
         raise UserError(f"backbone {name!r}: timm has no such model{nearest(name, timm.list_models())}")
     try:
-        reductions = _feature_info(_feature_extractor(name)).reduction()
+        reductions = _feature_info(feature_extractor(name)).reduction()
     except (RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         message = f"backbone {name!r}: timm can't extract feature maps from it ({reason}); choose another backbone"
@@ -126,7 +132,7 @@ def build_backbone(
     if not available:
         problem = f"its maps have strides {reductions}, none of model.strides {strides}"
         raise UserError(f"backbone {name!r}: {problem}; choose --model.strides among them")
-    backbone = _feature_extractor(name, out_indices=tuple(deepest[stride] for stride in available))
+    backbone = feature_extractor(name, out_indices=tuple(deepest[stride] for stride in available))
     load_backbone(backbone, name, weights)
     if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
         backbone = ChannelsFirst(backbone)
@@ -141,7 +147,7 @@ def _has_fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-def _feature_extractor(name: str, **options: Any) -> nn.Module:
+def feature_extractor(name: str, **options: Any) -> nn.Module:
     """The timm feature extractor with random weights, built for images of any size if timm has an option for that."""
     for size_options in ANY_SIZE_OPTIONS if _has_fixed_size(name) else ():
         try:
@@ -172,6 +178,19 @@ def _feature_info(backbone: nn.Module) -> FeatureInfo:
     info = backbone.feature_info
     assert isinstance(info, FeatureInfo)
     return info
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The batch norms inside a module that have parameters."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.affine]
+
+
+def rest_norms(backbone: nn.Module) -> None:
+    """Put the batch norms whose parameters are frozen into eval mode, so that they keep their statistics."""
+    for norm in batch_norms(backbone):
+        if not any(parameter.requires_grad for parameter in norm.parameters()):
+            norm.eval()
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

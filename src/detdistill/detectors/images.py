@@ -7,9 +7,6 @@ from torch import Tensor
 
 from detdistill.types import Batch
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def valid_mask(sizes: Tensor, height: int, width: int) -> Tensor:
     """(B, height, width) bool, True for the pixels inside each image. sizes (B, 2): valid (height, width) per image."""
@@ -18,7 +15,7 @@ def valid_mask(sizes: Tensor, height: int, width: int) -> Tensor:
     return row[:, :, None] & column[:, None, :]  # (B, H, W)
 
 
-def normalize(batch: Batch, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The batch's images (B, 3, H, W), float: scaled to 0..1, then standardized per channel.
 
     The padding is 0 afterwards, because the host libraries pad after they normalize.

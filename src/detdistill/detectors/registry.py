@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Group = Literal["dense", "two-stage", "queries"]
 Builder = Callable[..., "Detector"]
 
+NATIVE = "native"  # as the name of a backbone: the backbone of the family's own config, instead of a timm backbone
+
 DENSE_OPTIONS = frozenset({"tower_depth", "norm", "edges", "edge_bins", "nms_threshold"})
 TWO_STAGE_OPTIONS = frozenset({"rois", "nms_threshold"})
 QUERY_OPTIONS = frozenset({"queries", "encoder_layers", "decoder_layers"})
@@ -32,7 +34,8 @@ class HostRecord:
     class_head: attribute that holds the class heads. Empty if a subset of their columns can't be selected.
     background: True if the class heads end with a `no object` column.
     processor: the image processor of the published weights.
-    normalized: True if the processor subtracts ImageNet's mean and divides by its standard deviation.
+    normalized: True if that processor subtracts ImageNet's mean and divides by its standard deviation.
+    masks_padding: True if the model gets a mask of the padding. Others get images stretched to the padded size.
     """
 
     model_type: str
@@ -43,6 +46,7 @@ class HostRecord:
     background: bool = False
     processor: str = "RTDetrImageProcessor"
     normalized: bool = False
+    masks_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ DETECTORS: dict[str, DetectorRecord] = {
             background=True,
             processor="DetrImageProcessor",
             normalized=True,
+            masks_padding=True,
         ),
     ),
     "conditional_detr": DetectorRecord(
@@ -162,6 +167,7 @@ DETECTORS: dict[str, DetectorRecord] = {
             class_head="class_labels_classifier",
             processor="ConditionalDetrImageProcessor",
             normalized=True,
+            masks_padding=True,
         ),
     ),
     "deformable_detr": DetectorRecord(
@@ -179,6 +185,7 @@ DETECTORS: dict[str, DetectorRecord] = {
             class_head="class_embed",
             processor="DeformableDetrImageProcessor",
             normalized=True,
+            masks_padding=True,
         ),
     ),
     "dab_detr": DetectorRecord(
@@ -196,6 +203,7 @@ DETECTORS: dict[str, DetectorRecord] = {
             class_head="class_embed",
             processor="ConditionalDetrImageProcessor",
             normalized=True,
+            masks_padding=True,
         ),
     ),
     "rt_detr": DetectorRecord(

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from detdistill.detectors.images import normalize
 from detdistill.detectors.state_dicts import published_weights, read_state, unmatched_tensors
+from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
 from detdistill.errors import UserError, nearest
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
 

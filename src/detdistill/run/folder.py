@@ -17,10 +17,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from detdistill.detectors.build import with_defaults
+from detdistill.detectors.freezing import SAVED, with_freezing
+from detdistill.detectors.statistics import saved_statistics
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
-from detdistill.recipe import DataConfig, ModelConfig, Recipe, parse, read_yaml
+from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 
 FILES = (
     "recipe.yaml",
@@ -81,6 +84,12 @@ class RunFolder:
         """True once the metrics are written."""
         return (self.path / "metrics.json").exists()
 
+    @property
+    def has_steps(self) -> bool:
+        """True if the log has the line of at least one step."""
+        log = self.path / "log.jsonl"
+        return log.exists() and log.stat().st_size > 0
+
     def recipe(self) -> Recipe | None:
         """The recipe of the run, or None if there is none yet."""
         path = self.path / "recipe.yaml"
@@ -122,19 +131,23 @@ class RunFolder:
             self.path.rmdir()
 
     def save(self, model: Any, card: ModelCard) -> None:
-        """Write the weights, and the card that is needed to build the detector again."""
+        """Write the weights, and the card that is needed to build the detector again.
+
+        The card always holds the pixel statistics: a detector that was built without any has those of its backbone.
+        """
         from safetensors.torch import save_model
 
         with replacing(self.path / "model.safetensors") as temporary:
             save_model(model, str(temporary))
             temporary.chmod(0o644)  # safetensors creates files that only their owner can read
+        card = card.model_copy(update={"model": with_defaults(card.model)})
         write_text(self.path / "model.json", card.model_dump_json(indent=2) + "\n")
 
     def card(self) -> ModelCard:
         """The content of model.json. Raises UserError if the file is missing or invalid."""
         path = self.path / "model.json"
         try:
-            return ModelCard.model_validate_json(path.read_text())
+            card = ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError:
             raise UserError(f"{self.path} is not a run folder with a trained model: it has no model.json") from None
         except ValidationError as error:
@@ -145,6 +158,9 @@ class RunFolder:
             raise UserError(
                 f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
+        mean, std = saved_statistics(card.model)
+        model = card.model.model_copy(update={"mean": mean, "std": std})
+        return card.model_copy(update={"model": with_freezing(model, SAVED)})
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """Write predictions and metrics, after which the run counts as finished.
@@ -215,13 +231,6 @@ def require_empty(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"--out {out} is not empty: replace its files with --overwrite, or choose another folder")
-
-
-def with_saved_image_size(config: DataConfig, model: str | Path) -> DataConfig:
-    """The config with the image size that the run folder `model` was trained with, unless the config sets one."""
-    if "image_size" in config.model_fields_set or not is_run(model):
-        return config
-    return config.model_copy(update={"image_size": RunFolder(Path(model)).card().image_size})
 
 
 def environment() -> dict[str, Any]:

@@ -50,26 +50,16 @@ def train(
     if recipe.methods:
         names = ", ".join(recipe.methods)
         raise UserError(f"the recipe has methods ({names}): use `detdistill distill`, or remove them")
-    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
     say = printer(console)
-    data = open_with_notes(recipe, say)
+    recipe, folder = begin(recipe, out, say, resume=resume, overwrite=overwrite)
+    data, recipe = open_with_notes(recipe, say)
     student, model = start(recipe.model, data.classes, recipe.train.seed, say)
     job = Job(recipe, model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
     distillation = Distillation(student)
     loader = job.prepare(resume=resume, overwrite=overwrite)
-    summary = fit(
-        distillation,
-        loader,
-        teacher=None,
-        config=recipe.train,
-        out=folder,
-        resume=resume,
-        console=job.fit_console,
-        fingerprint=job.fingerprint(None),
-    )
-    return job.finish(student, summary)
+    return job.finish(student, job.fit(distillation, loader, None, resume))
 
 
 def distill(
@@ -85,9 +75,9 @@ def distill(
     Raises UserError before anything is written.
     """
     check_recipe(recipe)
-    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
     say = printer(console)
-    data = open_with_notes(recipe, say)
+    recipe, folder = begin(recipe, out, say, resume=resume, overwrite=overwrite)
+    data, recipe = open_with_notes(recipe, say)
     pair = make_pair(
         recipe, data.classes, say, inherit_parts=not resume
     )  # a checkpoint already holds what was inherited
@@ -99,17 +89,7 @@ def distill(
     if resume and job.is_finished():
         return job.outcome()
     loader = job.prepare(resume=resume, overwrite=overwrite)
-    summary = fit(
-        distillation,
-        loader,
-        teacher=pair.teacher,
-        config=recipe.train,
-        out=folder,
-        resume=resume,
-        console=job.fit_console,
-        fingerprint=job.fingerprint(pair.teacher),
-    )
-    return job.finish(pair.student, summary)
+    return job.finish(pair.student, job.fit(distillation, loader, pair.teacher, resume))
 
 
 @dataclass(frozen=True)
@@ -130,10 +110,25 @@ class Job:
         """The folder as a run."""
         return RunFolder(self.folder)
 
-    @property
-    def fit_console(self) -> Console:
-        """The console of the training loop, silent if there is none."""
-        return self.console or Console(quiet=True)
+    def fit(
+        self, distillation: Distillation, loader: TrainLoader, teacher: Detector | None, resume: bool
+    ) -> FitSummary:
+        """Run the training loop. A new run that fails before its first step is complete leaves no folder behind."""
+        try:
+            return fit(
+                distillation,
+                loader,
+                teacher=teacher,
+                config=self.recipe.train,
+                out=self.folder,
+                resume=resume,
+                console=self.console or Console(quiet=True),
+                fingerprint=self.fingerprint(teacher),
+            )
+        except Exception:
+            if not resume and is_main() and not self.run.has_steps:
+                self.run.clear()
+            raise
 
     @property
     def splits(self) -> tuple[Split, Split]:
@@ -185,7 +180,7 @@ class Job:
         _, split = self.splits
         metrics, results = measure(student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
-        metrics |= {"peak_memory_bytes": summary.peak_memory_bytes}
+        metrics |= {"peak_memory_bytes": summary.peak_memory_bytes, "epochs": summary.epochs, "steps": summary.steps}
         if is_main():
             self.run.end(recipe, metrics, results)
         return Outcome(self.folder, metrics)

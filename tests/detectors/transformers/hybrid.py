@@ -8,6 +8,7 @@ from torch import nn
 from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.queries.frames import canvas_of
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers.d_fine import d_fine
 from detdistill.detectors.transformers.rt_detr import rt_detr, rt_detr_v2
 from detdistill.recipe import ModelConfig
@@ -74,7 +75,7 @@ def host_forward(
             center, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
             labels.append({"class_labels": classes, "boxes": torch.cat([center, sides], 1) / scale})
     torch.manual_seed(seed)
-    return detector.model(normalize(batch, mean=(0, 0, 0), std=(1, 1, 1)), labels=labels)
+    return detector.model(normalize(batch, *IMAGENET), labels=labels)
 
 
 def observe(

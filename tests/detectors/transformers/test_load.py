@@ -1,6 +1,7 @@
 """Loading pretrained detectors of transformers: equal predictions, or an error."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from detdistill import cli
 from detdistill.detectors.images import normalize
 from detdistill.detectors.registry import host_records
+from detdistill.detectors.statistics import IMAGENET
 from detdistill.detectors.transformers import load as hub
 from detdistill.detectors.weights import load_teacher
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
 from detdistill.run.models import find
-from detdistill.types import Batch, Need, Targets
+from detdistill.types import Batch, Need, Predictions, Targets
 
 NAMES = ("disc", "square", "star")
 SHAPES = ("disc", "square", "star", "cross", "plank", "ladder")
@@ -96,6 +98,20 @@ KINDS += [("deformable_detr", {"num_feature_levels": 1, "backbone_config": RESNE
 STRIDES = {"detr": (32,), "conditional_detr": (32,), "dab-detr": (32,), "deformable_detr": (8, 16, 32, 64)}
 
 
+@pytest.mark.parametrize(("stored", "used"), [(1, 2), (2, 2), (3, 3)])
+def test_the_class_cost_of_deformable_detr_is_the_published_one_unless_its_config_has_its_own(
+    stored: int, used: int, tmp_path: Path
+):
+    """1 is the default of transformers. Published weights were trained with 2, and their configs have the 1, too."""
+    save(tmp_path, "deformable_detr", class_cost=stored)
+    detector, _ = hub.load(str(tmp_path), NAMES)
+    frame, targets = torch.tensor([[100, 100]]), Targets((torch.tensor([[20.0, 20, 60, 60]]),), (torch.tensor([0]),))
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    stage = Predictions(torch.zeros(1, 1, 1), "sigmoid", targets.boxes[0][None], valid)
+    cost = detector.family.matcher.costs([stage], frame, targets).item()
+    assert cost == pytest.approx(used * -math.log(2) / 8 - 2, rel=1e-5)  # focal cost of a score of 1/2, and -2 GIoU
+
+
 @pytest.mark.parametrize(("kind", "more"), KINDS)
 def test_predictions_equal_those_of_transformers(kind: str, more: dict[str, Any], tmp_path: Path):
     host = save(tmp_path, kind, **more)
@@ -108,7 +124,7 @@ def test_predictions_equal_those_of_transformers(kind: str, more: dict[str, Any]
     batch = random_images()
     normalized = HOSTS[kind].normalized
     with torch.no_grad():
-        expected = host(normalize(batch) if normalized else batch.images / 255)
+        expected = host(normalize(batch, *IMAGENET) if normalized else batch.images / 255)
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     logits = stage.logits
     if stage.background is not None:
@@ -130,7 +146,7 @@ def test_strides_of_a_timm_backbone_are_measured(tmp_path: Path):
     teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
     assert teacher.info.strides == (8, 16, 32, 64)
     with torch.no_grad():
-        expected = host(normalize(random_images()))
+        expected = host(normalize(random_images(), *IMAGENET))
         stage = teacher.observe(random_images(), need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.logits, expected.logits, rtol=0, atol=2e-5)
 
@@ -146,7 +162,7 @@ def test_unused_columns_of_sigmoids_are_dropped(kind: str, tmp_path: Path):
     assert teacher.info.classes == NAMES
     batch = random_images()
     with torch.no_grad():
-        expected = host(normalize(batch))
+        expected = host(normalize(batch, *IMAGENET))
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.logits, expected.logits[..., [1, 3, 4]], rtol=0, atol=2e-5)
     # The proposals are the same.
@@ -159,7 +175,7 @@ def test_unused_columns_of_a_softmax_count_as_no_object(tmp_path: Path):
     teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
     batch = random_images()
     with torch.no_grad():
-        expected = host(normalize(batch)).logits.softmax(-1)
+        expected = host(normalize(batch, *IMAGENET)).logits.softmax(-1)
         stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
     torch.testing.assert_close(stage.scores(), expected[..., [1, 3, 4]], rtol=0, atol=1e-6)
     assert expected[..., [0, 2, 5]].sum(-1).min() > 0.05  # large enough to change the scores if they were dropped
@@ -241,21 +257,35 @@ def test_errors_of_models_that_can_not_be_loaded_have_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stored", "field"),
+    ("kind", "stored"),
     [
-        ("detr", {"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
-        ("detr", {"do_normalize": False}, "do_normalize"),
-        ("rt_detr", {"do_normalize": True}, "do_normalize"),
-        ("rt_detr", {"rescale_factor": 1.0}, "rescale_factor"),
+        ("detr", {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}),
+        ("detr", {"do_normalize": False}),
+        ("rt_detr", {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 1.0]}),
+        ("rt_detr", {"do_rescale": False}),
+        (
+            "rt_detr",
+            {"rescale_factor": 1 / 127.5, "do_normalize": True, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+        ),
     ],
 )
-def test_a_model_with_other_preprocessing_is_refused(kind: str, stored: dict[str, Any], field: str, tmp_path: Path):
-    save(tmp_path, kind)
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
-    load_teacher(f"hf:{tmp_path}", NAMES)  # fits both families
-    file.write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=rf"^hf:.*: {field} in its preprocessor_config.json is"):
+def test_pixels_are_prepared_as_by_the_stored_processor(kind: str, stored: dict[str, Any], tmp_path: Path):
+    host = save(tmp_path, kind)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    teacher, _ = load_teacher(f"hf:{tmp_path}", NAMES)
+    processor = getattr(transformers, HOSTS[kind].processor)(do_resize=False, do_pad=False, **stored)
+    batch = random_images()
+    with torch.no_grad():
+        expected = host(processor(list(batch.images), return_tensors="pt")["pixel_values"].float()).logits
+        stage = teacher.observe(batch, need=Need(predictions=True)).stages[-1]
+    torch.testing.assert_close(stage.logits, expected[..., : len(NAMES)], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("stored", [{"image_std": [0, 1, 1]}, {"image_mean": [0.5]}, {"rescale_factor": 0}])
+def test_a_processor_that_cannot_be_used_is_refused(stored: dict[str, Any], tmp_path: Path):
+    save(tmp_path, "detr")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"^hf:.* in its preprocessor_config.json can't be used; write three means"):
         load_teacher(f"hf:{tmp_path}", NAMES)
 
 

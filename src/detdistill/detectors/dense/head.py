@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from detdistill.detectors.backbone import group_norm
 from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment, with_centerness
+from detdistill.detectors.statistics import pixel_statistics
 from detdistill.detectors.towers import flatten_cells
 from detdistill.geometry import atss_assign, square_anchors
 from detdistill.recipe import ModelConfig
@@ -104,7 +105,7 @@ def dense_info(
 
 def anchored_pyramid(neck: nn.Module, batch: Batch, config: ModelConfig) -> Pyramid:
     """The neck's levels on the batch, with one square anchor per cell, centered on the cell's top left corner."""
-    levels = tuple(neck(normalize(batch)).values())
+    levels = tuple(neck(normalize(batch, *pixel_statistics(config))).values())
     pairs = zip(levels, config.strides, strict=True)
     anchors = tuple(
         square_anchors(level.shape[-2], level.shape[-1], stride, ANCHOR_SIDE, level.device) for level, stride in pairs

@@ -34,6 +34,7 @@ from detdistill.detectors.torchvision.roi_head import HostLevels, RoIColumns, Ro
 from detdistill.detectors.torchvision.shared import (
     flatten_anchors,
     host_anchors,
+    host_statistics,
     rescale_to_process_mean,
     split_anchors,
     unpadded_rows,
@@ -245,6 +246,7 @@ def host_parts(config: ModelConfig, neck: Neck, classes: int) -> dict[str, Any]:
     level_names = [str(stride) for stride in neck.reductions]
     width = 4 * config.channels
     return {
+        **host_statistics(config),
         "rpn_anchor_generator": host.rpn.AnchorGenerator(
             sizes=tuple((32 * 2**level,) for level in range(len(config.strides))),
             aspect_ratios=((0.5, 1.0, 2.0),) * len(config.strides),

@@ -16,6 +16,7 @@ from detdistill.detectors.torchvision.shared import (
     edge_predictor,
     flatten_anchors,
     host_pyramid,
+    host_statistics,
     host_targets,
     to_detections,
     valid_anchors,
@@ -176,5 +177,6 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold or 0.5,
         detections_per_img=config.detections,
+        **host_statistics(config),
     )
     return FCOS(model, classes, config.strides, edge_bins=config.edge_bins if config.edges else None)

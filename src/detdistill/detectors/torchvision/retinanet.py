@@ -24,6 +24,7 @@ from detdistill.detectors.torchvision.shared import (
     edge_predictor,
     flatten_anchors,
     host_pyramid,
+    host_statistics,
     host_targets,
     to_detections,
     valid_anchors,
@@ -187,5 +188,6 @@ def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Ret
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold or 0.5,
         detections_per_img=config.detections,
+        **host_statistics(config),
     )
     return RetinaNet(model, classes, config.strides, edge_bins=config.edge_bins if config.edges else None)

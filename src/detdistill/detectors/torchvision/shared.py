@@ -1,6 +1,7 @@
 """What the torchvision adapters share: class columns, anchors, targets and detections in the forms of torchvision."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,10 @@ from torchvision.models import detection as host
 from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.statistics import pixel_statistics
 from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
+from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, Detections, Pyramid, Targets, required
 
 
@@ -87,6 +90,12 @@ def split_anchors(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ..
 def flatten_anchors(level_anchors: Sequence[Tensor]) -> Tensor:
     """Anchors (H, W, A, 4) per level to (N, 4), the inverse of `split_anchors`."""
     return torch.cat([level.reshape(-1, 4) for level in level_anchors])
+
+
+def host_statistics(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of torchvision's detectors for the mean and standard deviation of pixels."""
+    mean, std = pixel_statistics(config)
+    return {"image_mean": list(mean), "image_std": list(std)}
 
 
 def host_pyramid(model: host.RetinaNet | host.FCOS, batch: Batch, strides: Sequence[int]) -> Pyramid:

@@ -11,9 +11,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
+from detdistill.detectors.statistics import UNCHANGED, PixelStatistics
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
@@ -34,6 +35,11 @@ def host_of(detector: Detector) -> tuple[PreTrainedModel, HostRecord]:
     return detector.model, required(host_records()[detector.model.config.model_type].host)
 
 
+def statistics_of(detector: Detector) -> PixelStatistics:
+    """The pixel statistics of a detector with queries."""
+    return cast(QueryDetector, detector).family.statistics
+
+
 def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json into `folder`.
 
@@ -42,7 +48,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     """
     model, host = host_of(detector)
     config: Any = deepcopy(model.config)
-    _check_cells(detector, config, host, size)
+    _check_cells(detector, config, size)
     config.id2label = dict(enumerate(detector.info.classes))
     config.label2id = {name: column for column, name in enumerate(detector.info.classes)}
     if hasattr(config, "freeze_backbone_batch_norms"):
@@ -60,15 +66,15 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
             )
         exported.load_state_dict({name: value for name, value in state.items() if name in target}, strict=False)
         exported.save_pretrained(folder)
-        _processor(host, size).save_pretrained(folder)
+        _processor(host, size, statistics_of(detector)).save_pretrained(folder)
 
 
-def _check_cells(detector: Detector, config: Any, host: HostRecord, size: tuple[int, int]) -> None:
+def _check_cells(detector: Detector, config: Any, size: tuple[int, int]) -> None:
     """Raises UserError if queries are chosen among cells, and there are fewer cells than queries.
 
     This package then uses all cells, but transformers fails.
     """
-    are_chosen = not host.normalized or getattr(config, "two_stage", False)
+    are_chosen = not required(detector.info.queries).learned
     queries = getattr(config, "two_stage_num_proposals", config.num_queries)
     height, width = padded(size)
     cells = sum((height // stride) * (width // stride) for stride in detector.info.strides)
@@ -80,22 +86,19 @@ def _check_cells(detector: Detector, config: Any, host: HostRecord, size: tuple[
         )
 
 
-def _processor(host: HostRecord, size: tuple[int, int]) -> Any:
+def _processor(host: HostRecord, size: tuple[int, int], statistics: PixelStatistics) -> Any:
     """The image processor that prepares images as in training.
 
     Families that ignore padding get images stretched to the padded size instead, which is a multiple of their strides.
     """
     processor = getattr(transformers, host.processor)
-    if host.normalized:
-        return processor(
-            size={"max_height": size[0], "max_width": size[1]},
-            do_normalize=True,
-            image_mean=list(IMAGENET_MEAN),
-            image_std=list(IMAGENET_STD),
-            do_pad=True,
-        )
+    pixels: dict[str, Any] = {"do_normalize": statistics != UNCHANGED}
+    if pixels["do_normalize"]:
+        pixels |= {"image_mean": list(statistics.mean), "image_std": list(statistics.std)}
+    if host.masks_padding:
+        return processor(size={"max_height": size[0], "max_width": size[1]}, do_pad=True, **pixels)
     height, width = padded(size)
-    return processor(size={"height": height, "width": width}, do_normalize=False, do_pad=False)
+    return processor(size={"height": height, "width": width}, do_pad=False, **pixels)
 
 
 def padded(size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
@@ -109,7 +112,6 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
 
     Raises UserError if pixels, class names, logits or boxes differ.
     """
-    _, host = host_of(detector)
     ours = cast(QueryDetector, detector).cpu().eval()
     with quiet():
         try:
@@ -124,7 +126,7 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         raise UserError(_difference(detector, f"its labels are {list(loaded.config.id2label.values())}"))
     for seed in range(ATTEMPTS):
         batch = _random_image(padded(size), seed)
-        pixels = normalize(batch) if host.normalized else batch.images.float() / 255
+        pixels = normalize(batch, *statistics_of(detector))
         processed = processor(list(batch.images), do_resize=False, return_tensors="pt")["pixel_values"]
         if not torch.allclose(processed, pixels, atol=TOLERANCE):
             raise UserError(_difference(detector, "its image processor gives other pixels"))

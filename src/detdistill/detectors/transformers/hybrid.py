@@ -1,6 +1,6 @@
 """The hybrid encoder of RT-DETR, RT-DETRv2 and D-FINE of transformers, and the queries chosen from its tokens.
 
-These detectors ignore padding. Boxes are relative to the padded batch. Images are scaled to 0..1 and not normalized.
+These detectors ignore padding. Boxes are relative to the padded batch.
 """
 
 import itertools
@@ -135,7 +135,7 @@ class HybridDETR(Family[Memory]):
         """
         host = self.model.model
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
-        images = normalize(batch, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        images = normalize(batch, *self.statistics)
         sources = host.backbone.model(images).feature_maps
         levels = [projection(source) for projection, source in zip(host.encoder_input_proj, sources, strict=True)]
         sides = [(level.shape[-2], level.shape[-1]) for level in levels]

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from detdistill.detectors.backbone import check_channels, check_strides
+from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
-    NATIVE,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -27,8 +26,8 @@ def construct(
     backbone: str,
     classes: Sequence[str],
     host: dict[str, Any],
-) -> tuple[Any, tuple[nn.Module, ...]]:
-    """A model of transformers with published initial weights, and its frozen norms. Needs no network.
+) -> Any:
+    """A model of transformers with published initial weights. Needs no network.
 
     config_class, model_class: classes of transformers. backbone: a timm backbone, or the family's native one. host:
     fields of the host's config; they override all others. Raises UserError if strides, width or backbone do not fit.
@@ -72,9 +71,9 @@ def construct(
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if timm_backbone is not None:
         model.model.backbone.model._backbone = timm_backbone  # replaces the host's, which has random weights
-    norms = unfreeze_backbone(model.model.backbone, frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(model.model.backbone)
     initialize(model)
-    return model, norms
+    return model
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from detdistill.detectors.images import IMAGENET_MEAN, IMAGENET_STD
+from detdistill.detectors.backbone import batch_norms
 from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.registry import HostRecord, host_records, resolve
 from detdistill.detectors.state_dicts import reachable
-from detdistill.detectors.transformers.host import conv_encoder, unfreeze_backbone
+from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics
+from detdistill.detectors.transformers.host import conv_encoder
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import required
@@ -97,7 +97,7 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
             "model was trained without it"
         )
     labels = _labels(config, classes, source)
-    _check_pixels(name, host, local, source)
+    mean, std = _statistics(name, host, local, source)
     model_class = getattr(transformers, host.model)
     options = {
         "local_files_only": local,
@@ -110,28 +110,36 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     strides = _strides(host_model, getattr(config, host.levels) if host.levels else 1, source)
     names = _select_classes(host_model, host, labels, source)
     family = resolve(host.adapter)(host_model, names, strides)
-    norms = unfreeze_backbone(family.backbone(), frozen_norms=True)
-    detector = assemble(family, model, norms)
+    family.backbone().requires_grad_(True)  # transformers freezes most of it
+    for norm in batch_norms(family.backbone()):
+        norm.requires_grad_(False)
+    detector = assemble(family, model.model_copy(update={"mean": mean, "std": std}))
     detector.eval()
     return detector, matched
 
 
-def _check_pixels(name: str, host: HostRecord, local: bool, source: str) -> None:
-    """Raises UserError if the model's image processor prepares other pixels than this package does."""
+def _statistics(name: str, host: HostRecord, local: bool, source: str) -> PixelStatistics:
+    """The pixel statistics of the model's image processor, for pixels in 0..1.
+
+    The processor gives (255 r u - mean) / std for a pixel u in 0..1, with its rescale factor r. Without a processor
+    file, the statistics are those of the family's published weights. Raises UserError if a field is not usable.
+    """
     options = {"local_files_only": local, "_raise_exceptions_for_missing_entries": False}
     file = _attempt(source, lambda: cached_file(name, PROCESSOR, **options))
+    published = IMAGENET if host.normalized else UNCHANGED
     if file is None:
-        return
-    expected: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": host.normalized}
-    if host.normalized:
-        expected |= {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-    stored = expected | json.loads(Path(file).read_text())
-    for field, value in expected.items():
-        if not np.allclose(stored[field], value, atol=1e-3):
-            raise UserError(
-                f"{source}: {field} in its {PROCESSOR} is {stored[field]}, but detdistill prepares the images of a "
-                f"{host.model} with {value}; the model would get other images than in training, so choose another model"
-            )
+        return published
+    stored = json.loads(Path(file).read_text(encoding="utf-8"))
+    white = 255 * float(stored.get("rescale_factor", 1 / 255)) if stored.get("do_rescale", True) else 255.0
+    mean, std = UNCHANGED
+    if stored.get("do_normalize", host.normalized):
+        mean = stored.get("image_mean", published.mean)
+        std = stored.get("image_std", published.std)
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or white <= 0:
+        problem = f"image_mean {mean}, image_std {std} or rescale_factor in its {PROCESSOR} can't be used"
+        raise UserError(f"{source}: {problem}; write three means, three positive deviations and a positive factor")
+    scaled = [(values[0] / white, values[1] / white, values[2] / white) for values in (mean, std)]
+    return PixelStatistics(*scaled)
 
 
 def check_loaded(info: dict[str, Any], model: nn.Module, source: str) -> int:

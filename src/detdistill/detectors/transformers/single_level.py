@@ -20,10 +20,9 @@ from detdistill.detectors.queries.detector import Family, Features, QueryDetecto
 from detdistill.detectors.queries.frames import expand_queries, to_batch_frame, valid_fraction
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import token_maps
+from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
-    NATIVE,
     conv_encoder,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -141,7 +140,9 @@ class SingleLevelDETR(Family[Memory]):
     def neck(self, batch: Batch) -> Features:
         """The projected last map of the backbone. The mask of a cell is the mask of its first pixel."""
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
-        source, mask = conv_encoder(self.model)(normalize(batch), valid_mask(batch.sizes, *canvas))[-1]
+        source, mask = conv_encoder(self.model)(normalize(batch, *self.statistics), valid_mask(batch.sizes, *canvas))[
+            -1
+        ]
         level = self.model.model.input_projection(source)  # (B, D, H, W)
         return Features((level,), (mask,), batch.sizes, canvas)
 
@@ -226,9 +227,9 @@ def build(
     if timm_backbone is not None:
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.set_submodule(spec.timm_backbone, timm_backbone)
-    norms = unfreeze_backbone(conv_encoder(model), frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(conv_encoder(model))
     spec.initialize(model)
-    return assemble(SingleLevelDETR(spec, model, classes, strides), config, norms)
+    return assemble(SingleLevelDETR(spec, model, classes, strides), config)
 
 
 def flatten(level: Tensor) -> Tensor:
