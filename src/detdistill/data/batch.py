@@ -163,10 +163,12 @@ class EvalLoader:
 class Feed:
     """A DataLoader that does not use the global random state, and that raises the UserError of an image in one line.
 
-    torch gives each worker process one thread. The workers and their cached images live as long as the loader.
+    torch gives each worker process one thread. The workers and their cached images live as long as the loader. There
+    are not more workers than batches.
     """
 
     def __init__(self, examples: Examples, order: BatchOrder, workers: int) -> None:
+        workers = min(workers, order.steps)
         examples.budget //= max(workers, 1)
         self.order, self.workers, self.passes = order, workers, 0
         self.loader: DataLoader = DataLoader(

@@ -86,7 +86,7 @@ def compare(
         _begin(folder, entries, summary, overwrite=overwrite)
     barrier()
     runs, summary["stopped"] = train_all(entries, summary["seeds"], folder, resume=resume, console=console)
-    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.batch_size, resamples)
+    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.images_per_step, resamples)
     if is_main():
         write_json(folder / MARK, summary)
         write_text(folder / TABLE, markdown(summary))
