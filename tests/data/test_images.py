@@ -62,3 +62,11 @@ def test_images_that_cannot_be_used_are_refused_or_skipped(tmp_path):
         read_images([tmp_path / "deep.png"], DataConfig())
     (gray,) = read_images([tmp_path], DataConfig(on_bad_record="skip"))
     assert (gray.name, gray.image().mode, gray.image().size) == ("gray.png", "RGB", (8, 4))
+
+
+def test_skipping_decodes_every_image_unless_told_otherwise(coco_set):
+    root = coco_set()
+    path = root / "train2017" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])  # the header is intact
+    config = DataConfig(path=str(root), on_bad_record="skip")
+    assert [len(open_data(config, decode=decode).split("train")) for decode in (True, False)] == [1, 2]

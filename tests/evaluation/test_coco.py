@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from detdistill.errors import UserError
 from detdistill.evaluation import coco_metrics, to_original, to_results
+from detdistill.evaluation.coco import health
 from detdistill.types import Batch, Detections
 
 from .synthetic import CATEGORIES, IMAGES, dataset, random_set, reference
@@ -237,3 +238,11 @@ def test_labels_without_a_class_are_refused(label: int) -> None:
 def test_detections_for_another_number_of_images_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         to_results(detections()[:1], batch(), (9, 2))
+
+
+def test_the_health_check_names_the_affected_categories() -> None:
+    codes = {code: (message, ids) for code, message, ids in health(truth([5, 5, 20, 20]))}
+    assert set(codes) == {"low_instance_category"}
+    message, ids = codes["low_instance_category"]
+    assert "fewer than 10" in message and ids == [3]
+    assert health(truth(*[[9.0 * index, 5, 8, 8] for index in range(10)])) == []

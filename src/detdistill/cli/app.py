@@ -285,14 +285,15 @@ def _console() -> Console:
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0: done. 2: the input is wrong; one line on stderr says what. 1: interrupted. Any other exception passes through.
+    0: done. 2: the input is wrong; one line on stderr says what. 1: interrupted, or `doctor` found a problem. Any other
+    exception passes through.
     """
     if world_size() > 1:
         # torch prints harmless warnings once per process; its errors are still printed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if tokens is None else tokens)
     try:
-        app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_none")
+        code = app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         message = explain(error) if isinstance(error, CycloptsError) else str(error)
         print(f"detdistill: {' '.join(message.split())}", file=sys.stderr)
@@ -300,4 +301,4 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("detdistill: interrupted; continue with --resume --out DIR", file=sys.stderr)
         return 1
-    return 0
+    return code or 0

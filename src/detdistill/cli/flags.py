@@ -78,7 +78,7 @@ ALONE = {
 
 def takes(
     *parts: str, defaults: Mapping[str, str] | None = None, **names: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """A decorator that gives a command one typed flag per recipe field whose path begins with one of `parts`, and
     --import.
 
@@ -94,15 +94,15 @@ def takes(
     ]
     paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         signature = inspect.signature(function)
         explicit = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
 
-        def command(*arguments: Any, **keywords: Any) -> None:
+        def command(*arguments: Any, **keywords: Any) -> int | None:
             _load_plugins(keywords.pop("imports", None) or ())
             fields = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
             others = {name: value for name, value in keywords.items() if name not in paths}
-            function(*arguments, **others, **fields)
+            return function(*arguments, **others, **fields)
 
         parameters = [*explicit, IMPORT, *flags]
         command.__name__, command.__doc__ = function.__name__, function.__doc__

@@ -44,11 +44,13 @@ class Faults:
     """The faults of one data set.
 
     on_bad_record: `stop` raises UserError at the first record that can't be read. `skip` leaves such records out.
+    decode: with `skip`, every image is decoded, so that a damaged one is found.
     repaired: the names of the repaired images, by the kind of repair.
     skipped: (file, problem) of each record that was left out.
     """
 
     on_bad_record: Literal["stop", "skip"] = "stop"
+    decode: bool = True
     repaired: dict[Repair, list[str]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -56,6 +58,11 @@ class Faults:
     def skips(self) -> bool:
         """True if records that can't be read are skipped."""
         return self.on_bad_record == "skip"
+
+    @property
+    def decodes(self) -> bool:
+        """True if every image is decoded while the data set is opened."""
+        return self.skips and self.decode
 
     def reject(self, file: str, problem: str, remedy: str) -> None:
         """Handle a record that can't be read. With `stop`, raises UserError. With `skip`, the caller leaves it out.
@@ -114,14 +121,18 @@ class Faults:
         for note in self.notes():
             logger.warning("%s", note)
 
+    def repairs(self) -> list[tuple[str, list[str]]]:
+        """For each kind of repair, how many records it changed, in words, and the names of their images."""
+        return [
+            (f"{len(images)} {_noun(kind, len(images))} {REPAIRS[kind]}", images)
+            for kind, images in sorted(self.repaired.items())
+        ]
+
     def notes(self) -> list[str]:
         """One line about the repaired records and one line about the skipped records, if there are any."""
         lines = []
         if self.repaired:
-            parts = []
-            for kind, images in sorted(self.repaired.items()):
-                parts.append(f"{len(images)} {_noun(kind, len(images))} {REPAIRS[kind]} ({_names(images)})")
-            lines.append("repaired: " + "; ".join(parts))
+            lines.append("repaired: " + "; ".join(f"{text} ({_names(images)})" for text, images in self.repairs()))
         if self.skipped:
             count = len(self.skipped)
             names = _names([file for file, _ in self.skipped])

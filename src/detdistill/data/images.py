@@ -97,10 +97,11 @@ def read_header(path: Path, decode: bool = False) -> Header | str:
 def read_headers(paths: Sequence[Path], faults: Faults) -> list[Header | str]:
     """`read_header` of many files in parallel.
 
-    If faults are skipped, every image is also decoded, so that a damaged file can't stop the run later.
+    If faults are skipped, every image is also decoded, so that a damaged file can't stop the run later, unless
+    `faults.decode` is False.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda path: read_header(path, decode=faults.skips), paths))
+        return list(pool.map(lambda path: read_header(path, decode=faults.decodes), paths))
 
 
 def resolve_image(

@@ -44,15 +44,15 @@ FORMATS: dict[str, Format] = {
 SHAPES = "built-in shapes"
 
 
-def open_data(config: DataConfig) -> Data:
+def open_data(config: DataConfig, *, decode: bool = True) -> Data:
     """Every split of a data set. The layout is recognized by the files.
 
     No pixel is decoded, except with on_bad_record `skip`: then every image is decoded, so that a damaged one is left
     out here and does not stop the training later. `skip` leaves out the smallest unit that can't be read: a box, a
-    label line, or an image with its annotations.
+    label line, or an image with its annotations. decode: False reads only the headers of images with `skip`, too.
     Raises UserError with file, record, field and remedy.
     """
-    faults = Faults(config.on_bad_record)
+    faults = Faults(config.on_bad_record, decode)
     explicit = {name: paths for name in ("train", "val", "test") if (paths := getattr(config, name)) is not None}
     if explicit and config.path:
         raise UserError(f"data.path is {config.path!r}, but data.{next(iter(explicit))} is also set; keep one of them")

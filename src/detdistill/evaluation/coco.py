@@ -91,6 +91,17 @@ def coco_run(
     return run
 
 
+def health(ground_truth: Mapping[str, Any]) -> list[tuple[str, str, list[int]]]:
+    """hotcoco's health check of a ground truth: the code, the message and the affected ids of each finding.
+
+    The ids are those of categories, images or annotations, as the code says. ground_truth: a COCO dict.
+    """
+    report = hotcoco.COCO(dict(ground_truth)).healthcheck()
+    return [
+        (each["code"], each["message"], list(each["affected_ids"])) for each in report["errors"] + report["warnings"]
+    ]
+
+
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
     """COCO's twelve metrics by name.
 
