@@ -57,7 +57,7 @@ def difference(actual: Gradients, expected: Gradients) -> float:
 
 
 def student_of(head: str) -> Detector:
-    """A detector without dropout whose norms use fixed statistics. Those of a batch differ from its parts' by nature."""
+    """A detector without dropout, whose norms have fixed statistics: those of a batch and of its parts differ."""
     return shake(tiny(head)).eval()
 
 

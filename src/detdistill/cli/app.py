@@ -257,15 +257,11 @@ def show(
 def _recipe(
     source: str | None,
     over: Mapping[str, Any],
-    *,
     methods: Sequence[str] | None = None,
     out: Path | None = None,
     say: Console | None = None,
 ) -> Recipe:
-    """The recipe: defaults, then the recipe file, then the flags.
-
-    out: a run to continue; its recipe is the file if there is no other. say: where notes are printed.
-    """
+    """Defaults, then the recipe file, or that of the run `out` to continue, then the flags. say: where notes go."""
     if source is None and out is not None and (out / "recipe.yaml").exists():
         source = str(out)
     return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)

@@ -48,6 +48,14 @@ def canvas_size(config: DataConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+def largest_canvas(config: DataConfig) -> tuple[int, int]:
+    """The (height, width) of the largest padded batch of training."""
+    high = config.multiscale[1]
+    rounded = math.ceil if high == 1 else round
+    sides = [MULTIPLE * max(rounded(high * side / MULTIPLE), 1) for side in canvas_size(config)]
+    return sides[0], sides[1]
+
+
 def batch_config(config: DataConfig, *key: object) -> DataConfig:
     """The config of one batch: with `data.multiscale`, its image size is random.
 

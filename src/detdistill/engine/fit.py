@@ -15,13 +15,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detdistill.distributed import broadcast_from_main
-from detdistill.engine.checkpoint import Training, load_checkpoint, save_checkpoint
+from detdistill.engine.advice import Once, about_waiting, about_warmup
+from detdistill.engine.checkpoint import Training, flat, load_checkpoint, save_checkpoint
 from detdistill.engine.device import open_accelerator, peak_memory, reset_peak_memory
 from detdistill.engine.interrupt import uninterrupted
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, rest_frozen, set_learning_rate
 from detdistill.engine.progress import Progress
+from detdistill.engine.resources import cpu_count, worker_count
 from detdistill.engine.step import Step, add
+from detdistill.engine.trackers import Trackers
 from detdistill.engine.watch import Watch
 from detdistill.recipe import TrainConfig
 from detdistill.types import Batch, Detector, Targets, TrainState
@@ -29,7 +32,7 @@ from detdistill.types import Batch, Detector, Targets, TrainState
 if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
 
-MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every"}
+MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every", "trackers"}
 """Fields of TrainConfig that may differ when a run is resumed."""
 
 
@@ -99,6 +102,7 @@ def fit(
     schedule_steps = config.epochs * loader.steps
     last = min(schedule_steps, config.max_steps or schedule_steps)
     checkpoint_every = config.checkpoint_every or loader.steps
+    begin = training.step
     watch, meter = Watch(exempt=("grad_norm",) if accelerator.scaler else ()), Meter()
     clock = time.perf_counter() - training.seconds
     reset_peak_memory(device)
@@ -118,7 +122,14 @@ def fit(
         every=config.log_every,
     )
     keep_last = is_logged(training.step, schedule_steps, config.log_every)
-    with progress, Log(out if main else None, training.step, keep_last) as log:
+    tell = Once(console)
+    tell("warm-up", about_warmup(last, config))
+    log_folder = out if main else None
+    with (
+        progress,
+        Log(log_folder, training.step, keep_last) as log,
+        Trackers(config.trackers, log_folder, training.step, flat(settings)) as trackers,
+    ):
         try:
             while training.step < last:
                 epoch, start = divmod(training.step, loader.steps)
@@ -151,6 +162,9 @@ def fit(
                             values |= distillation.factors() | distillation.ratios
                             row = {"step": training.step, "epoch": epoch + 1, "lr": rate, **values, **meter.row()}
                             log.write(row | distillation.gradients)
+                            trackers.log(row | distillation.gradients, training.step, "train")
+                            if number > begin + 1:  # the first row counts the start of the workers
+                                tell("waiting", about_waiting(meter.share, worker_count(config), cpu_count()))
                         progress.advance(training.step, row)
                         if training.step % checkpoint_every == 0 or training.step == last:
                             checkpoint()

@@ -55,10 +55,14 @@ class Log:
 
 
 class Meter:
-    """Counts images and seconds since the last row; seconds of waiting for data are counted separately."""
+    """Counts images and seconds since the last row; seconds of waiting for data are counted separately.
+
+    share: of the time before the last row that was spent waiting, 0..1.
+    """
 
     def __init__(self) -> None:
         self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.share = 0.0
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield `items`; the time until each one arrives counts as waiting."""
@@ -75,6 +79,7 @@ class Meter:
     def row(self) -> dict[str, float]:
         """Returns {images_per_second, data_seconds (waiting for data)} since the last call."""
         now = time.perf_counter()
+        self.share = self.waited / (now - self.since)
         row = {"images_per_second": self.images / (now - self.since), "data_seconds": self.waited}
         self.images, self.waited, self.since = 0, 0.0, now
         return row
