@@ -77,10 +77,10 @@ def train(
     **fields: Any,
 ) -> None:
     """Train a detector without a teacher."""
-    resolved = _recipe(recipe, flags.overrides(fields, model=model_options), out=out if resume else None)
+    console = _console()
+    resolved = _recipe(recipe, flags.overrides(fields, model=model_options), out=out if resume else None, say=console)
     from detdistill import run
 
-    console = _console()
     outcome = run.train(resolved, out, resume=resume, overwrite=overwrite, console=console)
     _print_outcome(outcome, console)
 
@@ -103,10 +103,10 @@ def distill(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     chosen = flags.names(method, "--method")
     flags.check_options_used(methods, chosen, "--method")
-    resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None)
+    console = _console()
+    resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None, say=console)
     from detdistill import run
 
-    console = _console()
     outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=console)
     _print_outcome(outcome, console)
 
@@ -142,6 +142,7 @@ def compare(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
+    load(recipe, over, origin=ORIGIN, say=_console().print)  # prints its notes once for all labels
     recipes = {
         label: load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN) for label in labels
     }
@@ -256,16 +257,14 @@ def show(
 def _recipe(
     source: str | None,
     over: Mapping[str, Any],
-    *,
     methods: Sequence[str] | None = None,
     out: Path | None = None,
+    say: Console | None = None,
 ) -> Recipe:
-    """The recipe: defaults, then the recipe file, then the flags. out: a run to continue; its recipe is the file if
-    there is no other.
-    """
+    """Defaults, then the recipe file, or that of the run `out` to continue, then the flags. say: where notes go."""
     if source is None and out is not None and (out / "recipe.yaml").exists():
         source = str(out)
-    return load(source, over, methods, origin=ORIGIN)
+    return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)
 
 
 def _print_outcome(outcome: Any, console: Console) -> None:

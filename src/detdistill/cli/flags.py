@@ -26,6 +26,7 @@ SHORT = {
     "epochs": "train.epochs",
     "seed": "train.seed",
     "batch-size": "train.batch_size",
+    "ema": "train.ema",
     "image-size": "data.image_size",
     "lr": "train.lr",
     "workers": "train.workers",
@@ -66,6 +67,13 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 
 
 FIELDS = dict(leaves())
+ALONE = {
+    f"--{name}": str(extra["alone"])
+    for path, info in FIELDS.items()
+    if isinstance(extra := info.json_schema_extra, dict) and "alone" in extra
+    for name in (path.replace("_", "-"), *(flag for flag, target in SHORT.items() if target == path))
+}
+"""Flags that may stand without a value, and the value that they then have."""
 
 
 def takes(
@@ -141,18 +149,21 @@ def _shown(default: Any) -> str:
 
 def tidy(tokens: list[str]) -> list[str]:
     """The tokens with one spelling per flag: `--train.max_steps` as `--train.max-steps`, `--switch true` as
-    `--switch=true`.
+    `--switch=true`, and `--ema` without a value as `--ema=on`.
 
     A bare `--methods` becomes `--method`: cyclopts can't give one name to both a value and the dotted options of
     methods.
     """
     switches = {f"--{path.replace('_', '-')}" for path, info in FIELDS.items() if info.annotation is bool}
     tidied: list[str] = []
-    for token in tokens:
+    for place, token in enumerate(tokens):
         if token.startswith("--"):
             name, equals, value = token.partition("=")
-            name = "--method" if name == "--methods" else name
-            tidied.append(name.replace("_", "-") + equals + value)
+            name = "--method" if name == "--methods" else name.replace("_", "-")
+            is_alone = not equals and (place + 1 == len(tokens) or tokens[place + 1].startswith("--"))
+            if is_alone and name in ALONE:
+                equals, value = "=", ALONE[name]
+            tidied.append(name + equals + value)
         elif tidied and tidied[-1] in switches and token.lower() in ("true", "false"):
             tidied[-1] += f"={token}"
         else:

@@ -10,7 +10,8 @@ from detdistill.cli.flags import COMMON
 PRETRAINED = "a pretrained detector such as torchvision:fcos_resnet50_fpn or hf:facebook/detr-resnet-50"
 
 RecipeFlag = Annotated[
-    str | None, Parameter(help="recipe file, run folder, or a name of `detdistill list recipes`", group=COMMON)
+    str | None,
+    Parameter(help="recipe file, run folder, or a name of `detdistill list recipes`; several: A,B", group=COMMON),
 ]
 Out = Annotated[Path | None, Parameter(help="folder of the run [default: runs/NAME, numbered]", group=COMMON)]
 Resume = Annotated[bool, Parameter(help="continue the run in --out, bit for bit", group=COMMON, negative=())]

@@ -14,6 +14,7 @@ from detdistill.distributed import barrier, is_main
 from detdistill.engine.checkpoint import flat
 from detdistill.engine.device import open_accelerator
 from detdistill.engine.fit import MAY_CHANGE
+from detdistill.engine.trackers import check_trackers
 from detdistill.errors import UserError
 from detdistill.files import write_json, write_text
 from detdistill.recipe import Recipe, parse, read_yaml
@@ -54,6 +55,7 @@ def compare(
     folder = choose_folder(out, "comparison", resume=resume, overwrite=overwrite, mark=MARK)
     stored = json.loads((folder / MARK).read_text()) if resume else {}
     entries = _with_plain(entries)
+    check_trackers(entries[0].recipe.train.trackers)
     open_accelerator(entries[0].recipe.train)  # raises UserError for an impossible device; the processes meet here
     data, settled = open_with_notes(with_levels(entries[0].recipe, say), say)
     same = {"model": settled.model, "data": settled.data}
@@ -86,7 +88,7 @@ def compare(
         _begin(folder, entries, summary, overwrite=overwrite)
     barrier()
     runs, summary["stopped"] = train_all(entries, summary["seeds"], folder, resume=resume, console=console)
-    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.batch_size, resamples)
+    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.images_per_step, resamples)
     if is_main():
         write_json(folder / MARK, summary)
         write_text(folder / TABLE, markdown(summary))

@@ -75,7 +75,7 @@ def seconds_left(waiting: Sequence[str], spent: Mapping[str, Sequence[float]]) -
 
 def warn_if_short(recipe: Recipe, images: int, say: Say) -> None:
     """Print a warning if the runs have too few steps for a comparison. images: of the training split."""
-    steps = recipe.train.epochs * max(images // recipe.train.batch_size, 1)
+    steps = recipe.train.epochs * max(images // recipe.train.images_per_step, 1)
     steps = min(steps, recipe.train.max_steps or steps)
     if steps < FEW_STEPS:
         say(

@@ -9,6 +9,7 @@ from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Split, open_data
 from detdistill.data.ids import with_file_ids
 from detdistill.distributed import is_initialized, is_main, rank, world_size
+from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
 from detdistill.files import write_json
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
@@ -110,4 +111,4 @@ def measure(
 def loader_options(train: TrainConfig) -> dict[str, int]:
     """Batch size and workers of a loader, and this process's share of the images if the processes have met."""
     share = {"rank": rank(), "processes": world_size()} if is_initialized() else {}
-    return {"batch_size": train.batch_size, "workers": train.workers, **share}
+    return {"batch_size": train.images_per_step, "workers": worker_count(train), **share}

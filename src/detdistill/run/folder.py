@@ -173,9 +173,10 @@ class RunFolder:
         write_json(self.path / "metrics.json", metrics)
 
     def _remove_files(self) -> None:
-        for name in FILES:
+        for name in (*FILES, "trackers.json"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        for name in ("checkpoint", "tensorboard", "wandb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _write_recipe(self, recipe: Recipe) -> None:
         write_text(self.path / "recipe.yaml", recipe_text(recipe))

@@ -54,7 +54,7 @@ def inspect_data(
         config,
         strides=strides,
         assigners=assigners,
-        batch_size=train.batch_size,
+        batch_size=train.images_per_step,
         out=out if is_main() else None,
     )
     if is_main() and json is not None:

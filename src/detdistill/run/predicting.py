@@ -9,6 +9,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import EvalLoader, Record, Split, read_images
+from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json
 from detdistill.recipe import DataConfig, TrainConfig
@@ -51,7 +52,9 @@ def predict(
     device = place(detector, train.device)
     detections: list[Detections] = []
     results: list[dict[str, Any]] = []
-    loader = EvalLoader(Split("images", tuple(records)), config, batch_size=train.batch_size, workers=train.workers)
+    loader = EvalLoader(
+        Split("images", tuple(records)), config, batch_size=train.images_per_step, workers=worker_count(train)
+    )
     with evaluation.evaluating(detector), torch.no_grad():
         for batch, _ in loader:
             batch = batch.to(device)

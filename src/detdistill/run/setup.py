@@ -9,9 +9,11 @@ from typing import Any
 from detdistill.data import Data, Split, open_data
 from detdistill.detectors.inherit import inherit
 from detdistill.engine.device import open_accelerator
+from detdistill.engine.trackers import check_trackers
 from detdistill.errors import UserError
 from detdistill.methods import Method
 from detdistill.recipe import ModelConfig, Recipe
+from detdistill.run.batch_size import check_batch_size
 from detdistill.run.defaults import saved_size, shown, sides, with_image_size, with_levels
 from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder, choose_folder, is_run
@@ -22,7 +24,7 @@ from detdistill.run.tables import Say, number
 from detdistill.types import Detector
 
 RESULT_FREE = {
-    "train": {"device", "workers", "log_every", "log_gradients", "checkpoint_every"},
+    "train": {"device", "workers", "log_every", "log_gradients", "checkpoint_every", "trackers"},
     "teacher": {"sample", "floor", "allow_weak"},
 }
 """Fields of a recipe that do not change the result of a run."""
@@ -72,6 +74,8 @@ def begin(recipe: Recipe, out: Path | None, say: Say, *, resume: bool, overwrite
     for path in (recipe.model.name, recipe.teacher.path):
         if is_run(path) and Path(path).resolve() == folder.resolve():
             raise UserError(f"--out {folder}: the run would overwrite the model it reads; choose another folder")
+    check_batch_size(recipe)
+    check_trackers(recipe.train.trackers)
     open_accelerator(recipe.train)  # under torchrun, the processes meet here
     return recipe, folder
 

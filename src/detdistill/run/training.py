@@ -8,11 +8,16 @@ from typing import Any
 from rich.console import Console
 
 from detdistill.data import Data, Split, TrainLoader
+from detdistill.detectors.registry import DETECTORS
 from detdistill.distributed import is_main
+from detdistill.engine.advice import about_rate
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import FitSummary, fit
+from detdistill.engine.micro import check_accumulate
+from detdistill.engine.trackers import FINAL, Trackers
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig, Recipe
+from detdistill.run.batch_size import with_batch_size
 from detdistill.run.evaluating import loader_options, measure
 from detdistill.run.folder import ModelCard, RunFolder
 from detdistill.run.models import start
@@ -55,10 +60,11 @@ def train(
     recipe, folder = begin(recipe, out, say, resume=resume, overwrite=overwrite)
     data, recipe = open_with_notes(recipe, say)
     student, model = start(recipe.model, data.classes, recipe.train.seed, say)
+    distillation = Distillation(student)
+    recipe = with_batch_size(recipe, distillation, None, data, folder, say)
     job = Job(recipe, model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
-    distillation = Distillation(student)
     loader = job.prepare(resume=resume, overwrite=overwrite)
     return job.finish(student, job.fit(distillation, loader, None, resume))
 
@@ -85,6 +91,7 @@ def distill(
     options, methods = pair.methods(recipe.methods)
     recipe = recipe.model_copy(update={"methods": options})
     distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
+    recipe = with_batch_size(recipe, distillation, pair.teacher, data, folder, say)
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
     if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
         say(warning)
@@ -156,7 +163,10 @@ class Job:
         """
         training, _ = self.splits
         recipe = self.recipe
-        loader = TrainLoader(training, recipe.data, **loader_options(recipe.train), seed=recipe.train.seed)
+        options = loader_options(recipe.train)
+        images = min(recipe.train.images_per_step, len(training))
+        check_accumulate(images, options.get("processes", 1), recipe.train.accumulate)
+        loader = TrainLoader(training, recipe.data, **options, seed=recipe.train.seed, epochs=recipe.train.epochs)
         if resume:
             check_splits(self.data, self.folder)
         else:
@@ -164,6 +174,9 @@ class Job:
             if is_main():
                 keep_splits(self.data, self.folder)
         name, count = training.name, len(training)
+        head = self.model.name.partition(":")[0]
+        if (warning := about_rate(head, DETECTORS[head].learning_rate, recipe.train)) is not None:
+            printer(self.console)(warning)
         printer(self.console)(f"training {recipe.model.name} on {name} ({count} images), output in {self.folder}")
         return loader
 
@@ -190,6 +203,8 @@ class Job:
         metrics |= {"peak_memory_bytes": summary.peak_memory_bytes, "epochs": summary.epochs, "steps": summary.steps}
         if is_main():
             self.run.end(recipe, metrics, results)
+            with Trackers(recipe.train.trackers, self.folder, summary.steps) as trackers:
+                trackers.log(metrics, summary.steps, FINAL)
         return Outcome(self.folder, metrics)
 
 
