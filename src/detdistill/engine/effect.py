@@ -12,12 +12,16 @@ STRONG, WEAK = 10.0, 0.01  # ratios of a method's gradient at the student's neck
 class EffectCheck:
     """Collects the ratios of gradients at a few steps, and judges their medians.
 
-    exempt: names of methods that are not judged, because their weight is balanced.
+    exempt: names of methods that are not judged, because their weights are balanced.
     ratios: for each method, the ratios measured so far.
     """
 
     exempt: frozenset[str] = frozenset()
     ratios: dict[str, list[float]] = field(default_factory=dict)
+
+    def looks(self, step: int) -> bool:
+        """True if the gradients of this step are to be measured."""
+        return step in CHECKED
 
     def add(self, step: int, ratios: Mapping[str, float]) -> list[str]:
         """Add the ratios of a step, `ratio_<method>` as in `Distillation.ratios`. The last step returns the warnings.
