@@ -4,16 +4,26 @@ Imports neither torch nor a detector, so that `detdistill --help` stays quick. E
 the defaults of a method are fields of that method's `Config` (detdistill.methods).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from detdistill.errors import UserError, nearest
+from detdistill.text import read_text
 
 
 class Part(BaseModel):
@@ -75,6 +85,16 @@ class ModelConfig(Part):
         description="standard deviation of the pixels, 0 to 1, per channel, that an image is divided by; none: of the "
         "backbone's pretrained configuration",
     )
+    freeze_norms: bool | None = Field(
+        None,
+        description="keep the batch norms of the backbone as they are; none: if the head is a DETR or AdaMixer and the "
+        "backbone starts from loaded weights",
+    )
+    freeze_stages: Annotated[int, Field(ge=0, le=4)] | None = Field(
+        None,
+        description="number of the backbone's first stages that do not train; stage 1 is everything up to stride 4, "
+        "stage 2 up to stride 8; none: 0",
+    )
     rois: int = Field(
         512, ge=1, description="proposals per image that the second stage is trained on (two-stage heads)"
     )
@@ -98,13 +118,22 @@ class SplitPaths(Part):
 class DataConfig(Part):
     """The images, and how they are prepared for the detector."""
 
-    path: str = Field("", description="folder in COCO, Pascal VOC or YOLO layout, or shapes:N for built-in images")
+    path: str = Field(
+        "",
+        description="folder or file in COCO, Pascal VOC, YOLO, LabelMe or CVAT layout, or shapes:N for built-in images",
+    )
     train: SplitPaths | None = None
     val: SplitPaths | None = None
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
     eval_split: str | None = Field(
         None, description="name of the split to evaluate on; none: test if it exists, else val"
+    )
+    val_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as val; none: 0.1 if the data has no splits"
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as test; none: 0.2 if the data has no splits"
     )
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         640, description="images are scaled to fit into a square of this side, or into (height, width)"
@@ -114,6 +143,20 @@ class DataConfig(Part):
         (1.0, 1.0), description="range of random scaling in training; 1,1: no scaling"
     )
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="probability of a mosaic in training: parts of four images around a random point"
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=1, description="probability that a second image is blended in, in training, with its boxes"
+    )
+    close_mosaic: float = Field(
+        0.15, ge=0, le=1, description="share of the epochs, at the end of the run, without mosaic and mixup"
+    )
+    multiscale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0),
+        description="range of a random factor of image_size in training, one per step, in multiples of 32 pixels; "
+        "1,1: one size",
+    )
     on_bad_record: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image or annotation that can't be read"
     )
@@ -125,7 +168,8 @@ class TeacherConfig(Part):
     path: str = Field(
         "",
         description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), "
-        "HEAD:BACKBONE=FILE with a state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
+        "HEAD:BACKBONE=FILE with weights of your own (FILE#ema: their moving average), or a ViT for its features: "
+        "timm:NAME, timm:NAME=FILE",
     )
     model: ModelConfig = Field(
         ModelConfig(), description="architecture of HEAD:BACKBONE=FILE; a run folder stores its own architecture"
@@ -145,6 +189,17 @@ class TeacherConfig(Part):
     allow_weak: bool = Field(False, description="continue with a teacher whose AP is below the floor")
 
 
+EMA_DECAY = 0.9998  # with `--ema` alone; from about 45,000 steps on, since a shorter average is used before
+
+
+def _decay(value: Any) -> Any:
+    """The decay of `on` and `off`, as text or as YAML reads them; other values stay."""
+    word = value.lower() if isinstance(value, str) else value
+    if word in ("on", "true") or word is True:
+        return EMA_DECAY
+    return None if word in ("off", "false") or word is False else value
+
+
 class TrainConfig(Part):
     """Schedule and optimizer."""
 
@@ -152,7 +207,17 @@ class TrainConfig(Part):
     seed: int = Field(
         0, ge=0, description="random seed of the initial weights, the order of the images and their augmentation"
     )
-    batch_size: int = Field(8, ge=1, description="images per step, over all processes")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8, description="images per step, over all processes; auto: as many as fit into the memory of the GPU"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches per step: batch_size is split into as many, one in memory at a time"
+    )
+    accumulate_exact: bool = Field(
+        True,
+        description="count objects over all micro-batches, as the large batch does, at the cost of a further forward "
+        "pass; false: each micro-batch by itself",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     lr: float = Field(0.001, gt=0, description="peak learning rate")
     backbone_lr_factor: float = Field(
@@ -168,7 +233,13 @@ class TrainConfig(Part):
         (0.67, 0.92), description="fractions of the run at which schedule `step` divides the rate by 10"
     )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
+    ema: Annotated[float | None, BeforeValidator(_decay)] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"decay of the moving average of the weights; on: {EMA_DECAY}; none: off",
+        json_schema_extra={"alone": "on"},
+    )
     balance_every: int = Field(
         10, ge=1, description="steps between two measurements of gradients, for methods with a `balance`"
     )
@@ -176,7 +247,10 @@ class TrainConfig(Part):
         "fp32", description="precision of the forward pass; fp16 needs a GPU"
     )
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:1, mps")
-    workers: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="processes that read images; 0: the training process reads them; auto: as this machine needs",
+    )
     max_steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the learning-rate schedule still spans all epochs"
     )
@@ -185,6 +259,16 @@ class TrainConfig(Part):
         False, description="log the norm of every term's gradient at the neck, and its share of their sum"
     )
     checkpoint_every: int | None = Field(None, ge=1, description="steps between two checkpoints; none: every epoch")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="where the log and the metrics are also shown: tensorboard, wandb, mlflow"
+    )
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number. Raises UserError if it is still `auto`."""
+        if self.batch_size == "auto":
+            raise UserError("--batch-size auto: only `train` and `distill` can choose it; give a number")
+        return self.batch_size
 
 
 class Recipe(Part):
@@ -229,29 +313,57 @@ def packaged() -> dict[str, Path]:
 
 
 def load(
-    source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None, *, origin: str = "recipe"
+    source: str | None,
+    over: Overrides | None = None,
+    methods: Collection[str] | None = None,
+    *,
+    origin: str = "recipe",
+    say: Callable[[str], None] | None = None,
 ) -> Recipe:
     """The recipe of a file, a run folder or a packaged name (None: the defaults), with the values of `over`.
 
-    methods: if given, exactly these methods stay, each with the options that the file and `over` set. origin: name of
-    `over` in messages. Raises UserError that names the file or flag, the field and the remedy.
+    source: several recipes may be separated by commas; a later one replaces the fields of an earlier one. methods: if
+    given, exactly these methods stay, each with the options that the file and `over` set. origin: name of `over` in
+    messages. say: prints a note if `over` sets the batch size but no learning rate. Raises UserError that names the
+    file or flag, the field and the remedy.
     """
     content: dict[str, Any] = {}
     if source is not None:
-        path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-        if not path.exists() and Path(source).is_dir() and source not in packaged():
-            raise UserError(f"--recipe {source}: the folder has no recipe.yaml; give a run folder or a file")
-        if not path.exists() and source not in packaged():
-            hint = nearest(source, packaged())
-            raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{hint}")
-        path = path if path.exists() else packaged()[source]
-        content = read_yaml(path)
-        parse(content, str(path))  # without `over` first, so that the message names the file if the file is wrong
+        for name in [source] if "," not in source or Path(source).exists() else source.split(","):
+            content = merge(content, _content(name.strip()))
     merged = merge(content, over or {})
     if methods is not None:
         options = merged.get("methods") or {}
         merged["methods"] = {name: options.get(name, {}) for name in methods}
-    return parse(merged, origin)
+    recipe = parse(merged, origin)
+    note = rate_note(parse(content, origin).train, over or {}, recipe.train)
+    if say is not None and note is not None:
+        say(note)
+    return recipe
+
+
+def _content(source: str) -> dict[str, Any]:
+    """The fields that one recipe sets. Raises UserError if there is no such recipe, or if it is wrong by itself."""
+    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+    if not path.exists() and Path(source).is_dir() and source not in packaged():
+        raise UserError(f"--recipe {source}: the folder has no recipe.yaml; give a run folder or a file")
+    if not path.exists() and source not in packaged():
+        hint = nearest(source, packaged())
+        raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{hint}")
+    path = path if path.exists() else packaged()[source]
+    content = read_yaml(path)
+    parse(content, str(path))  # without other fields, so that the message names the file if the file is wrong
+    return content
+
+
+def rate_note(before: TrainConfig, over: Overrides, now: TrainConfig) -> str | None:
+    """A line about the learning rate if `over` changes the batch size and leaves the rate, or None."""
+    if "lr" in (over.get("train") or {}) or now.batch_size == before.batch_size or before.batch_size == "auto":
+        return None
+    note = f"note: the learning rate {now.lr:g} is meant for batches of {before.batch_size} images and stays as it is"
+    if now.batch_size == "auto":
+        return f"{note}; linear scaling would multiply it by the batch size / {before.batch_size}"
+    return f"{note}; linear scaling to {now.batch_size} would give --lr {now.lr * now.batch_size / before.batch_size:g}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -271,7 +383,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UserError if it can't be read."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(read_text(path), _Loader)
     except OSError as error:
         raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -308,6 +420,13 @@ REMEDIES = {
     "tuple_type": "write a list, such as [8, 16, 32]",
 }
 """What to write instead, by the type of pydantic's error, where pydantic's own words are those of Python."""
+FORMS = {
+    "data.image_size": "a side in pixels, or HEIGHT,WIDTH, each 1 or more",
+    "train.batch_size": "a number of images, 1 or more, or auto",
+    "train.workers": "a number, 0 or more, or auto",
+    "train.ema": "a decay between 0 and 1, such as 0.999, or on",
+}
+"""What a field with several forms may be: pydantic names only one of them."""
 
 
 def _explain(error: ValidationError) -> str:
@@ -328,8 +447,8 @@ def _explain(error: ValidationError) -> str:
         return f"field {field!r} is missing"
     if first["type"] in REMEDIES:
         return f"field {field!r} is {first['input']!r}: {REMEDIES[first['type']]}"
-    if field == "data.image_size":  # pydantic names only one of the two forms
-        return f"field 'data.image_size' is {first['input']!r}: give a side in pixels, or HEIGHT,WIDTH, each 1 or more"
+    if field in FORMS:
+        return f"field {field!r} is {first['input']!r}: give {FORMS[field]}"
     return f"field {field!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

@@ -70,9 +70,28 @@ class Neck(nn.Module):
         self.reductions = reductions
         self.out_channels = channels
 
+    def train(self, mode: bool = True) -> "Neck":
+        """Set the mode as usual, but keep frozen norms in eval mode."""
+        super().train(mode)
+        rest_norms(self.body)
+        return self
+
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         levels = zip(self.reductions, self.body(images), strict=True)
         return self.fpn(OrderedDict((str(stride), level) for stride, level in levels))
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The batch norms inside a module that have parameters."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.affine]
+
+
+def rest_norms(backbone: nn.Module) -> None:
+    """Put the batch norms whose parameters are frozen into eval mode, so that they keep their statistics."""
+    for norm in batch_norms(backbone):
+        if not any(parameter.requires_grad for parameter in norm.parameters()):
+            norm.eval()
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

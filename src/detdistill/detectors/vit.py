@@ -8,6 +8,7 @@ the padded batch.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.images import cells_to_patches, normalize
-from detdistill.detectors.state_dicts import published_weights, read_state, unmatched_tensors
+from detdistill.detectors.state_dicts import published_weights, unmatched_tensors
 from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
+from detdistill.detectors.weight_names import read_weights
 from detdistill.errors import UserError, nearest
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
+
+logger = logging.getLogger("detdistill.detectors")
 
 DEFAULT_STRIDE = 32  # of the published alignment
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "classifier.", "pooler.")  # layers after the tokens, which are not used
@@ -147,7 +151,7 @@ def feature_teacher(path: str, stride: int = DEFAULT_STRIDE) -> FeatureTeacher:
     except (TypeError, AttributeError):
         problem = "not a plain ViT whose position embeddings timm can resize"
         raise UserError(f"timm:{name}: {problem}; {REMEDY}") from None
-    state = read_state(Path(file), f"timm:{name}") if file else _published(name)
+    state = _from_file(file, f"timm:{name}", body) if file else _published(name)
     _load_state(body, state, file or path)
     config: Any = timm.get_pretrained_cfg(name)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (config.mean, config.std)
@@ -183,6 +187,14 @@ def _load_state(body: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             problem = f"{counts} of {len(expected)} tensors; first: {names[0]!r} is {kind}"
             raise UserError(f"{source}: {problem}; give a state dict of this timm model")
     body.load_state_dict(dict(state))
+
+
+def _from_file(file: str, flag: str, body: nn.Module) -> Mapping[str, Tensor]:
+    """The state dict in a file of weights. flag: for messages."""
+    found = read_weights(file, flag, body.state_dict())
+    if found.note:
+        logger.warning("%s=%s: %s", flag, file, found.note)
+    return found.state
 
 
 def _published(name: str) -> Mapping[str, Tensor]:

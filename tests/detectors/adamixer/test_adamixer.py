@@ -19,7 +19,7 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector, learn
 from detdistill.types import Need, QuerySet
-from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.builders import make_batch, make_targets, tiny
 
 CLASSES = ("disc", "square", "star")
 SMALL = {"groups": 2, "in_points": 6, "out_points": 8, "heads": 4, "ffn": 48}
@@ -321,7 +321,7 @@ def test_backbone_weights_are_loaded_and_their_norms_are_frozen(tmp_path):
     torch.manual_seed(5)
     source = timm.create_model("mobilenetv2_035", pretrained=False)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
-    detector = build(weights=str(tmp_path / "backbone.safetensors")).train()
+    detector = tiny("adamixer", backbone_weights=str(tmp_path / "backbone.safetensors")).train()
     backbone = detector.model.backbone
     assert torch.equal(backbone.conv_stem.weight, source.conv_stem.weight)
     before = backbone.bn1.running_mean.clone()
@@ -329,7 +329,7 @@ def test_backbone_weights_are_loaded_and_their_norms_are_frozen(tmp_path):
     assert torch.equal(backbone.bn1.running_mean, before)
     assert not backbone.bn1.weight.requires_grad
     assert backbone.conv_stem.weight.requires_grad
-    fresh = build().train()
+    fresh = tiny("adamixer").train()
     assert fresh.model.backbone.bn1.training
     assert fresh.state_dict().keys() == detector.state_dict().keys()  # a run can be rebuilt without the file of weights
     assert len(fresh.backbone_parameters()) == len(list(backbone.parameters()))

@@ -1,5 +1,6 @@
 """Weights of a backbone are loaded whole, under the names of timm's extractor, or refused."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,33 @@ def test_the_message_names_the_flag_if_pretrained_weights_are_out_of_reach(monke
     monkeypatch.setattr(state_dicts, "_is_cached", lambda repository: False)
     with pytest.raises(UserError, match=r"--backbone-weights default: .* can't be reached; give a FILE, or none"):
         build_neck("resnet18", STRIDES, 32, "default")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnextv2_atto", "hgnetv2_b0"])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.body.", "module.encoder."])
+def test_the_backbone_in_a_file_of_another_training_is_found(
+    name: str, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The file holds a whole detector, a classifier, or an encoder; the extractor renames stages or wraps the model."""
+    torch.manual_seed(6)
+    plain = timm.create_model(name, pretrained=False)
+    file = tmp_path / "checkpoint.pth"
+    state = {prefix + key: value for key, value in plain.state_dict().items()}
+    torch.save({"state_dict": {**state, "bbox_head.weight": torch.ones(2)}, "meta": Namespace(epoch=3)}, file)
+    loaded = build_neck(name, STRIDES, 32, str(file)).body.state_dict()
+    last_parts = {key.removeprefix("model.").replace("_", "."): value for key, value in loaded.items()}
+    expected = {key.replace("_", "."): value for key, value in plain.state_dict().items()}
+    assert last_parts.keys() <= expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in last_parts.items())
+    told = f"--backbone-weights {file}: stripped the prefix {prefix!r}; left out 1 tensor without it"
+    assert (told in caplog.text) == bool(prefix)
+
+
+def test_of_a_backbone_and_its_average_the_average_is_taken_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    plain, average = (timm.create_model("resnet18", pretrained=False) for _ in range(2))
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": plain.state_dict(), "state_dict_ema": average.state_dict()}, file)
+    for choice, expected in (("", average), ("#state_dict", plain)):
+        neck = build_neck("resnet18", STRIDES, 32, f"{file}{choice}")
+        assert torch.equal(neck.body.conv1.weight, expected.conv1.weight)
+    assert f"took the moving average (state_dict_ema); {file}#state_dict takes the other" in caplog.text

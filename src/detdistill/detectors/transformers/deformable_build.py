@@ -12,7 +12,6 @@ from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
     for_width,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -22,12 +21,14 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
 GROUPS = 32  # groups of the group norms in the host's input projections
+CLASS_WEIGHT = 2  # in the loss and in matching, as published
+HOST_CLASS_COST = 1  # the default of `class_cost` in the host's config, also in the configs of published weights
 
 
 def construct(
     config: ModelConfig, backbone: str, classes: Sequence[str], host: Mapping[str, Any]
-) -> tuple[DeformableDetrForObjectDetection, tuple[nn.Module, ...]]:
-    """A model of transformers with published initial weights, and its frozen norms. Needs no network.
+) -> DeformableDetrForObjectDetection:
+    """A model of transformers with published initial weights. Needs no network.
 
     backbone: a timm backbone, or the native one. host: fields of `DeformableDetrConfig`; they override all others.
     Raises UserError if strides, width or backbone do not fit.
@@ -49,6 +50,7 @@ def construct(
         "num_queries": config.queries,
         "two_stage_num_proposals": config.queries,
         "auxiliary_loss": True,
+        "class_cost": CLASS_WEIGHT,
         "with_box_refine": config.box_refine or config.two_stage,
         "two_stage": config.two_stage,
     }
@@ -67,9 +69,9 @@ def construct(
         model.model.backbone.model = timm_backbone
         for projection, width in zip(host_projections, widths, strict=False):  # further levels come from the coarsest
             projection[0] = for_width(projection[0], width)
-    norms = unfreeze_backbone(model.model.backbone, frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(model.model.backbone)
     initialize(model)
-    return model, norms
+    return model
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ transformers treats backbones in ways that are wrong for training here (measured
   activation inside the norm.
 * `use_pretrained_backbone` of a config loads nothing.
 
-The rule here: every parameter trains, except the norms of a backbone with loaded weights. Those norms keep their
-statistics and their affine parameters.
+The rule here: every parameter trains, except what `detectors.freezing` freezes.
 """
 
 from collections.abc import Sequence
@@ -90,29 +89,16 @@ def conv_encoder(model: Any) -> Any:
     return getattr(backbone, "conv_encoder", backbone)  # DAB-DETR keeps it next to its position embedding
 
 
-def has_loaded_backbone(config: ModelConfig) -> bool:
-    """True if the backbone starts from loaded weights. Its norms are then frozen in training."""
-    return config.backbone_weights != "none"
-
-
 @torch.no_grad()
-def unfreeze_backbone(backbone: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
-    """Let every parameter of the backbone train, in place, and return the norms that stay frozen.
+def unfreeze_backbone(backbone: nn.Module) -> None:
+    """Let every parameter of the backbone train, in place.
 
-    frozen_norms: if True, the parameters of all batch norms are frozen, and the norms are returned; the caller must
-    keep them in eval mode. If False, the host's frozen norms, which have no parameters, are replaced by batch norms
-    with the same values, and the result is empty.
+    The host's frozen norms, which have no parameters, are replaced by batch norms with the same values.
     """
     backbone.requires_grad_(True)
-    if frozen_norms:
-        norms = tuple(module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        for norm in norms:
-            norm.requires_grad_(False)
-        return norms
     for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__.endswith("FrozenBatchNorm2d"):
                 norm = nn.BatchNorm2d(len(child.weight))  # type: ignore[arg-type]
                 norm.load_state_dict(child.state_dict(), strict=False)  # a frozen norm has no num_batches_tracked
                 setattr(module, name, norm)
-    return ()

@@ -11,7 +11,6 @@ from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
     for_width,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -28,8 +27,8 @@ def construct(
     backbone: str,
     classes: Sequence[str],
     host: dict[str, Any],
-) -> tuple[Any, tuple[nn.Module, ...]]:
-    """A model of transformers with published initial weights, and its frozen norms. Needs no network.
+) -> Any:
+    """A model of transformers with published initial weights. Needs no network.
 
     config_class, model_class: classes of transformers. backbone: a timm backbone, or the family's native one. host:
     fields of the host's config; they override all others. Raises UserError if strides, width or backbone do not fit.
@@ -73,9 +72,9 @@ def construct(
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if timm_backbone is not None:
         _replace_backbone(model, timm_backbone, widths)
-    norms = unfreeze_backbone(model.model.backbone, frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(model.model.backbone)
     initialize(model)
-    return model, norms
+    return model
 
 
 def _replace_backbone(model: Any, backbone: nn.Module, widths: Sequence[int]) -> None:

@@ -24,7 +24,6 @@ from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
     conv_encoder,
     for_width,
-    has_loaded_backbone,
     layer_counts,
     native_config,
     timm_config,
@@ -230,9 +229,9 @@ def build(
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.set_submodule(spec.timm_backbone, timm_backbone)
         model.model.input_projection = for_width(model.model.input_projection, widths[0])
-    norms = unfreeze_backbone(conv_encoder(model), frozen_norms=has_loaded_backbone(config))
+    unfreeze_backbone(conv_encoder(model))
     spec.initialize(model)
-    return assemble(SingleLevelDETR(spec, model, classes, strides), config, norms)
+    return assemble(SingleLevelDETR(spec, model, classes, strides), config)
 
 
 def flatten(level: Tensor) -> Tensor:
