@@ -9,7 +9,6 @@ the padded batch.
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.images import normalize
+from detdistill.detectors.images import cells_to_patches, normalize
 from detdistill.detectors.state_dicts import published_weights, unmatched_tensors
 from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
 from detdistill.detectors.weight_names import read_weights
@@ -112,15 +110,8 @@ class FeatureTeacher(nn.Module):
 
         They are padded to whole cells of the stride, and then resized so that a cell becomes a patch.
         """
-        images = normalize(batch, self.vit.mean, self.vit.std)  # (B, 3, H, W)
-        (stride,), patch = self.info.strides, self.vit.patch_size
-        height, width = images.shape[-2:]
-        rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-        images = F.pad(images, (0, columns * stride - width, 0, rows * stride - height))
-        if stride == patch:
-            return images
-        size = (rows * patch, columns * patch)
-        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        (stride,) = self.info.strides
+        return cells_to_patches(normalize(batch, self.vit.mean, self.vit.std), stride, self.vit.patch_size)
 
     def _token_map(self, images: Tensor) -> Tensor:
         """Run the ViT on images (B, 3, rows * patch, columns * patch). Returns the map (B, D, rows, columns)."""

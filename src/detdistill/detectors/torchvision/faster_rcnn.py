@@ -30,6 +30,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from detdistill.detectors.backbone import Neck, build_neck
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import build_assignment
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.roi_head import HostLevels, RoIColumns, RoIHead
 from detdistill.detectors.torchvision.shared import (
     host_anchors,
@@ -112,7 +113,7 @@ class FasterRCNN(nn.Module):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """See `types.Detector`. Without an FPN, they are all parameters of the host's backbone."""
         backbone = self.model.backbone
-        return list(getattr(backbone, "body", backbone).parameters())
+        return pretrained_parameters(getattr(backbone, "body", backbone))
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `types.Detector`.

@@ -1,4 +1,4 @@
-"""Any timm backbone in any detector: images of any size, maps with channels first, weights loaded whole or refused."""
+"""Weights of a backbone are loaded whole, under the names of timm's extractor, or refused."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,94 +8,20 @@ import timm
 import torch
 from safetensors.torch import save_file, save_model
 
-from detdistill.detectors import backbone as backbones
 from detdistill.detectors import state_dicts
 from detdistill.detectors.backbone import build_neck
-from detdistill.engine.distillation import Distillation
+from detdistill.detectors.timm import weights as backbone_weights
 from detdistill.errors import UserError
-from detdistill.run.pairing import build_methods
-from detdistill.types import Need
-from tests.detectors.builders import scene, tiny
+from tests.detectors.builders import tiny
 
 SWIN = "swin_tiny_patch4_window7_224"
 STRIDES = (8, 16, 32)
 
 
-@pytest.fixture(
-    scope="module", params=[SWIN, "mvitv2_tiny", "mambaout_femto", "convnext_atto", "efficientnet_b0", "regnetx_002"]
-)
-def neck(request: pytest.FixtureRequest) -> backbones.Neck:
-    return build_neck(request.param, STRIDES, 32, "none").eval()
-
-
-@pytest.mark.parametrize("size", [(64, 96), (128, 160)])
-def test_images_of_any_size_give_maps_at_the_strides(neck: backbones.Neck, size: tuple[int, int]):
-    with torch.no_grad():
-        maps = neck(torch.rand(1, 3, *size)).values()
-    shapes = [tuple(level.shape) for level in maps]
-    assert shapes == [(1, 32, size[0] // stride, size[1] // stride) for stride in STRIDES]
-
-
-def test_swin_windows_are_whole_and_shifted_in_every_stage():
-    swin = build_neck(SWIN, STRIDES, 32, "none").body
-    assert swin.training  # although it ran in evaluation mode while it was checked
-    shifts = {}
-    for name, module in swin.named_modules():
-        if name.endswith("blocks.1"):
-            shifts[name] = (tuple(module.window_size), tuple(module.shift_size))
-    assert len(shifts) == 4
-    assert set(shifts.values()) == {((7, 7), (3, 3))}
-
-
-def test_a_backbone_for_one_image_size_is_refused_when_it_is_built():
-    message = "'hiera_tiny_224': accepts images of one size only; choose another backbone, such as swin"
-    with pytest.raises(UserError, match=message):
-        build_neck("hiera_tiny_224", STRIDES, 32, "none")
-
-
-def test_strides_that_the_backbone_lacks_are_refused():
-    with pytest.raises(UserError, match="each stride must be twice"):
-        build_neck("mobilenetv2_035", (8, 32), 32, "none")
-    with pytest.raises(UserError, match="has no map of stride 2"):
-        build_neck("convnextv2_atto", (2, 4, 8), 32, "none")
-
-
-def test_deformable_detr_gets_the_maps_of_swin_with_channels_first():
-    detector = tiny("deformable_detr", backbone=SWIN)
-    output = detector.observe(*scene())
-    shapes = [tuple(level.shape) for level in output.pyramids["neck"].levels]
-    assert shapes == [(2, 32, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3)]
-    sum(output.losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in detector.backbone_parameters())
-
-
-@pytest.mark.parametrize(
-    ("teacher_backbone", "student_backbone"), [(SWIN, "resnet18"), ("resnet50", "mobilenetv2_100")]
-)
-def test_a_pair_with_different_backbones_trains(teacher_backbone: str, student_backbone: str):
-    teacher = tiny("retinanet", backbone=teacher_backbone).eval()
-    student = tiny("retinanet", seed=1, backbone=student_backbone)
-    distillation = Distillation(student, build_methods({"pkd": {}, "crosskd": {}}, student.info, teacher.info)).train()
-    batch, targets = scene()
-    with torch.no_grad():
-        teacher_output = teacher.observe(batch, need=distillation.need | Need(predictions=True))
-    before = next(iter(student.backbone_parameters())).detach().clone()
-    optimizer = torch.optim.SGD(distillation.parameters(), lr=0.01)
-    terms = distillation(batch, targets, teacher_output=teacher_output)
-    torch.stack(list(terms.values())).sum().backward()
-    optimizer.step()
-    assert any(name.startswith("pkd") for name in terms)
-    assert all(term.isfinite() for term in terms.values())
-    assert not torch.equal(next(iter(student.backbone_parameters())), before)
-
-
-# ---- weights
-
-
 @pytest.mark.parametrize("name", [SWIN, "twins_svt_small"])
 def test_pretrained_weights_of_transformers_are_renamed(name: str, monkeypatch: pytest.MonkeyPatch):
     plain = timm.create_model(name, pretrained=False)
-    monkeypatch.setattr(backbones, "_pretrained", lambda name: plain.state_dict())
+    monkeypatch.setattr(backbone_weights, "_pretrained", lambda name: plain.state_dict())
     loaded = embedding_weights(build_neck(name, STRIDES, 32, "default").body)
     expected = embedding_weights(plain)
     assert loaded
@@ -111,8 +37,8 @@ def test_pretrained_weights_of_stage_lists_are_renamed(monkeypatch: pytest.Monke
     # The feature extractor calls `stages.0` of the plain model `stages_0`.
     plain = timm.create_model("convnextv2_atto", pretrained=False)
     extractor = timm.create_model("convnextv2_atto", features_only=True, pretrained=False)
-    monkeypatch.setattr(backbones, "_pretrained", lambda name: plain.state_dict())
-    backbones.load_backbone(extractor, "convnextv2_atto", "default")
+    monkeypatch.setattr(backbone_weights, "_pretrained", lambda name: plain.state_dict())
+    backbone_weights.load_backbone(extractor, "convnextv2_atto", "default")
     assert torch.equal(extractor.stages_0.blocks[0].conv_dw.weight, plain.stages[0].blocks[0].conv_dw.weight)
 
 
