@@ -140,7 +140,7 @@ def test_stages_that_the_backbone_does_not_have_are_refused(head: str, options: 
 def test_the_stage_of_a_vision_transformer_is_its_patch_embedding():
     detector = tiny("detr", backbone="vit_tiny_patch16_224", strides=(16,), freeze_stages=1)
     frozen = {
-        name.partition("model.model.backbone.model.model.")[2].partition(".")[0]
+        name.partition("model.model.backbone.model.body.model.")[2].partition(".")[0]
         for name, parameter in detector.named_parameters()
         if not parameter.requires_grad
     }

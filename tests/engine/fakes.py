@@ -58,6 +58,7 @@ class FakeDistillation(nn.Module):
         self.methods = nn.ModuleList([nn.Linear(2, 2)] if has_method else [])
         self.need = Need(pyramids=frozenset({"neck"}))
         self.rehearsing = False
+        self.balances: dict[str, Any] = {}
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from detdistill import run
+from detdistill.engine import effect
 from detdistill.errors import UserError
 from detdistill.recipe import merge, parse
 from detdistill.run import training
@@ -116,3 +117,20 @@ def test_a_detr_with_many_times_its_published_rate_is_warned_of(tmp_path: Path) 
     console = Console(record=True, width=400)
     run.train(recipe, tmp_path / "out", console=console)
     assert "warning: the learning rate 0.001 is 10 times the one that detr was published with" in console.export_text()
+
+
+def test_a_method_that_drowns_the_task_is_named_and_changes_nothing(
+    teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = {"teacher": {"sample": 0}, "train": {"max_steps": 3, "epochs": 2}, "methods": {"pkd": {"weight": 1e4}}}
+    recipe = distillation_recipe(teacher_run, "pkd", **over)
+    run.distill(recipe, tmp_path / "unchecked")
+    monkeypatch.setattr(effect, "CHECKED", (1, 2, 3))
+    console = Console(record=True, width=300)
+    run.distill(recipe, tmp_path / "checked", console=console)
+    printed = console.export_text()
+    assert printed.count("warning: method pkd: its gradient at the student's neck is") == 1
+    assert "drowns the task" in printed
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("unchecked", "checked")]
+    assert weights[0] == weights[1]
+    assert "ratio_pkd" not in (tmp_path / "checked/log.jsonl").read_text()

@@ -242,16 +242,17 @@ def export(
 
 
 @app.command(name="list")
-@flags.takes()
+@flags.takes("data.image_size")
 def show(
-    what: Annotated[Literal["detectors", "methods", "recipes"], Parameter(help="what to list")],
-    name: Annotated[str | None, Parameter(help="a detector or a method, to print everything about it")] = None,
+    what: Annotated[Literal["detectors", "methods", "backbones", "recipes"], Parameter(help="what to list")],
+    name: Annotated[str | None, Parameter(help="one detector or method, or a pattern for backbones: 'resnet*'")] = None,
     /,
+    **fields: Any,
 ) -> None:
-    """List the detectors, methods or recipes; with a name, print everything about one detector or method."""
+    """List the detectors, methods, backbones or recipes; with a name, print everything about a detector or method."""
     from detdistill.cli.listing import listing
 
-    listing(what, name, _console())
+    listing(what, name, _console(), flags.overrides(fields))
 
 
 def _recipe(

@@ -1,4 +1,4 @@
-"""Data sets in COCO, Pascal VOC and YOLO layout, built-in shapes, and the loaders for training and evaluation."""
+"""Data sets of several layouts, built-in shapes, and the loaders for training and evaluation."""
 
 from detdistill.data.batch import EvalLoader, TrainLoader, collate
 from detdistill.data.examples import Example

@@ -14,8 +14,9 @@ import timm
 import torch
 from torch import nn
 
-from detdistill.detectors.backbone import batch_norms, feature_extractor
+from detdistill.detectors.backbone import batch_norms
 from detdistill.detectors.registry import DETECTORS, Group
+from detdistill.detectors.timm.extractor import examine
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
@@ -125,20 +126,14 @@ def _stages(backbone: str) -> tuple[tuple[str, ...], ...]:
 
     They are the parameters that have a gradient at the stage's map, so no names of modules need to be known.
     """
-    with torch.random.fork_rng(devices=[]):  # building a model must not change the weights of the next
-        extractor: Any = feature_extractor(backbone).eval()
-    parameters = dict(extractor.named_parameters())
-    strides = extractor.feature_info.reduction()
-    if len(set(strides)) == 1:
-        return (_before_blocks(parameters, extractor.feature_info.module_name(0)),)
-    try:
-        maps = extractor(torch.zeros(1, 3, SIDE, SIDE))
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(
-            f"model.freeze_stages: the stages of the backbone {backbone!r} can't be found ({reason}); leave it out"
-        ) from None
-    deepest = dict(zip(strides, maps, strict=True))  # the last map of each stride
+    extractor = examine(backbone)
+    with torch.device("meta"):  # no weights, and no random numbers
+        body: Any = extractor.create(tuple(extractor.maps)).eval()
+        parameters = dict(body.named_parameters())
+        if extractor.is_plain:
+            return (_before_blocks(parameters, body.feature_info.module_name(0)),)
+        maps = extractor.fit(body, tuple(extractor.maps))(torch.zeros(1, 3, SIDE, SIDE))
+    deepest = dict(zip(extractor.maps, maps, strict=True))
     stages = []
     for stride in sorted(stride for stride in deepest if stride >= FIRST_STRIDE):
         total = deepest[stride].sum()

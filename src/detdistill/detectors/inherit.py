@@ -140,7 +140,8 @@ def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: Dete
     """The reason for an error message, with the remedy."""
     if part == "head" and student_info.kind != teacher_info.kind:
         heads = f"a {student_info.kind} head shares no layers with the teacher's {teacher_info.kind} head"
-        return f"{heads}; use --inherit neck, or a {teacher_info.kind} student"
+        other = f", or a {teacher_info.kind} student" if teacher_info.kind in DETECTORS else ""
+        return f"{heads}; use --inherit neck{other}"
     student_size = f"{student_info.channels['neck']} channels on strides {student_info.strides}"
     teacher_size = f"{teacher_info.channels['neck']} channels on strides {teacher_info.strides}"
     sizes = f"the student has {student_size}, the teacher {teacher_size}"

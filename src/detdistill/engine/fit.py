@@ -18,6 +18,7 @@ from detdistill.distributed import broadcast_from_main
 from detdistill.engine.advice import Once, about_waiting, about_warmup
 from detdistill.engine.checkpoint import Training, flat, load_checkpoint, save_checkpoint
 from detdistill.engine.device import open_accelerator, peak_memory, reset_peak_memory
+from detdistill.engine.effect import EffectCheck
 from detdistill.engine.interrupt import uninterrupted
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, rest_frozen, set_learning_rate
@@ -96,6 +97,7 @@ def fit(
     if resume:
         load_checkpoint(training, settings, out)
 
+    effect = EffectCheck(frozenset(distillation.balances))
     step = Step(distillation, wrap_ddp(distillation, accelerator), frozen_teacher, accelerator, config)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -145,7 +147,14 @@ def fit(
                         number = training.step + 1
                         logged = number == last or is_logged(number, schedule_steps, config.log_every)
                         state = TrainState(training.step, schedule_steps)
-                        terms = step.backward(batch, targets, state, measure=logged and config.log_gradients)
+                        is_checked = effect.looks(number) and len(distillation.methods) > 0
+                        measure = is_checked or (logged and config.log_gradients)
+                        terms = step.backward(batch, targets, state, measure)
+                        if is_checked:
+                            for line in effect.add(number, distillation.ratios):
+                                console.print(line, highlight=False, soft_wrap=True)
+                            if not config.log_gradients:
+                                distillation.ratios, distillation.gradients = {}, {}  # not for the log
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)
                         watch.look(number, batch.names, {**terms, "total": add(terms), "grad_norm": norm})
                         optimizer.step()

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Split, open_data
+from detdistill.data.ids import with_file_ids
 from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
@@ -15,6 +16,7 @@ from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.defaults import shown, sides, with_known_size, with_saved_data
 from detdistill.run.folder import RunFolder, is_run, require_empty
 from detdistill.run.models import find_detector, place
+from detdistill.run.splits import trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -50,6 +52,8 @@ def evaluate(
         say(note)
     split = opened.evaluation_split(config)
     if isinstance(model, str | Path):
+        if (warning := trained_on(Path(model), opened, split)) is not None:
+            say(warning)
         detector, report = find_detector(str(model), opened.classes, built)
         say(f"model: {report}")
     else:
@@ -101,7 +105,7 @@ def measure(
     metrics, results = evaluation.evaluate(detector, loader, split.ground_truth(), order, names, device)
     if costs:
         metrics |= evaluation.cost(detector, sides(config.image_size), device)
-    return metrics, results
+    return metrics, with_file_ids(results, split)
 
 
 def loader_options(train: TrainConfig) -> dict[str, int]:

@@ -28,6 +28,7 @@ from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 FILES = (
     "recipe.yaml",
     "environment.json",
+    "splits.json",
     "log.jsonl",
     "metrics.json",
     "predictions.json",
@@ -69,7 +70,7 @@ class ModelCard(BaseModel):
 
     model: ModelConfig
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # ids of the data set, in the order of the classes
+    category_ids: tuple[int | str, ...]  # ids of the data set, in the order of the classes
     image_size: int | tuple[int, int]
 
 

@@ -19,6 +19,7 @@ from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder, choose_folder, is_run
 from detdistill.run.models import adopt, check_not_set, find, place, start
 from detdistill.run.pairing import Options, build_methods, check_methods, resolve
+from detdistill.run.splits import stored_splits
 from detdistill.run.tables import Say, number
 from detdistill.types import Detector
 
@@ -150,7 +151,7 @@ def _sample(data: Data, recipe: Recipe) -> tuple[Split, str]:
     """
     count, training = recipe.teacher.sample, data.training_split(recipe.data)
     evaluated = data.evaluation_split(recipe.data)
-    val = next((data.splits[name] for name in ("val", "valid") if name in data.splits), training)
+    val = data.find("val") or training
     seen = _images_of_teacher(data, recipe)
     known = {record.name for record in training.records} | (seen or set())
     held_out = tuple(record for record in val.records if record.name not in known)
@@ -167,11 +168,14 @@ def _sample(data: Data, recipe: Recipe) -> tuple[Split, str]:
 def _images_of_teacher(data: Data, recipe: Recipe) -> set[str] | None:
     """Names of the images that the teacher was trained on; None if they are not known.
 
-    They are known of a run folder whose recipe names the same data as this run.
+    They are known of a run folder that stores its splits, or whose recipe names the same data as this run.
     """
     if not is_run(recipe.teacher.path):
         return None
-    trained = RunFolder(Path(recipe.teacher.path)).recipe()
+    folder = Path(recipe.teacher.path)
+    if splits := stored_splits(folder):
+        return set(splits.get("train", ()))
+    trained = RunFolder(folder).recipe()
     places = ("path", "train", "val", "test")
     if trained is None or any(getattr(trained.data, name) != getattr(recipe.data, name) for name in places):
         return None

@@ -11,6 +11,7 @@ from scipy.stats import t as student_t
 
 from detdistill import evaluation
 from detdistill.data import Data, Split
+from detdistill.data.ids import with_record_ids
 from detdistill.run import tables
 from detdistill.run.folder import RunFolder
 
@@ -50,7 +51,8 @@ def rows(
     weights = evaluation.resample(len(split), resamples)
 
     def resampled_precision(run: Path) -> Any:
-        matches = evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names)
+        results = with_record_ids(json.loads((run / "predictions.json").read_text()), split)
+        matches = evaluation.match(truth, results, names)
         return evaluation.average_precision(matches, weights)
 
     precision = {label: [resampled_precision(run) for run in folders] for label, folders in runs.items()}

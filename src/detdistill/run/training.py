@@ -31,6 +31,7 @@ from detdistill.run.setup import (
     make_pair,
     open_with_notes,
 )
+from detdistill.run.splits import check_splits, keep_splits, trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -92,6 +93,8 @@ def distill(
     distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
     recipe = with_batch_size(recipe, distillation, pair.teacher, data, folder, say)
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
+    if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
+        say(warning)
     job = Job(recipe, pair.model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
@@ -164,8 +167,12 @@ class Job:
         images = min(recipe.train.images_per_step, len(training))
         check_accumulate(images, options.get("processes", 1), recipe.train.accumulate)
         loader = TrainLoader(training, recipe.data, **options, seed=recipe.train.seed, epochs=recipe.train.epochs)
-        if not resume:
+        if resume:
+            check_splits(self.data, self.folder)
+        else:
             self.run.begin(recipe, overwrite=overwrite)
+            if is_main():
+                keep_splits(self.data, self.folder)
         name, count = training.name, len(training)
         head = self.model.name.partition(":")[0]
         if (warning := about_rate(head, DETECTORS[head].learning_rate, recipe.train)) is not None:

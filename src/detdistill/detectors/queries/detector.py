@@ -17,6 +17,7 @@ from detdistill.detectors.queries.frames import top_detections
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import with_assignments
 from detdistill.detectors.statistics import PixelStatistics, pixel_statistics
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
@@ -159,7 +160,7 @@ class QueryDetector(nn.Module):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters below the neck."""
-        return list(self.family.backbone().parameters())
+        return pretrained_parameters(self.family.backbone())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """Run the detector on a batch; without targets it stops as soon as `need` is met.

@@ -11,6 +11,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
+    for_width,
     layer_counts,
     native_config,
     timm_config,
@@ -60,11 +61,14 @@ def construct(
         blank = DeformableDetrConfig.from_dict({"use_timm_backbone": False}).backbone_config
         fields["backbone_config"] = native_config(blank, available, config.backbone_weights)
     else:
-        timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)
+        timm_backbone, widths, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | dict(host)))
     if timm_backbone is not None:
+        host_projections: Any = model.model.input_proj
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.model.backbone.model = timm_backbone
+        for projection, width in zip(host_projections, widths, strict=False):  # further levels come from the coarsest
+            projection[0] = for_width(projection[0], width)
     unfreeze_backbone(model.model.backbone)
     initialize(model)
     return model

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detdistill.detectors.backbone import build_backbone
+from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
@@ -38,24 +38,43 @@ def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
     return config
 
 
-def timm_config(config: ModelConfig, backbone: str, strides: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
-    """A timm backbone with the weights that the config names, and its backbone config for transformers.
+def timm_config(
+    config: ModelConfig, backbone: str, strides: tuple[int, ...]
+) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    """A timm backbone with the weights that the config names, the widths of its maps, and its backbone config for
+    transformers.
 
     The backbone returns maps of those `strides` that it has. Raises UserError as `build_backbone` does, and if the
     backbone does not have the finest stride.
     """
-    module, available, _ = build_backbone(backbone, strides, config.backbone_weights)
+    module, available, widths = build_backbone(backbone, strides, config.backbone_weights)
     if available != strides[: len(available)]:
         raise UserError(
             f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {available}"
         )
     features: Any = module.feature_info
-    return module, {
-        "model_type": "timm_backbone",
-        "backbone": backbone,
-        "out_indices": list(features.out_indices),
-        "use_pretrained_backbone": False,
-    }
+    indices = list(features.out_indices)
+    if len(indices) < len(widths):
+        # A simple pyramid makes several maps of one. The host's own backbone has none, so it gives the maps of several
+        # blocks. They only count, and `for_width` corrects the layers that read them.
+        indices = list(range(indices[-1] + 1 - len(widths), indices[-1] + 1))
+    return (
+        module,
+        widths,
+        {
+            "model_type": "timm_backbone",
+            "backbone": backbone,
+            "out_indices": indices,
+            "use_pretrained_backbone": False,
+        },
+    )
+
+
+def for_width(layer: nn.Conv2d, width: int) -> nn.Conv2d:
+    """The host's input projection if it reads maps of this width, else a fresh one like it."""
+    if layer.in_channels == width:
+        return layer
+    return nn.Conv2d(width, layer.out_channels, 1, bias=layer.bias is not None)
 
 
 def layer_counts(config: ModelConfig) -> dict[str, int]:

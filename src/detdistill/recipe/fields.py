@@ -1,16 +1,14 @@
-"""The typed recipe of a run. YAML, command-line flags and the reference are generated from it; unknown keys are errors.
+"""The fields of a recipe. YAML, command-line flags and the reference are generated from them; unknown keys are errors.
 
-Imports neither torch nor a detector, so that `detdistill --help` stays quick. Every default of a run is a field here;
-the defaults of a method are fields of that method's `Config` (detdistill.methods).
+Every default of a run is a field here; the defaults of a method are fields of that method's `Config`
+(detdistill.methods).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -18,11 +16,10 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from detdistill.errors import UserError, nearest
+from detdistill.errors import UserError
 
 
 class Part(BaseModel):
@@ -117,13 +114,22 @@ class SplitPaths(Part):
 class DataConfig(Part):
     """The images, and how they are prepared for the detector."""
 
-    path: str = Field("", description="folder in COCO, Pascal VOC or YOLO layout, or shapes:N for built-in images")
+    path: str = Field(
+        "",
+        description="folder or file in COCO, Pascal VOC, YOLO, LabelMe or CVAT layout, or shapes:N for built-in images",
+    )
     train: SplitPaths | None = None
     val: SplitPaths | None = None
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
     eval_split: str | None = Field(
         None, description="name of the split to evaluate on; none: test if it exists, else val"
+    )
+    val_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as val; none: 0.1 if the data has no splits"
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as test; none: 0.2 if the data has no splits"
     )
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         640, description="images are scaled to fit into a square of this side, or into (height, width)"
@@ -158,7 +164,8 @@ class TeacherConfig(Part):
     path: str = Field(
         "",
         description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), "
-        "HEAD:BACKBONE=FILE with a state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
+        "HEAD:BACKBONE=FILE with weights of your own (FILE#ema: their moving average), or a ViT for its features: "
+        "timm:NAME, timm:NAME=FILE",
     )
     model: ModelConfig = Field(
         ModelConfig(), description="architecture of HEAD:BACKBONE=FILE; a run folder stores its own architecture"
@@ -270,182 +277,3 @@ class Recipe(Part):
         default_factory=dict, description="method name to its options; empty: plain training"
     )
     train: TrainConfig = TrainConfig()
-
-
-Overrides = Annotated[Mapping[str, Any], "nested mapping that replaces fields of a recipe"]
-
-
-def merge(base: Mapping[str, Any], over: Overrides) -> dict[str, Any]:
-    """`base` with the values of `over`, mapping by mapping. Neither is changed."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.lr": 1} as {"train": {"lr": 1}}; dashes in names become underscores."""
-    tree: dict[str, Any] = {}
-    for name, value in dotted.items():
-        *parents, leaf = name.replace("-", "_").split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
-def packaged() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(str(files("detdistill"))).glob("recipes/*.yaml"))}
-
-
-def load(
-    source: str | None,
-    over: Overrides | None = None,
-    methods: Collection[str] | None = None,
-    *,
-    origin: str = "recipe",
-    say: Callable[[str], None] | None = None,
-) -> Recipe:
-    """The recipe of a file, a run folder or a packaged name (None: the defaults), with the values of `over`.
-
-    source: several recipes may be separated by commas; a later one replaces the fields of an earlier one. methods: if
-    given, exactly these methods stay, each with the options that the file and `over` set. origin: name of `over` in
-    messages. say: prints a note if `over` sets the batch size but no learning rate. Raises UserError that names the
-    file or flag, the field and the remedy.
-    """
-    content: dict[str, Any] = {}
-    if source is not None:
-        for name in [source] if "," not in source or Path(source).exists() else source.split(","):
-            content = merge(content, _content(name.strip()))
-    merged = merge(content, over or {})
-    if methods is not None:
-        options = merged.get("methods") or {}
-        merged["methods"] = {name: options.get(name, {}) for name in methods}
-    recipe = parse(merged, origin)
-    note = rate_note(parse(content, origin).train, over or {}, recipe.train)
-    if say is not None and note is not None:
-        say(note)
-    return recipe
-
-
-def _content(source: str) -> dict[str, Any]:
-    """The fields that one recipe sets. Raises UserError if there is no such recipe, or if it is wrong by itself."""
-    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-    if not path.exists() and Path(source).is_dir() and source not in packaged():
-        raise UserError(f"--recipe {source}: the folder has no recipe.yaml; give a run folder or a file")
-    if not path.exists() and source not in packaged():
-        hint = nearest(source, packaged())
-        raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{hint}")
-    path = path if path.exists() else packaged()[source]
-    content = read_yaml(path)
-    parse(content, str(path))  # without other fields, so that the message names the file if the file is wrong
-    return content
-
-
-def rate_note(before: TrainConfig, over: Overrides, now: TrainConfig) -> str | None:
-    """A line about the learning rate if `over` changes the batch size and leaves the rate, or None."""
-    if "lr" in (over.get("train") or {}) or now.batch_size == before.batch_size or before.batch_size == "auto":
-        return None
-    note = f"note: the learning rate {now.lr:g} is meant for batches of {before.batch_size} images and stays as it is"
-    if now.batch_size == "auto":
-        return f"{note}; linear scaling would multiply it by the batch size / {before.batch_size}"
-    return f"{note}; linear scaling to {now.batch_size} would give --lr {now.lr * now.batch_size / before.batch_size:g}"
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # a list or a mapping, which the base class refuses
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is repeated; keep one")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe file. Raises UserError if it can't be read."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid YAML: {yaml_problem(error)}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
-    return content
-
-
-def yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """The error in one line, with the number of the line in the file if it is known."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"the file is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
-
-
-def parse(content: Mapping[str, Any], source: str) -> Recipe:
-    """The validated recipe. Raises UserError with the field and the remedy. source: name of the file or flag in
-    messages.
-    """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
-
-
-REMEDIES = {
-    "model_type": "write its fields as a mapping, `name: value`",
-    "dict_type": "write a mapping, `name: value`, or {} if it is empty",
-    "tuple_type": "write a list, such as [8, 16, 32]",
-}
-"""What to write instead, by the type of pydantic's error, where pydantic's own words are those of Python."""
-FORMS = {
-    "data.image_size": "a side in pixels, or HEIGHT,WIDTH, each 1 or more",
-    "train.batch_size": "a number of images, 1 or more, or auto",
-    "train.workers": "a number, 0 or more, or auto",
-    "train.ema": "a decay between 0 and 1, such as 0.999, or on",
-}
-"""What a field with several forms may be: pydantic names only one of them."""
-
-
-def _explain(error: ValidationError) -> str:
-    """The first error in words. An unknown field comes first: a typo also leaves the intended field missing."""
-    errors = error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    place = [str(part) for part in first["loc"]]
-    parts = _parts(place)
-    if first["type"] == "extra_forbidden":
-        known = list(parts[-1].model_fields)
-        return f"unknown field {'.'.join(place)!r}{nearest(place[-1], known)} (known here: {', '.join(known)})"
-    # Names that pydantic adds for the alternatives of a type (`int`, `tuple`, 0) are left out.
-    fields = [name for name, part in zip(place, parts, strict=True) if part is not None or place[0] == "methods"]
-    field = ".".join(fields)
-    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
-        return f"field {field!r} is {first['input']!r}: it has too few values"
-    if first["type"] == "missing":
-        return f"field {field!r} is missing"
-    if first["type"] in REMEDIES:
-        return f"field {field!r} is {first['input']!r}: {REMEDIES[first['type']]}"
-    if field in FORMS:
-        return f"field {field!r} is {first['input']!r}: give {FORMS[field]}"
-    return f"field {field!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-
-
-def _parts(place: Sequence[str]) -> list[Any]:
-    """For each name of a path, the part of the recipe that it is a field of, or None."""
-    parts: list[Any] = [Recipe]
-    for name in place[:-1]:
-        field = getattr(parts[-1], "model_fields", {}).get(name)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        parts.append(next((kind for kind in kinds if hasattr(kind, "model_fields")), None))
-    return parts
