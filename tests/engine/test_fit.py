@@ -1,5 +1,6 @@
 """The training loop: resumption at any step, the frozen teacher, and the checks of every step."""
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from detdistill.engine.checkpoint import checkpoint_path
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import FitSummary, fit
+from detdistill.engine.log import Meter
 from detdistill.engine.schedule import Schedule
 from detdistill.engine.step import step_seed
 from detdistill.engine.watch import NotFiniteError
@@ -304,6 +306,30 @@ def test_one_program_can_train_in_bf16_and_then_in_fp32(tmp_path: Path) -> None:
 def test_an_impossible_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         train(tmp_path, fake_distillation(), precision="fp16")
+
+
+# Warnings.
+
+
+@pytest.mark.parametrize(("share", "warnings"), [(0.5, 1), (0.1, 0)])
+def test_a_run_that_waits_for_its_images_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, warnings: int
+) -> None:
+    monkeypatch.setattr(Meter, "share", property(lambda meter: share, lambda meter, value: None), raising=False)
+    console = Console(file=io.StringIO(), width=400)
+    config = train_config(workers=0, warmup_steps=0)
+    fit(fake_distillation(), FakeLoader(), teacher=fake_teacher(), config=config, out=tmp_path, console=console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("warning: training waits for images 50% of the time, with no worker processes") == warnings
+    assert "warm-up" not in printed
+
+
+def test_a_warm_up_longer_than_the_run_is_told_once(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    config = train_config(warmup_steps=9, max_steps=5)
+    fit(fake_distillation(), FakeLoader(), teacher=fake_teacher(), config=config, out=tmp_path, console=console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("warning: the warm-up of 9 steps is not shorter than the run of 5 steps") == 1
 
 
 # NaN.
