@@ -100,6 +100,15 @@ def test_a_teacher_with_another_dense_head_trains_features_and_predictions(head:
     check_pair(student, teacher, methods, EXAMPLE, steps=STEPS)
 
 
+@pytest.mark.parametrize("head", DENSE)
+def test_separable_students_and_teachers_train_with_plain_ones(head: str):
+    plain, separable = trained(head), tiny(head, depthwise=True, neck="pafpn")
+    learn(separable, None, [], EXAMPLE, steps=15, lr=1e-3)
+    for student, teacher in ((separable, plain), (plain, separable)):
+        for method in build({"pkd": {}, "crosskd": {}}, student.info, teacher.info):
+            check_pair(student, teacher, [method], EXAMPLE, steps=STEPS)
+
+
 @pytest.mark.parametrize(
     ("head", "teacher_head"),
     [
