@@ -56,9 +56,7 @@ SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
 @app.command
 @flags.takes("data.", "train.", defaults=DEMO)
 def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
-    """Train a teacher, a plain student and a distilled student on built-in images, and print the gain. Downloads
-    nothing.
-    """
+    """Train a teacher, a plain student and a distilled student on built-in images; print the gain. No downloads."""
     over = flags.overrides(fields)
     from detdistill import run
 
