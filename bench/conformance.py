@@ -7,7 +7,8 @@ A cell of the table is a student, a teacher and a method. Its state is `yes`, `r
 cannot serve the pair, or `failed` with the error. The teacher has the same head as the student and a larger backbone.
 With --all, each student is tested with teachers of every head. Pairs of different heads and backbones follow.
 Student and teacher are first trained for a few steps on the batch, on the labels only.
-`gfl` and `atss edges` name detectors; `atss edges` is an ATSS with `--model.edges`.
+`gfl` and `atss edges` name detectors; `atss edges` is an ATSS with `--model.edges`, `atss depthwise` one with
+`--model.depthwise --model.neck pafpn`, whose teacher has plain convolutions.
 The exit code is 1 if a cell failed.
 """
 
@@ -42,7 +43,9 @@ STRIDES = PUBLISHED_STRIDES | {
 QUERY_HEADS = names("queries")
 SMALL, LARGE = "mobilenetv2_035", "resnet18"  # backbones of student and teacher
 EDGES = tuple(f"{head} edges" for head in ("retinanet", "fcos", "atss"))
-HEADS = (*DETECTORS, *EDGES)
+DEPTHWISE = tuple(f"{head} depthwise" for head in names("dense"))
+HEADS = (*DETECTORS, *EDGES, *DEPTHWISE)
+VARIANTS: dict[str, dict[str, Any]] = {"edges": {"edges": True}, "depthwise": {"depthwise": True, "neck": "pafpn"}}
 UNLIKE_PAIRS = {  # (student, teacher): methods to test
     ("retinanet:resnet18", "faster_rcnn:resnet50"): ("pkd", "mgd", "fgd"),
     ("gfl:resnet18", "gfl:swin_tiny_patch4_window7_224"): ("pkd", "crosskd", "ld"),
@@ -90,9 +93,13 @@ class Cell:
 
 
 def tiny(name: str, default_backbone: str, seed: int) -> Detector:
-    """A detector that is small enough for a step in a tenth of a second. name: HEAD, `HEAD edges` or HEAD:BACKBONE."""
+    """A detector that is small enough for a step in a tenth of a second.
+
+    name: HEAD, HEAD:BACKBONE, or HEAD and a key of VARIANTS.
+    """
     torch.manual_seed(seed)
-    head, _, backbone = name.removesuffix(" edges").partition(":")
+    name, _, variant = name.partition(" ")
+    head, _, backbone = name.partition(":")
     layers = {}
     if head in QUERY_HEADS:
         layers["decoder_layers"] = 2
@@ -103,10 +110,10 @@ def tiny(name: str, default_backbone: str, seed: int) -> Detector:
         strides=STRIDES.get(head, DEFAULT_STRIDES),
         channels=32,
         tower_depth=2,
-        edges=name.endswith(" edges"),
         queries=20,
         backbone_weights="none",
         **layers,
+        **VARIANTS.get(variant, {}),
     )
     return build(config, CLASSES)
 
@@ -148,7 +155,8 @@ def run_cell(student_name: str, teacher_name: str, method: str, steps: int) -> C
 def run_cells(heads: Sequence[str], methods: Sequence[str], all_teachers: bool, steps: int) -> Iterator[Cell]:
     """`check_detector` on each detector first; then each student with each method; then the pairs of UNLIKE_PAIRS.
 
-    all_teachers: False tests a student only with a teacher of the same head.
+    all_teachers: False tests a student only with a teacher of the same head. The teacher of a separable student has
+    plain convolutions.
     """
     for head in heads:
         try:
@@ -157,7 +165,7 @@ def run_cells(heads: Sequence[str], methods: Sequence[str], all_teachers: bool, 
         except AssertionError as error:
             yield Cell(head, "", "check_detector", "failed", str(error))
     for head in heads:
-        for teacher in DETECTORS if all_teachers and head in DETECTORS else (head,):
+        for teacher in DETECTORS if all_teachers and head in DETECTORS else (head.removesuffix(" depthwise"),):
             for method in methods:
                 yield run_cell(head, teacher, method, steps)
     for (student, teacher), pair_methods in UNLIKE_PAIRS.items():

@@ -1,8 +1,8 @@
 """Train a detector on a few images and evaluate it on the same images. A low AP shows a fault in the detector.
 
     python bench/overfit.py --model gfl:resnet18 [--images 16] [--steps 400] [--batch-size 8] [--lr 1e-3]
-                            [--channels 64] [--strides 8,16,32] [--queries 20] [--decoder-layers 3] [--goal 90]
-                            [--json FILE]
+                            [--channels 64] [--strides 8,16,32] [--neck pafpn] [--depthwise] [--queries 20]
+                            [--decoder-layers 3] [--goal 90] [--json FILE]
 
 If a detector cannot learn a few images by heart, its targets, its losses or its boxes are wrong.
 The images are the built-in ones, 128 x 160, without augmentation. The weights are random, unless --backbone-weights
@@ -80,6 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--channels", type=int, default=64, help="width of the neck")
+    parser.add_argument("--neck", choices=("fpn", "pafpn"), default="fpn", help="default: fpn")
+    parser.add_argument("--depthwise", action="store_true", help="separable convolutions in neck and towers")
+    parser.add_argument("--norm", choices=("default", "group", "none"), default="default", help="of the towers")
     parser.add_argument("--strides", type=parse_strides, help="such as 8,16,32; default: depends on the head")
     parser.add_argument("--queries", type=int, default=20, help="number of queries")
     for name in ("encoder-layers", "decoder-layers"):
@@ -102,7 +105,8 @@ def main() -> int:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     options.strides = options.strides or STRIDES.get(split_name(options.model)[0], DEFAULT_STRIDES)
-    model_fields = ("strides", "channels", "queries", "encoder_layers", "decoder_layers", "backbone_weights")
+    model_fields = ("strides", "channels", "neck", "depthwise", "norm", "queries", "encoder_layers", "decoder_layers")
+    model_fields += ("backbone_weights",)
     model = ModelConfig(name=options.model, **{name: getattr(options, name) for name in model_fields})
     train_fields = ("batch_size", "lr", "weight_decay", "clip_norm", "seed", "device")
     train = TrainConfig(log_every=10, **{name: getattr(options, name) for name in train_fields})

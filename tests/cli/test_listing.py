@@ -36,7 +36,7 @@ def rows(text: str) -> dict[str, list[str]]:
     [
         ("detectors", ["gfl:BACKBONE", "torchvision:fcos"]),
         ("methods", ["pkd", "2306.11369", "neck"]),
-        ("recipes", ["demo-teacher"]),
+        ("recipes", ["demo-teacher", "small", "under 1 M parameters"]),
     ],
 )
 def test_a_list_has_the_names_and_descriptions(what: str, parts: list[str], capsys: pytest.CaptureFixture) -> None:
@@ -93,6 +93,8 @@ def test_the_details_of_a_detector_are_its_options_with_defaults(capsys: pytest.
     assert detdistill("list detectors gfl") == 0
     printed = capsys.readouterr().out
     assert rows(printed)["--model.edge-bins"][1] == "17"
+    assert rows(printed)["--model.neck"][1] == "fpn"
+    assert rows(printed)["--model.depthwise"][1] == "false"
     assert rows(printed)["--model.nms-threshold"][1] == "none"
     assert "--model.options" not in printed and "--model.queries" not in printed
     assert "default strides: 8, 16, 32, 64, 128" in printed

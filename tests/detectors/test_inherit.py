@@ -80,6 +80,54 @@ def test_lateral_convolutions_are_not_inherited_from_another_backbone_width():
     assert names and all("layer_blocks" in name for name in names)  # no bias is copied without its weight
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos", "atss", "gfl"])
+def test_separable_convolutions_and_the_second_path_are_inherited_whole(head: str):
+    options = {"depthwise": True, "neck": "pafpn", "strides": (8, 16, 32, 64)}
+    student, teacher = tiny(head, **options), tiny(head, 1, **options)
+    for message in inherit(student, teacher, ("neck", "head")):
+        words = message.split()
+        assert words[1] == words[3] and message.endswith("from the teacher")
+    names = [name for name in student.state_dict() if ".body." not in name]
+    assert sum(".pointwise." in name for name in names) > 10
+    assert all(torch.equal(student.state_dict()[name], teacher.state_dict()[name]) for name in names)
+
+
+def test_the_second_path_is_matched_by_the_stride_that_it_leads_to():
+    student, teacher = tiny("gfl", neck="pafpn", strides=(16, 32)), tiny("gfl", 1, neck="pafpn")
+    inherit(student, teacher, ("neck",))
+    path, teacher_path = student.neck.fpn.extra_blocks, teacher.neck.fpn.extra_blocks
+    assert torch.equal(path.down_blocks[0].weight, teacher_path.down_blocks[1].weight)
+    assert torch.equal(path.out_blocks[0].weight, teacher_path.out_blocks[1].weight)
+
+
+def test_a_pafpn_inherits_the_layers_of_an_fpn_and_keeps_its_second_path():
+    options = {"strides": (8, 16, 32, 64)}
+    student, teacher = tiny("gfl", neck="pafpn", **options), tiny("gfl", 1, **options)
+    before = copy_of_state(student)
+    assert inherit(student, teacher, ("neck",)) == ("inherited 14 of 22 neck tensors from the teacher",)
+    fpn, teacher_fpn = student.neck.fpn, teacher.neck.fpn
+    assert torch.equal(fpn.layer_blocks[2][0].weight, teacher_fpn.layer_blocks[2][0].weight)
+    extra = fpn.extra_blocks.coarser.convolutions[0]
+    assert torch.equal(extra.weight, teacher_fpn.extra_blocks.convolutions[0].weight)
+    assert not any("down_blocks" in name or "out_blocks" in name for name in changed_tensors(student, before))
+
+
+@pytest.mark.parametrize("head", ["fcos", "gfl"])
+def test_a_separable_student_of_a_plain_teacher_inherits_only_lateral_convolutions(head: str):
+    student, teacher = tiny(head, depthwise=True), tiny(head, 1)
+    before = copy_of_state(student)
+    (message,) = inherit(student, teacher, ("neck",))
+    reason = "3x3 convolutions start fresh, because only one of the two detectors has --model.depthwise"
+    assert message == f"inherited 6 of 15 neck tensors from the teacher; {reason}"
+    assert all("inner_blocks" in name for name in changed_tensors(student, before))
+    problem = "only one of the two has them separable; give student and teacher the same --model.depthwise"
+    for pair in ((student, teacher), (teacher, student)):
+        with pytest.raises(UserError, match=f"--inherit head: separable and plain.*{problem}"):
+            inherit(*pair, ("head",))
+    with pytest.raises(UserError, match=f"--inherit neck: separable and plain.*{problem}"):
+        inherit(student, tiny(head, backbone="resnet18"), ("neck",))
+
+
 def test_names_of_torchvision_are_understood():
     fcos_host = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
     teacher = FCOS(fcos_host, CLASSES, (8, 16, 32, 64, 128))

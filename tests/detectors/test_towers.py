@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from detdistill.detectors.towers import TowerPair, flatten_cells, split_blocks
+from detdistill.detectors.convolutions import SeparableConv
+from detdistill.detectors.towers import TowerPair, flatten_cells, separable_tower, split_blocks
+from detdistill.recipe import ModelConfig
 from detdistill.types import Need
 from tests.detectors.builders import DENSE, scene, shake, tiny
 
 DEPTHS = frozenset({0, 1, 2})
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("head", DENSE)
-def test_resume_at_every_depth_equals_the_predictions(head: str):
-    detector = shake(tiny(head)).eval()
+def test_resume_at_every_depth_equals_the_predictions(head: str, depthwise: bool):
+    detector = shake(tiny(head, depthwise=depthwise)).eval()
     batch, _ = scene()
     with torch.no_grad():
         output = detector.observe(batch, need=Need(towers=DEPTHS, predictions=True))
@@ -25,13 +28,45 @@ def test_resume_at_every_depth_equals_the_predictions(head: str):
     assert expected.logits.std() > 1e-3
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("head", DENSE)
-def test_states_are_kept_before_the_activation(head: str):
+def test_states_are_kept_before_the_activation(head: str, depthwise: bool):
     # An in-place ReLU after the convolution would leave no negative value. Hooks on torchvision's RetinaNet see that.
-    output = shake(tiny(head)).eval().observe(scene()[0], need=Need(towers=DEPTHS))
+    output = shake(tiny(head, depthwise=depthwise)).eval().observe(scene()[0], need=Need(towers=DEPTHS))
     for depth in (1, 2):
         for level in (*output.towers.states[depth].classification, *output.towers.states[depth].regression):
             assert level.min() < 0
+
+
+@pytest.mark.parametrize("head", DENSE)
+def test_a_separable_state_continues_in_plain_towers_and_back(head: str):
+    separable, plain = shake(tiny(head, depthwise=True)).eval(), shake(tiny(head, seed=1)).eval()
+    assert separable.info.towers == plain.info.towers
+    need = Need(towers=DEPTHS, predictions=True)
+    outputs = [detector.observe(scene()[0], need=need) for detector in (separable, plain)]
+    for own, other in (outputs, outputs[::-1]):
+        for depth in DEPTHS:
+            state = own.towers.states[depth]
+            logits = other.towers.resume(state).logits
+            gradient = torch.autograd.grad(logits.square().sum(), state.classification[0], retain_graph=True)[0]
+            assert logits.shape == other.stages[0].logits.shape
+            assert gradient.any() and not torch.allclose(logits, other.stages[0].logits)
+
+
+@pytest.mark.parametrize("norm", ["default", "none"])
+def test_the_signal_keeps_its_size_through_a_fresh_separable_tower(norm: str):
+    torch.manual_seed(0)
+    tower = separable_tower(ModelConfig(channels=64, tower_depth=4, norm=norm))
+    with torch.no_grad():
+        size = tower(torch.randn(2, 64, 16, 16)).square().mean().sqrt().item()
+    assert 0.2 < size < 5
+
+
+def test_a_block_of_a_separable_tower_is_one_convolution():
+    tower = separable_tower(ModelConfig(channels=8, tower_depth=3))
+    blocks = split_blocks(tower)
+    assert blocks == tuple(list(layer) for layer in tower if isinstance(layer, SeparableConv))
+    assert len(blocks) == 3
 
 
 def test_a_tower_is_cut_at_each_relu_and_must_end_with_one():

@@ -29,6 +29,24 @@ def test_counts_worked_by_hand() -> None:
     assert not detector.frozen.training
 
 
+class Separable(FakeDetector):
+    """A detector with a depthwise 3x3 convolution of stride 2 and a pointwise convolution on 8 channels."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.depthwise = nn.Conv2d(8, 8, 3, 2, 1, groups=8)
+        self.pointwise = nn.Conv2d(8, 12, 1)
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        self.pointwise(self.depthwise(torch.ones(1, 8, 10, 14)))
+        return EMPTY
+
+
+def test_a_channel_of_a_depthwise_convolution_reads_one_channel() -> None:
+    # 5 x 7 cells. Depthwise: 8 outputs with 9 multiplications and additions each. Pointwise: 12 outputs with 8 each.
+    assert cost(Separable(), (32, 32), "cpu", runs=1)["flops"] == 2 * 5 * 7 * (8 * 9 + 12 * 8)
+
+
 class Attending(FakeDetector):
     """A detector with one of torch's transformer layers, whose inference path is one fused operation."""
 

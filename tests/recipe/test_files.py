@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detdistill.cli import flags
+from detdistill.detectors.build import build
 from detdistill.errors import UserError
+from detdistill.evaluation import cost
 from detdistill.recipe import load, merge, nested, packaged, parse
 
 KEYS = st.sampled_from(["a", "b", "c"])
@@ -176,3 +178,13 @@ def test_packaged_recipes_are_valid_short_and_begin_with_a_description() -> None
         assert path.read_text().startswith("# "), name
         assert len(path.read_text().splitlines()) <= 60, name
         assert parse(recipe.model_dump(mode="json"), name) == recipe
+
+
+@pytest.mark.parametrize(("classes", "params", "flops"), [(3, 0.46e6, 0.41e9), (80, 0.46e6, 0.43e9)])
+def test_the_small_recipe_keeps_its_promise(classes: int, params: float, flops: float) -> None:
+    model = load("small", {"model": {"backbone_weights": "none"}}).model
+    detector = build(model, [str(index) for index in range(classes)])
+    counted = cost(detector, (320, 320), "cpu", runs=1, seconds=0)
+    # The limits are 1 M and 0.5 G. The closer bounds are those of the text in the recipe.
+    assert 0.9 * params < counted["params"] < params
+    assert 0.9 * flops < counted["flops"] < flops

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 import detdistill as dd
 from detdistill import run
 from detdistill.errors import UserError
-from detdistill.recipe import ModelConfig
+from detdistill.recipe import ModelConfig, load
 from detdistill.run.folder import ModelCard, RunFolder
 from detdistill.run.models import adopt, find, find_detector, start
 
-from .recipes import MODEL, small_recipe
+from .recipes import MODEL, read_json, small_recipe
 
 
 def test_build_accepts_the_fields_of_the_model_only() -> None:
@@ -35,6 +35,35 @@ def test_a_loaded_detector_has_the_saved_weights_and_is_in_evaluation_mode(teach
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[name], saved[name]) for name in saved)
     assert not detector.training
+
+
+def test_a_run_of_the_small_recipe_keeps_neck_and_convolutions_in_model_json(tmp_path: Path) -> None:
+    over = {
+        "model": {"backbone_weights": "none"},
+        "data": {"path": "shapes:4", "image_size": 64},
+        "train": {"batch_size": 4, "max_steps": 1, "device": "cpu"},
+    }
+    folder = run.train(load("small", over), tmp_path / "small").out
+    card = RunFolder(folder).card()
+    assert (card.model.neck, card.model.depthwise) == ("pafpn", True)
+    saved = load_file(folder / "model.safetensors")
+    assert any(".down_blocks.0.depthwise." in name for name in saved)
+    assert dd.load(folder).state_dict().keys() == saved.keys()
+    assert read_json(folder / "metrics.json")["params"] < 0.46e6
+
+
+def test_an_old_model_json_without_these_fields_is_an_fpn_of_plain_convolutions(
+    teacher_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(teacher_run, folder)
+    content = read_json(folder / "model.json")
+    for field in ("neck", "depthwise"):
+        del content["model"][field]
+    (folder / "model.json").write_text(json.dumps(content))
+    old, new = dd.load(folder).state_dict(), dd.load(teacher_run).state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in new)
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cut", "deleted"])

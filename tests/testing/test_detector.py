@@ -22,7 +22,7 @@ from detdistill.types import (
     Towers,
     TowerState,
 )
-from tests.detectors.builders import shake, tiny
+from tests.detectors.builders import DENSE, shake, tiny
 
 Change = Callable[[DetectorOutput, Targets | None], DetectorOutput]
 
@@ -35,6 +35,13 @@ def test_every_detector_passes_and_is_left_as_it_is(head: str):
     assert detector.training
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("head", DENSE)
+@pytest.mark.parametrize("norm", ["default", "none"])
+def test_every_dense_detector_with_separable_convolutions_and_a_pafpn_passes(head: str, norm: str):
+    detector = tiny(head, depthwise=True, neck="pafpn", norm=norm)
+    check_detector(detector if norm == "none" else shake(detector))
 
 
 class Broken(nn.Module):

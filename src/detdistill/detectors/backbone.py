@@ -3,70 +3,30 @@
 import itertools
 import math
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from detdistill.detectors.convolutions import SeparableConv
+from detdistill.detectors.neck import Convolution, feature_pyramid, plain_convolution
 from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.errors import UserError
-from detdistill.types import required
-
-
-class ExtraLevels(ExtraFPNBlock):
-    """Adds coarser levels by 3x3 convolutions of stride 2, as P6 and P7 of RetinaNet.
-
-    The first convolution reads the coarsest map. Each further one reads the map before it, after a ReLU.
-    """
-
-    def __init__(self, channels: int, count: int):
-        super().__init__()
-        layers = [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count)]
-        self.convolutions = nn.ModuleList(layers)
-        for layer in layers:
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(required(layer.bias))
-
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        coarsest = results[-1]
-        for index, layer in enumerate(self.convolutions):
-            coarsest = layer(coarsest if index == 0 else coarsest.relu())
-            results, names = [*results, coarsest], [*names, f"extra{index}"]
-        return results, names
-
-
-class PooledLevels(ExtraFPNBlock):
-    """Adds coarser levels by taking every second cell of the coarsest map, as the stride-64 level of Faster R-CNN."""
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.count = count
-
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        for index in range(self.count):
-            results, names = [*results, results[-1][..., ::2, ::2]], [*names, f"pool{index}"]
-        return results, names
+from detdistill.recipe import ModelConfig
 
 
 class Neck(nn.Module):
-    """A timm backbone with an FPN.
+    """A timm backbone with an FPN, see `feature_pyramid`.
 
     forward: images (B, 3, H, W) to an ordered dict of maps (B, out_channels, H/stride, W/stride), fine to coarse.
     body: the backbone. The attribute keeps torchvision's name, because weights are saved under it.
-    reductions: the strides that come from the backbone. Coarser levels come from `extra`.
+    reductions: the strides that come from the backbone. Coarser levels come from the FPN.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        reductions: tuple[int, ...],
-        widths: tuple[int, ...],
-        channels: int,
-        extra: ExtraFPNBlock | None,
-    ):
+    def __init__(self, backbone: nn.Module, reductions: tuple[int, ...], fpn: FeaturePyramidNetwork, channels: int):
         super().__init__()
         self.body = backbone
-        self.fpn = FeaturePyramidNetwork(list(widths), channels, extra)
+        self.fpn = fpn
         self.reductions = reductions
         self.out_channels = channels
 
@@ -112,11 +72,18 @@ def check_channels(kind: str, channels: int, divisor: int) -> None:
         raise UserError(f"model.channels {channels}: {kind} needs a multiple of {divisor}, such as {multiple}")
 
 
-def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str, pooled: bool = False) -> Neck:
+def build_neck(
+    name: str,
+    strides: tuple[int, ...],
+    channels: int,
+    weights: str,
+    pooled: bool = False,
+    bottom_up: bool = False,
+    convolution: Convolution = plain_convolution,
+) -> Neck:
     """Build a timm backbone with an FPN that has one level per stride of `strides`, fine to coarse.
 
-    Levels coarser than the backbone's maps come from `ExtraLevels`, or from `PooledLevels` if `pooled`.
-    weights: see `load_backbone`.
+    weights: see `load_backbone`. pooled, bottom_up, convolution: see `feature_pyramid`.
     Raises UserError if the backbone does not fit the strides or the weights do not fit the backbone.
     """
     check_strides(strides)
@@ -124,8 +91,18 @@ def build_neck(name: str, strides: tuple[int, ...], channels: int, weights: str,
     if available != strides[: len(available)]:
         problem = f"backbone {name!r} has no map of stride {strides[0]}, only of strides {available}"
         raise UserError(f"model.strides {strides}: {problem}; begin with stride {available[0]}")
-    count = len(strides) - len(available)
-    extra: ExtraFPNBlock | None = None
-    if count:
-        extra = PooledLevels(count) if pooled else ExtraLevels(channels, count)
-    return Neck(backbone, available, widths, channels, extra)
+    fpn = feature_pyramid(widths, channels, len(strides) - len(available), pooled, bottom_up, convolution)
+    return Neck(backbone, available, fpn, channels)
+
+
+def neck_of(config: ModelConfig, backbone: str, pooled: bool = False) -> Neck:
+    """Build the backbone and the neck of a detector. pooled: see `feature_pyramid`. Raises as `build_neck`."""
+    return build_neck(
+        backbone,
+        config.strides,
+        config.channels,
+        config.backbone_weights,
+        pooled,
+        bottom_up=config.neck == "pafpn",
+        convolution=partial(SeparableConv, norm=None) if config.depthwise else plain_convolution,
+    )

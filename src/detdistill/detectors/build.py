@@ -14,7 +14,7 @@ from detdistill.errors import UserError, nearest
 from detdistill.recipe import ModelConfig
 from detdistill.types import Detector
 
-VARIANTS = ("norm", "edges", "box_refine", "two_stage", "encoder_layers", "decoder_layers")
+VARIANTS = ("neck", "depthwise", "norm", "edges", "box_refine", "two_stage", "encoder_layers", "decoder_layers")
 """Fields of ModelConfig that change the architecture. A family that does not read such a field rejects any value of it
 but the default."""
 MEMBERS = ("info", "observe", "detect", "backbone_parameters")  # of every detector, besides those of nn.Module

@@ -127,7 +127,7 @@ def _stages(backbone: str) -> tuple[tuple[str, ...], ...]:
     They are the parameters that have a gradient at the stage's map, so no names of modules need to be known.
     """
     extractor = examine(backbone)
-    with torch.device("meta"):  # no weights, and no random numbers
+    with extractor.dry():
         body: Any = extractor.create(tuple(extractor.maps)).eval()
         parameters = dict(body.named_parameters())
         if extractor.is_plain:

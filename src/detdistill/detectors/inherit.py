@@ -4,6 +4,7 @@ A layer is the set of tensors of one module. It is copied whole, and only if all
 
 * the backbone, which has weights of its own;
 * neck levels that only one of the two detectors has. Levels are matched by stride, not by their number;
+* separable convolutions from plain ones, or plain ones from separable ones;
 * the layers of another kind of head, and, if the strides differ, the layers that exist once per level;
 * class predictors if the class names or their order differ, and with them the box regressors of RoI heads, which are
   per class;
@@ -25,7 +26,10 @@ Part = Literal["neck", "head"]
 State = Mapping[str, Tensor]
 
 BELOW_THE_HEAD = ("neck.", "model.backbone.", "model.model.backbone.", "model.model.input_proj.")
-FPN = re.compile(r"(?:neck|model\.backbone)\.fpn\.(inner|layer|extra)_blocks\.(?:convolutions\.|p)?(\d+)\.(.+)")
+FPN = re.compile(
+    r"(?:neck|model\.backbone)\.fpn\.(?:extra_blocks\.(?=down|out))?(inner|layer|down|out|extra)_blocks\."
+    r"(?:coarser\.)?(?:convolutions\.|p)?(\d+)\.(.+)"
+)
 PROJECTION = re.compile(r"model\.model\.(input_proj)\.(\d+)\.(.+)")
 # torchvision names its two extra levels p6 and p7. Ours are counted from 0.
 HOST_EXTRA_LEVEL = re.compile(r"extra_blocks\.p\d")
@@ -57,11 +61,14 @@ def inherit(student: Detector, teacher: Detector, parts: Collection[Part]) -> tu
     for part in parts:
         tensors = inherited_tensors(student_state, teacher.state_dict(), part, student.info, teacher.info)
         if not tensors:
-            raise UserError(f"--inherit {part}: {_why_nothing_fits(part, student.info, teacher.info)}")
+            mixed = _differ_in_depthwise(student_state, teacher.state_dict())
+            raise UserError(f"--inherit {part}: {_why_nothing_fits(part, student.info, teacher.info, mixed)}")
         with torch.no_grad():
             cast(nn.Module, student).load_state_dict(tensors, strict=False)
         count = len(_part_tensors(student_state, part, student.info))
         message = f"inherited {len(tensors)} of {count} {part} tensors from the teacher"
+        if _differ_in_depthwise(student_state, teacher.state_dict()):
+            message += "; 3x3 convolutions start fresh, because only one of the two detectors has --model.depthwise"
         if part == "head" and student.info.classes != teacher.info.classes:
             message += "; class predictors start fresh, because the classes differ"
         messages.append(message)
@@ -85,6 +92,8 @@ def inherited_tensors(
             # The predictors of an RPN have names of class predictors, but do not depend on the classes.
             if key.startswith("model.rpn.") or not skipped & set(key.split("."))
         }
+        if _differ_in_depthwise(student_state, teacher_state):
+            return {}  # towers and predictors differ; without them, the few other tensors have no use
     student_layers = _layer_shapes(student_names, student_state)
     teacher_layers = _layer_shapes(teacher_names, teacher_state)
     tensors: dict[str, Tensor] = {}
@@ -122,6 +131,8 @@ def _part_tensors(state: State, part: Part, info: DetectorInfo) -> dict[str, str
     keys = {}
     for name, match in matches:
         level = int(match[2])
+        if match[1] in ("down", "out"):  # the second path begins at the second level
+            level += 1
         if match[1] == "extra":  # the extra levels come after those with a lateral convolution
             level += num_laterals - (FIRST_HOST_EXTRA_LEVEL if HOST_EXTRA_LEVEL.search(name) else 0)
         keys[f"{match[1]}.{info.strides[level]}.{match[3]}"] = name
@@ -136,12 +147,24 @@ def _layer_shapes(names: Mapping[str, str], state: State) -> dict[str, dict[str,
     return layers
 
 
-def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: DetectorInfo) -> str:
-    """The reason for an error message, with the remedy."""
+def _differ_in_depthwise(student_state: State, teacher_state: State) -> bool:
+    """True if the neck or the head of only one of the two detectors has separable convolutions."""
+    student_separable, teacher_separable = (
+        any(".pointwise." in name and ".body." not in name for name in state)
+        for state in (student_state, teacher_state)
+    )
+    return student_separable != teacher_separable
+
+
+def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: DetectorInfo, mixed: bool) -> str:
+    """The reason for an error message, with the remedy. mixed: only one of the two has separable convolutions."""
     if part == "head" and student_info.kind != teacher_info.kind:
         heads = f"a {student_info.kind} head shares no layers with the teacher's {teacher_info.kind} head"
         other = f", or a {teacher_info.kind} student" if teacher_info.kind in DETECTORS else ""
         return f"{heads}; use --inherit neck{other}"
+    if mixed:
+        problem = "separable and plain convolutions have no common layers, and only one of the two has them separable"
+        return f"{problem}; give student and teacher the same --model.depthwise, or leave --inherit out"
     student_size = f"{student_info.channels['neck']} channels on strides {student_info.strides}"
     teacher_size = f"{teacher_info.channels['neck']} channels on strides {teacher_info.strides}"
     sizes = f"the student has {student_size}, the teacher {teacher_size}"

@@ -18,8 +18,8 @@ Builder = Callable[..., "Detector"]
 
 NATIVE = "native"  # as the name of a backbone: the backbone of the family's own config, instead of a timm backbone
 
-DENSE_OPTIONS = frozenset({"tower_depth", "norm", "edges", "edge_bins", "nms_threshold"})
-TWO_STAGE_OPTIONS = frozenset({"rois", "nms_threshold"})
+DENSE_OPTIONS = frozenset({"neck", "depthwise", "tower_depth", "norm", "edges", "edge_bins", "nms_threshold"})
+TWO_STAGE_OPTIONS = frozenset({"neck", "rois", "nms_threshold"})
 QUERY_OPTIONS = frozenset({"queries", "encoder_layers", "decoder_layers"})
 
 
@@ -123,14 +123,14 @@ DETECTORS: dict[str, DetectorRecord] = {
     ),
     "faster_rcnn": DetectorRecord(
         builder="torchvision.faster_rcnn:faster_rcnn",
-        summary="Faster R-CNN of torchvision with an FPN.",
+        summary="Faster R-CNN of torchvision with an FPN or PAFPN.",
         group="two-stage",
         options=TWO_STAGE_OPTIONS,
         head_layers="faster_rcnn",
     ),
     "mask_rcnn": DetectorRecord(
         builder="torchvision.mask_rcnn:mask_rcnn",
-        summary="Mask R-CNN of torchvision with an FPN. Boxes only: its mask branch is not run.",
+        summary="Mask R-CNN of torchvision with an FPN or PAFPN. Boxes only: its mask branch is not run.",
         group="two-stage",
         options=TWO_STAGE_OPTIONS,
         head_layers="faster_rcnn",

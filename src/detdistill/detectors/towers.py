@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detdistill.detectors.backbone import group_norm
+from detdistill.detectors.convolutions import SeparableConv
+from detdistill.recipe import ModelConfig
 from detdistill.types import Predictions, Towers, TowerState
 
 Block = Sequence[nn.Module]
@@ -21,6 +24,16 @@ Predict = Callable[[Sequence[Tensor], Sequence[Tensor]], Predictions]
 Arguments: features (B, C, H, W) per level, fine to coarse, after the last activation; first those of the classification
 tower, then those of the regression tower.
 """
+
+
+def separable_tower(config: ModelConfig) -> nn.Sequential:
+    """A tower of separable convolutions, each with group norm and a ReLU. Only norm `none` leaves out the group norm.
+
+    Also RetinaNet, whose plain towers have no norm, has it here: without it, separable towers learn more slowly.
+    """
+    norm = None if config.norm == "none" else group_norm
+    blocks = [(SeparableConv(config.channels, 1, norm), nn.ReLU()) for _ in range(config.tower_depth)]
+    return nn.Sequential(*[layer for block in blocks for layer in block])
 
 
 def split_blocks(tower: nn.Module) -> tuple[Block, ...]:

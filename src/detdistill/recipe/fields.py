@@ -48,7 +48,18 @@ class ModelConfig(Part):
     channels: int = Field(256, ge=8, description="width of the neck and of the towers")
     tower_depth: int = Field(4, ge=1, le=8, description="convolutions per tower (dense heads)")
     norm: Literal["default", "group", "none"] = Field(
-        "default", description="norm of the towers (dense heads); default: as published for the head"
+        "default",
+        description="norm of the towers (dense heads); default: as published for the head, and group with depthwise",
+    )
+    neck: Literal["fpn", "pafpn"] = Field(
+        "fpn",
+        description="fpn: feature pyramid network; pafpn: with a second path, from fine to coarse levels (dense and "
+        "two-stage heads)",
+    )
+    depthwise: bool = Field(
+        False,
+        description="depthwise-separable convolutions in neck and towers, and 1x1 predictors, for a small model (dense "
+        "heads)",
     )
     edges: bool = Field(
         False,

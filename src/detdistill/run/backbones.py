@@ -72,7 +72,7 @@ def describe(name: str, image_size: tuple[int, int]) -> BackboneFacts:
         return BackboneFacts(name, None, None, (), statistics, has_weights, f"can't serve: {reason}")
     wanted = tuple(stride for stride in ModelConfig().strides if stride in extractor.strides)
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in image_size)
-    with torch.device("meta"):
+    with extractor.dry():
         backbone, _, _ = build_backbone(name, wanted or extractor.strides, "none")
         images = torch.zeros(1, 3, height, width)
         operations = count_operations(lambda: backbone.eval()(images))

@@ -71,7 +71,7 @@ def with_image_size(recipe: Recipe, data: Data, say: Say) -> Recipe:
         size, reason = of_model, f"as in {recipe.model.name}"
     elif find_device(recipe.train.device).type == "cpu":
         size = min(sides(config.image_size)[0], CPU_SIDE, _typical_side(data))
-        reason = "small, because this machine trains on its CPU"
+        reason = "because this machine trains on its CPU"
     if size == config.image_size:
         return recipe
     say(f"image size: {shown(size)}, {reason}; another with --image-size")

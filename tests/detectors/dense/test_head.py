@@ -13,12 +13,22 @@ Candidate = tuple[float, list[float], int]
 """Score, box and label."""
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("head", ["atss", "gfl"])
-def test_every_score_starts_at_one_percent(head: str):
-    detector = tiny(head).eval()
+def test_every_score_starts_at_one_percent(head: str, depthwise: bool):
+    detector = tiny(head, depthwise=depthwise).eval()
     assert detector.head.classifier.bias.sigmoid().tolist() == pytest.approx([0.01] * len(CLASSES), rel=1e-3)
     scores = detector.observe(scene()[0], need=Need(predictions=True)).stages[0].scores()
     assert scores.mean().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_separable_head_has_pointwise_predictors_and_larger_initial_weights():
+    head = tiny("atss", depthwise=True).head
+    assert [layer.kernel_size for layer in (head.classifier, head.regressor, head.quality)] == [(1, 1)] * 3
+    assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.3)
+    # Kaiming's deviation is 1 / sqrt(9 inputs) before a linear function, and sqrt(2 / 32 inputs) before a ReLU.
+    assert head.classification_tower[0].depthwise.weight.std().item() == pytest.approx(1 / 3, rel=0.2)
+    assert head.regression_tower[2].pointwise.weight.std().item() == pytest.approx((2 / 32) ** 0.5, rel=0.2)
 
 
 @pytest.mark.parametrize("head", ["atss", "gfl"])

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from detdistill.detectors.timm import extractor
 from detdistill.detectors.timm.extractor import Extractor, Fitted, UnfitError, count_parameters, examine
 
 
@@ -23,7 +24,7 @@ class Cells(nn.Module):
 
 def needs(**changes: object) -> Extractor:
     fields = {"name": "x", "options": {}, "maps": {2: 0, 4: 1}, "widths": {2: 3, 4: 3}, "is_plain": False}
-    fields |= {"channels_last": False, "unit": 32, "cell": 1, "patch": 1, "parameters": 0}
+    fields |= {"channels_last": False, "unit": 32, "cell": 1, "patch": 1, "parameters": 0, "device": "meta"}
     return Extractor(**fields | changes)  # type: ignore[arg-type]
 
 
@@ -77,13 +78,30 @@ def test_parameters_are_those_of_the_model_below_its_deepest_map() -> None:
     assert count_parameters("mobilenetv2_035") == examine("mobilenetv2_035").parameters == expected
 
 
-def test_examining_changes_no_random_number() -> None:
-    examine.cache_clear()
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_examining_changes_no_random_number(device: str) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    examine("vit_tiny_patch16_224")
+    assert extractor._examine("vit_tiny_patch16_224", device).device == device
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_model_of_your_own_whose_code_needs_numbers_is_examined_on_the_cpu() -> None:
+    rates = []
+
+    def own_backbone(pretrained: bool = False, **options: object) -> nn.Module:
+        rates.append([rate.item() for rate in torch.linspace(0, 0.1, 4)])  # impossible on the meta device
+        return timm.create_model("test_resnet", pretrained=pretrained, **options)
+
+    own_backbone.__module__ = "timm.models.resnet"
+    timm.models.register_model(own_backbone)
+    with pytest.raises(UnfitError, match="timm can't extract feature maps from it"):
+        examine("own_backbone", quick=True)
+    found = examine("own_backbone")
+    assert (found.device, found.strides) == ("cpu", (2, 4, 8, 16, 32))
+    with found.dry():
+        assert len(found.create((8, 16))(torch.zeros(1, 3, 64, 64))) == 2
 
 
 def test_images_are_padded_and_maps_are_cut() -> None:

@@ -11,6 +11,7 @@ from detdistill.types import Batch, Need, Targets
 from tests.detectors.builders import scene, shake, tiny
 
 HEADS = ("retinanet", "fcos")
+SMALL = {"depthwise": True, "neck": "pafpn"}
 
 
 def host_images(batch: Batch) -> list[Tensor]:
@@ -30,9 +31,10 @@ def without_resizing(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("options", [{}, SMALL])
 @pytest.mark.parametrize("head", HEADS)
-def test_losses_equal_the_hosts(head: str):
-    detector = shake(tiny(head, channels=64)).train()
+def test_losses_equal_the_hosts(head: str, options: dict):
+    detector = shake(tiny(head, channels=64, **options)).train()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -45,9 +47,10 @@ def test_losses_equal_the_hosts(head: str):
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{}, SMALL])
 @pytest.mark.parametrize("head", HEADS)
-def test_detections_equal_the_hosts(head: str):
-    detector = shake(tiny(head, channels=64, score_threshold=0.001)).eval()
+def test_detections_equal_the_hosts(head: str, options: dict):
+    detector = shake(tiny(head, channels=64, score_threshold=0.001, **options)).eval()
     batch, _ = scene()
     with torch.no_grad():
         expected = without_resizing(detector.model)(host_images(batch))
@@ -91,6 +94,29 @@ def test_fcos_starts_with_distances_of_one_stride():
     torch.testing.assert_close(stage.deltas, torch.ones_like(stage.deltas), atol=0.5, rtol=0)
     sides = stage.boxes[..., 2:] - stage.boxes[..., :2]
     assert (sides > 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_separable_head_starts_with_the_scores_and_biases_of_the_plain_one(head: str):
+    plain, separable = (tiny(head, depthwise=depthwise).model.head for depthwise in (False, True))
+    for branch, plain_branch in (
+        (separable.classification_head, plain.classification_head),
+        (separable.regression_head, plain.regression_head),
+    ):
+        predictors = {name: layer for name, layer in branch.named_children() if name != "conv"}
+        assert predictors.keys() == dict(plain_branch.named_children()).keys() - {"conv"}
+        for name, layer in predictors.items():
+            assert layer.kernel_size == (1, 1)
+            assert torch.equal(layer.bias, getattr(plain_branch, name).bias)
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.3)
+
+
+def test_separable_towers_of_a_retinanet_have_norms_unless_none_is_asked_for():
+    for norm, count in (("default", 4), ("group", 4), ("none", 0)):
+        head = tiny("retinanet", depthwise=True, norm=norm).model.head
+        assert sum(isinstance(layer, torch.nn.GroupNorm) for layer in head.modules()) == count
+    head = tiny("retinanet").model.head
+    assert not any(isinstance(layer, torch.nn.GroupNorm) for layer in head.modules())
 
 
 def test_rows_are_padded_and_scattered_per_image():

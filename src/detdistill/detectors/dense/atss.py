@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
-from detdistill.detectors.backbone import build_neck
+from detdistill.detectors.backbone import neck_of
 from detdistill.detectors.dense.head import (
     BOX_WEIGHT,
     DenseHead,
@@ -47,7 +47,7 @@ class ATSS(nn.Module):
     def __init__(self, config: ModelConfig, backbone: str, classes: Sequence[str]):
         super().__init__()
         self.config = config
-        self.neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+        self.neck = neck_of(config, backbone)
         self.edge_bins = config.edge_bins if config.edges else None
         self.head = DenseHead(config, len(classes), regression=4 * (self.edge_bins or 1), quality=True)
         self.towers = TowerPair(self.head.classification_tower, self.head.regression_tower)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.backbone import build_neck
+from detdistill.detectors.backbone import neck_of
 from detdistill.detectors.dense.head import (
     BOX_WEIGHT,
     DenseHead,
@@ -44,7 +44,7 @@ class GFL(nn.Module):
     def __init__(self, config: ModelConfig, backbone: str, classes: Sequence[str]):
         super().__init__()
         self.config = config
-        self.neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+        self.neck = neck_of(config, backbone)
         self.head = DenseHead(config, len(classes), regression=4 * config.edge_bins, quality=False)
         self.towers = TowerPair(self.head.classification_tower, self.head.regression_tower)
         self.info = dense_info("gfl", config, classes, quality=False, edge_bins=config.edge_bins)

@@ -10,7 +10,7 @@ from detdistill.detectors.backbone import group_norm
 from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment, with_centerness
 from detdistill.detectors.statistics import pixel_statistics
-from detdistill.detectors.towers import flatten_cells
+from detdistill.detectors.towers import flatten_cells, separable_tower
 from detdistill.geometry import atss_assign, square_anchors
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
@@ -32,31 +32,42 @@ BOX_WEIGHT = 2.0  # of the GIoU term
 MAX_CANDIDATES = 1000  # (prediction, class) pairs per level that enter the suppression, as published
 
 
-def build_tower(channels: int, depth: int, norm: str) -> nn.Sequential:
-    """`depth` blocks of 3x3 convolution, group norm and ReLU. With norm `none`, a bias replaces the group norm."""
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
-        layers += [] if norm == "none" else [group_norm(channels)]
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+def build_tower(config: ModelConfig) -> nn.Sequential:
+    """Blocks of 3x3 convolution, group norm and ReLU. With norm `none`, a bias replaces the group norm.
+
+    With `model.depthwise`, the convolutions are separable.
+    """
+    if config.depthwise:
+        return separable_tower(config)
+    has_norm = config.norm != "none"
+    blocks: list[nn.Module] = []
+    for _ in range(config.tower_depth):
+        blocks.append(nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=not has_norm))
+        blocks += [group_norm(config.channels)] if has_norm else []
+        blocks.append(nn.ReLU())
+    return nn.Sequential(*blocks)
 
 
 class DenseHead(nn.Module):
     """Two towers and their predictors, shared by all levels, and one learned scale of the regression per level.
 
+    With `model.depthwise`, the predictors are 1x1 convolutions, as in NanoDet and PicoDet: plain 3x3 ones would need
+    more operations than everything before them.
     regression: values per cell, 4 or 4 R. quality: True if the regression tower also predicts a centerness logit.
     """
 
     def __init__(self, config: ModelConfig, classes: int, regression: int, quality: bool):
         super().__init__()
-        self.classification_tower = build_tower(config.channels, config.tower_depth, config.norm)
-        self.regression_tower = build_tower(config.channels, config.tower_depth, config.norm)
-        self.classifier = nn.Conv2d(config.channels, classes, 3, padding=1)
-        self.regressor = nn.Conv2d(config.channels, regression, 3, padding=1)
-        self.quality = nn.Conv2d(config.channels, 1, 3, padding=1) if quality else None
+        self.classification_tower = build_tower(config)
+        self.regression_tower = build_tower(config)
+        kernel = 1 if config.depthwise else 3
+        self.classifier = nn.Conv2d(config.channels, classes, kernel, padding=kernel // 2)
+        self.regressor = nn.Conv2d(config.channels, regression, kernel, padding=kernel // 2)
+        self.quality = nn.Conv2d(config.channels, 1, kernel, padding=kernel // 2) if quality else None
         self.scales = nn.Parameter(torch.ones(len(config.strides)))
-        for layer in self.modules():
+        # Separable towers have initial values of their own.
+        modules = (self.classifier, self.regressor, self.quality) if config.depthwise else self.modules()
+        for layer in modules:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:

@@ -2,11 +2,13 @@
 
 A detector needs maps at strides that are powers of two, for images of any size that is a multiple of 32. Few timm
 models lack this, but many need help: an option of timm, padding, another scale of the image, or maps with permuted
-axes. What a model needs is computed by running it on torch's meta device, so it holds for models that timm adds later.
+axes. What a model needs is computed by running it without weights, so it holds for models that timm adds later, and
+for models of the user's own that are registered there.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -48,6 +50,7 @@ class Extractor:
     unit: images must be padded to a multiple of it, in pixels.
     cell, patch: images are resized so that `cell` pixels become `patch` pixels. They are equal if nothing is resized.
     parameters: number of the parameters up to the deepest map.
+    device: where `dry` builds it: torch's meta device, or the CPU if it fails there.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Extractor:
     cell: int
     patch: int
     parameters: int
+    device: str
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -84,6 +88,10 @@ class Extractor:
     def only_pads(self) -> bool:
         """True if all that is done is that images are padded: it makes no difference for images of the right size."""
         return not (self.is_plain or self.channels_last or self.cell != self.patch)
+
+    def dry(self) -> AbstractContextManager[None]:
+        """Inside it, modules and tensors cost no memory if the model permits it, and random numbers are not used up."""
+        return _dry(self.device)
 
     def create(self, strides: Sequence[int]) -> nn.Module:
         """timm's own feature extractor with random weights, with maps at these of its strides."""
@@ -123,36 +131,42 @@ class Fitted(nn.Module):
 
 
 @cache
-def examine(name: str) -> Extractor:
+def examine(name: str, quick: bool = False) -> Extractor:
     """What the timm model `name` needs. It takes less than a second.
 
+    The model runs on torch's meta device. If it fails there, it also runs on the CPU, with random weights, because the
+    code of a model may need numbers. quick: it then counts as failed.
     Raises UnfitError with the reason if it can't serve.
     """
-    with torch.device("meta"):
+    try:
+        return _examine(name, "meta")
+    except UnfitError:
+        if quick:
+            raise
+    return _examine(name, "cpu")
+
+
+def _examine(name: str, device: str) -> Extractor:
+    with _dry(device):
         body, options = _create(name)
         info = feature_info(body)
         reductions = info.reduction()
         cell, patch = _scale(max(reductions))
         strides = [_power_of_two(reduction * cell / patch) for reduction in reductions]
-        channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
         needs = Extractor(
             name=name,
             options=options,
             maps={},
             widths={},
             is_plain=len(set(reductions)) == 1,
-            channels_last=channels_last,
+            channels_last=getattr(body, "output_fmt", "NCHW") == "NHWC",
             unit=BATCH_UNIT,
             cell=cell,
             patch=patch,
             parameters=sum(parameter.numel() for parameter in body.parameters()),
+            device=device,
         )
         unit, honest = _smallest_unit(body, strides, needs)
-    if not honest:
-        fixed = has_fixed_size(name)
-        raise UnfitError(
-            "accepts images of one size only" if fixed else "the sizes of its maps are no fractions of an image"
-        )
     rows = [
         (stride, index % len(info.info), width)
         for stride, index, width in zip(strides, info.out_indices, info.channels(), strict=True)
@@ -163,12 +177,18 @@ def examine(name: str) -> Extractor:
     return replace(needs, maps=maps, widths=widths, unit=unit)
 
 
+@contextmanager
+def _dry(device: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        yield
+
+
 def count_parameters(name: str) -> int:
     """The number of parameters of a timm model up to its deepest map.
 
     Raises UnfitError if timm can't extract its maps.
     """
-    with torch.device("meta"):
+    with _dry("meta"):
         body, _ = _create(name)
     return sum(parameter.numel() for parameter in body.parameters())
 
@@ -191,16 +211,14 @@ def _create(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
 
     Returns it and the option. Raises UnfitError if timm can't build it.
     """
-    for options in ANY_SIZE_OPTIONS if has_fixed_size(name) else ():
+    for options in (*(ANY_SIZE_OPTIONS if has_fixed_size(name) else ()), {}):
         try:
             return timm.create_model(name, features_only=True, pretrained=False, **options).eval(), options
-        except TypeError:  # this family does not know the option
-            continue
-    try:
-        return timm.create_model(name, features_only=True, pretrained=False).eval(), {}
-    except FAILURES as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UnfitError(f"timm can't extract feature maps from it ({reason})") from None
+        except FAILURES as error:
+            if isinstance(error, TypeError) and options:  # this family does not know the option
+                continue
+            raise UnfitError(f"timm can't extract feature maps from it ({_first_words(error)})") from None
+    raise AssertionError("the last options are empty")
 
 
 def _scale(coarsest: int) -> tuple[int, int]:
@@ -218,33 +236,46 @@ def _smallest_unit(body: nn.Module, strides: Sequence[int], needs: Extractor) ->
     """The smallest unit with which all maps have the sizes that their strides say, and the strides of these maps.
 
     If there is no such unit, it is the one with the most such maps. A model may need cells of stride 64, or the size
-    that it was designed for, which is a multiple of its windows.
+    that it was designed for, which is a multiple of its windows. Raises UnfitError if no map ever has the right size.
     """
     config = timm.get_pretrained_cfg(needs.name)
     nominal = config.input_size[-1] if config is not None and config.input_size else 0
     units = [BATCH_UNIT, 2 * BATCH_UNIT]
     units += [nominal] if nominal > units[-1] and nominal % BATCH_UNIT == 0 else []
     best, most = BATCH_UNIT, set[int]()
+    problems = ["accepts images of one size only"] if has_fixed_size(needs.name) else []
     for unit in units:
-        honest = _honest_strides(body, strides, needs, unit)
+        try:
+            honest = _honest_strides(body, strides, needs, unit)
+        except FAILURES as error:
+            problems.append(f"fails on images of some sizes ({_first_words(error)})")
+            continue
+        problems.append("the sizes of its maps are no fractions of an image")
         if len(honest) > len(most):
             best, most = unit, honest
         if len(honest) == len(set(strides)):
             break
+    if not most:
+        raise UnfitError(problems[0])
     return best, most
 
 
 @torch.no_grad()
 def _honest_strides(body: nn.Module, strides: Sequence[int], needs: Extractor, unit: int) -> set[int]:
-    """The strides whose maps have the right size, for images whose sides are different multiples of `unit`."""
+    """The strides whose maps have the right size, for images whose sides are different multiples of `unit`.
+
+    Raises one of FAILURES if the model does not accept them.
+    """
     height, width = (3 * unit, 5 * unit) if unit == BATCH_UNIT else (unit, 2 * unit)
-    try:
-        maps = body(cells_to_patches(torch.zeros(1, 3, height, width), needs.cell, needs.patch))
-    except FAILURES:
-        return set()
+    maps = body(cells_to_patches(torch.zeros(1, 3, height, width), needs.cell, needs.patch))
     honest = set(strides) - {0}
-    for stride, width_of_map, level in zip(strides, feature_info(body).channels(), maps, strict=True):
-        channels, *size = level.permute(0, 3, 1, 2).shape[1:] if needs.channels_last else level.shape[1:]
-        if stride and (channels, *size) != (width_of_map, math.ceil(height / stride), math.ceil(width / stride)):
+    for stride, channels, level in zip(strides, feature_info(body).channels(), maps, strict=True):
+        shape = level.permute(0, 3, 1, 2).shape[1:] if needs.channels_last else level.shape[1:]
+        if stride and tuple(shape) != (channels, math.ceil(height / stride), math.ceil(width / stride)):
             honest.discard(stride)
     return honest
+
+
+def _first_words(error: Exception) -> str:
+    """The message of an error in one short line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

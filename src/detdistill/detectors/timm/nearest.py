@@ -70,7 +70,7 @@ def _varied(names: Iterable[str]) -> list[str]:
 
 def _serves(name: str, strides: Sequence[int]) -> bool:
     try:
-        return min(strides) in examine(name).strides
+        return min(strides) in examine(name, quick=True).strides
     except UnfitError:
         return False
 

@@ -27,7 +27,7 @@ from torchvision.models import detection as host
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from detdistill.detectors.backbone import Neck, build_neck
+from detdistill.detectors.backbone import Neck, neck_of
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.outputs import build_assignment
 from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
@@ -241,14 +241,14 @@ class FasterRCNN(nn.Module):
 
 
 def faster_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FasterRCNN:
-    """Build a Faster R-CNN on a timm backbone with an FPN.
+    """Build a Faster R-CNN on a timm backbone with an FPN or a PAFPN.
 
     Levels coarser than the backbone's are subsampled. RoIs are pooled from the other levels. Anchors have 32 pixels at
     the finest level, twice as many at each coarser level, and three aspect ratios per cell; they are the published
     anchors if the strides start at 4. The box head is 4 times as wide as the neck, which is the published 1024 at 256.
     Raises UserError if the backbone does not fit the strides.
     """
-    neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights, pooled=True)
+    neck = neck_of(config, backbone, pooled=True)
     return FasterRCNN(host.FasterRCNN(neck, **host_parts(config, neck, len(classes))), classes, config.strides)
 
 

@@ -8,7 +8,7 @@ from torchvision.models import detection as host
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
-from detdistill.detectors.backbone import build_neck, group_norm
+from detdistill.detectors.backbone import group_norm, neck_of
 from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import DenseParts, build_assignment, dense_layout, observe_dense, with_centerness
 from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
@@ -19,6 +19,7 @@ from detdistill.detectors.torchvision.shared import (
     host_pyramid,
     host_statistics,
     host_targets,
+    make_separable,
     to_detections,
     valid_anchors,
 )
@@ -155,7 +156,7 @@ class FCOS(nn.Module):
 
 def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
     """Build an FCOS on a timm backbone, with one point per cell. The towers have group norm unless norm is `none`."""
-    neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+    neck = neck_of(config, backbone)
     generator = AnchorGenerator(tuple((stride,) for stride in config.strides), ((1.0,),) * len(config.strides))
     norm = nn.Identity if config.norm == "none" else group_norm
     # FCOSHead has no argument for the norm. It is built small, and both of its branches are replaced.
@@ -164,6 +165,9 @@ def fcos(config: ModelConfig, backbone: str, classes: Sequence[str]) -> FCOS:
         config.channels, 1, len(classes), config.tower_depth, norm_layer=norm
     )
     head.regression_head = FCOSRegressionHead(config.channels, 1, config.tower_depth, norm_layer=norm)
+    if config.depthwise:
+        for branch in (head.classification_head, head.regression_head):
+            make_separable(branch, config)
     # Start with distances of one stride. The published head starts there too, at exp(0). torchvision applies a ReLU and
     # starts at 0, where one bad step can make every distance 0 with no gradient. This happened to one of three small
     # students within twenty steps.

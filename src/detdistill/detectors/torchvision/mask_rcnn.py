@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import detection as host
 from torchvision.ops import MultiScaleRoIAlign
 
-from detdistill.detectors.backbone import build_neck
+from detdistill.detectors.backbone import neck_of
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN, host_parts
 from detdistill.recipe import ModelConfig
 
@@ -34,7 +34,7 @@ def mask_rcnn(config: ModelConfig, backbone: str, classes: Sequence[str]) -> Fas
     Its mask branch has four convolutions with the neck's width on regions of 14 x 14, as published. It is neither
     trained nor run. Raises UserError if the backbone does not fit the strides.
     """
-    neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights, pooled=True)
+    neck = neck_of(config, backbone, pooled=True)
     model = host.MaskRCNN(
         neck,
         **host_parts(config, neck, len(classes)),

@@ -9,7 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
-from detdistill.detectors.backbone import build_neck, group_norm
+from detdistill.detectors.backbone import group_norm, neck_of
 from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import (
     DenseParts,
@@ -27,6 +27,7 @@ from detdistill.detectors.torchvision.shared import (
     host_pyramid,
     host_statistics,
     host_targets,
+    make_separable,
     to_detections,
     valid_anchors,
 )
@@ -166,19 +167,22 @@ class RetinaNet(nn.Module):
 def retinanet(config: ModelConfig, backbone: str, classes: Sequence[str]) -> RetinaNet:
     """Build a RetinaNet on a timm backbone.
 
-    Anchors are as published: 4 strides wide, three octaves and three aspect ratios per cell. Raises UserError if
-    `tower_depth` is above 4.
+    Anchors are as published: 4 strides wide, three octaves and three aspect ratios per cell. The towers have no
+    norm, as published, unless norm is `group` or their convolutions are separable. Raises UserError if `tower_depth` is
+    above 4.
     """
     if config.tower_depth > MAX_TOWER_DEPTH:
         problem = f"torchvision's RetinaNet has at most {MAX_TOWER_DEPTH}"
         raise UserError(f"model.tower_depth {config.tower_depth}: {problem}; set it to {MAX_TOWER_DEPTH} or less")
-    neck = build_neck(backbone, config.strides, config.channels, config.backbone_weights)
+    neck = neck_of(config, backbone)
     sizes = tuple(tuple(int(4 * stride * 2 ** (octave / 3)) for octave in range(3)) for stride in config.strides)
     generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     norm = group_norm if config.norm == "group" else None
     head = RetinaNetHead(config.channels, 9, len(classes), norm_layer=norm)
     for branch in (head.classification_head, head.regression_head):
         branch.conv = branch.conv[: config.tower_depth]
+        if config.depthwise:
+            make_separable(branch, config)
     if config.edges:
         head.regression_head.bbox_reg = edge_predictor(head.regression_head.bbox_reg, config.edge_bins)
     model = host.RetinaNet(

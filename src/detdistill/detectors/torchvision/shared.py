@@ -11,6 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detdistill.detectors.images import host_sizes, normalize
 from detdistill.detectors.statistics import pixel_statistics
+from detdistill.detectors.towers import separable_tower
 from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
 from detdistill.recipe import ModelConfig
@@ -43,10 +44,25 @@ def edge_predictor(regressor: nn.Conv2d, bins: int) -> nn.Conv2d:
 
     All bins start nearly alike, so that the expected distance starts at the middle bin.
     """
-    layer = nn.Conv2d(regressor.in_channels, regressor.out_channels * bins, regressor.kernel_size[0], padding=1)
+    kernel = regressor.kernel_size[0]
+    layer = nn.Conv2d(regressor.in_channels, regressor.out_channels * bins, kernel, padding=kernel // 2)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(required(layer.bias))
     return layer
+
+
+def make_separable(branch: nn.Module, config: ModelConfig) -> None:
+    """Give a branch of a one-stage host's head a separable tower, and 1x1 predictors with the same biases, in place.
+
+    See `dense.head.DenseHead` for the reason of the 1x1 predictors.
+    """
+    branch.conv = separable_tower(config)
+    for name, predictor in list(branch.named_children()):
+        if isinstance(predictor, nn.Conv2d):
+            pointwise = nn.Conv2d(predictor.in_channels, predictor.out_channels, 1)
+            nn.init.normal_(pointwise.weight, std=0.01)
+            pointwise.bias = predictor.bias
+            setattr(branch, name, pointwise)
 
 
 def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
