@@ -34,6 +34,7 @@ PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
+    "docs/backbones.md",
     "docs/guide.md",
     "docs/data.md",
     "docs/decisions.md",

@@ -23,7 +23,7 @@ def backbones(pattern: str | None, image_size: int | tuple[int, int], console: C
 
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     names: Sequence[str] = EXAMPLES if pattern is None else matching(pattern)
-    with console.status(f"running {min(len(names), MOST)} models without weights"):
+    with console.status("running models without weights"):
         rows = [_row(describe(name, size)) for name in names[:MOST]]
     columns = ["backbone", "parameters", "operations", "strides", "normalization", "pretrained", "remark"]
     table(console, columns, rows)
@@ -31,13 +31,13 @@ def backbones(pattern: str | None, image_size: int | tuple[int, int], console: C
         console.print(f"{len(names) - MOST} more match: narrow the pattern", soft_wrap=False)
     console.print(
         f"Operations are those of one image of {size[0]} x {size[1]}; a multiplication and an addition count as two. "
-        "Normalization is what the pretrained weights expect: imagenet, clip and 0.5 are means and deviations, 0..1 "
-        "is neither.",
+        "Normalization is what the pretrained weights expect; 0.5 means a mean and a deviation of 0.5, 0..1 means "
+        "pixels as they are.",
         soft_wrap=False,
     )
     if pattern is None:
         console.print(
-            "This is a small backbone of each family. All of timm: detdistill list backbones 'mobilenetv4*'",
+            "These are small backbones of all families. For others, give a pattern: detdistill list backbones 'resnet*'",
             soft_wrap=False,
         )
 

@@ -354,5 +354,9 @@ def test_detections_equal_the_published_post_processing(kind: str):
     for detections, host, (height, width) in zip(detector.detect(batch), published, batch.sizes.tolist(), strict=True):
         limit = torch.tensor([width, height, width, height])
         torch.testing.assert_close(detections.scores, host["scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(detections.boxes, host["boxes"].clamp(min=0).minimum(limit), rtol=0, atol=1e-2)
-        assert torch.equal(detections.labels, host["labels"])
+        boxes = host["boxes"].clamp(min=0).minimum(limit)
+        ours = torch.cat([detections.boxes, 1e3 * detections.scores[:, None], 1e3 * detections.labels[:, None]], 1)
+        theirs = torch.cat([boxes, 1e3 * host["scores"][:, None], 1e3 * host["labels"][:, None]], 1)
+        distances = torch.cdist(ours, theirs, p=float("inf"))  # rounding can change the order of two close scores
+        assert distances.amin(0).max() < 1e-2
+        assert distances.amin(1).max() < 1e-2
