@@ -37,7 +37,8 @@ def backbones(pattern: str | None, image_size: int | tuple[int, int], console: C
     )
     if pattern is None:
         console.print(
-            "These are small backbones of all families. For others, give a pattern: detdistill list backbones 'resnet*'",
+            "These are small backbones of all families. For others, give a pattern: "
+            "detdistill list backbones 'resnet*'",
             soft_wrap=False,
         )
 
