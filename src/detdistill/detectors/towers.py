@@ -29,7 +29,8 @@ tower, then those of the regression tower.
 def separable_tower(config: ModelConfig) -> nn.Sequential:
     """A tower of separable convolutions, each with group norm and a ReLU. Only norm `none` leaves out the group norm.
 
-    Also RetinaNet, whose plain towers have no norm, has it here: without it, separable towers learn more slowly.
+    RetinaNet has the group norm too, although its plain towers have none, because all published separable heads have a
+    norm.
     """
     norm = None if config.norm == "none" else group_norm
     blocks = [(SeparableConv(config.channels, 1, norm), nn.ReLU()) for _ in range(config.tower_depth)]
