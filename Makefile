@@ -12,7 +12,7 @@ ARGS ?=
 
 # One thread per test process: two processes with two threads each on two cores slow each other down tenfold.
 TESTING := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
-QUICK := tests/losses tests/geometry tests/methods tests/data tests/evaluation tests/test_recipe.py tests/test_docs.py
+QUICK := tests/losses tests/geometry tests/methods tests/data tests/evaluation tests/recipe tests/inspection tests/test_text.py tests/test_docs.py
 
 .PHONY: demo test check docs install install-dev clean
 

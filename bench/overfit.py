@@ -42,7 +42,7 @@ def overfit(model: ModelConfig, images: int, train: TrainConfig, steps: int) -> 
     config = DataConfig(path=f"shapes:{max(images, 4)}", image_size=(HEIGHT, WIDTH), flip=0.0)
     data = open_data(config)
     split = data.split("train").take(images)
-    loader = TrainLoader(split, config, batch_size=train.batch_size, seed=train.seed)
+    loader = TrainLoader(split, config, batch_size=train.images_per_step, seed=train.seed)
     train = train.model_copy(
         update={"epochs": math.ceil(steps / loader.steps), "max_steps": steps, "checkpoint_every": steps}
     )

@@ -1,10 +1,12 @@
 """Train one detector from pretrained weights in several ways, over several seeds, and print the AP of each way.
 
-    python bench/pretrained.py --recipe RECIPE --out FOLDER --ways own imagenet frozen stage1 --seeds 3
+    python bench/pretrained.py --recipe RECIPE --out FOLDER --ways own imagenet norms stage1 --seeds 3
 
-Ways: `own` uses the pixel statistics of the backbone's pretrained configuration, `imagenet` those of ImageNet, whatever
-the backbone. The runs are FOLDER/WAY/SEED. A run that is finished is not made again, and one that was interrupted goes
-on. Rows are printed as markdown: the mean AP, its standard deviation over seeds, and the difference to the first way
+Ways: `own` uses the pixel statistics of the backbone's pretrained configuration and trains all parts, `imagenet` uses
+the statistics of ImageNet, whatever the backbone, `norms` freezes the batch norms of the backbone, and `stage1` also
+its first stage. The runs are FOLDER/WAY/SEED. A run that is finished is not made again, and one that was interrupted
+goes on.
+Rows are printed as markdown: the mean AP, its standard deviation over seeds, and the difference to the first way
 with the interval over seeds.
 """
 
@@ -22,8 +24,10 @@ from detdistill.recipe import load
 from detdistill.run.folder import RunFolder
 
 WAYS: dict[str, dict[str, Any]] = {
-    "own": {},
-    "imagenet": {"mean": IMAGENET.mean, "std": IMAGENET.std},
+    "own": {"freeze_norms": False, "freeze_stages": 0},
+    "imagenet": {"mean": IMAGENET.mean, "std": IMAGENET.std, "freeze_norms": False, "freeze_stages": 0},
+    "norms": {"freeze_norms": True, "freeze_stages": 0},
+    "stage1": {"freeze_norms": True, "freeze_stages": 1},
 }
 
 

@@ -105,7 +105,7 @@ def main() -> int:
         data = open_data(recipe.data)
         split = data.evaluation_split(recipe.data)
         teacher = RunFolder(options.teacher).metrics()["AP"] if options.teacher else None
-        table = rows(runs, teacher, data, split, recipe.train.batch_size, options.resamples)
+        table = rows(runs, teacher, data, split, recipe.train.images_per_step, options.resamples)
     except (UserError, OSError) as error:
         print(f"standings: {error}", file=sys.stderr)
         return 2

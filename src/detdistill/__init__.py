@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
     from detdistill.engine.fit import fit
     from detdistill.engine.schedule import Schedule
-    from detdistill.run import build, compare, demo, distill, evaluate, export, load, predict, train
+    from detdistill.run import (
+        build,
+        compare,
+        demo,
+        distill,
+        evaluate,
+        export,
+        inspect_data,
+        load,
+        predict,
+        save,
+        train,
+    )
 
 MODULES = ("geometry", "losses", "methods", "testing", "types")
 HOMES = {
@@ -27,7 +39,20 @@ HOMES = {
     "Schedule": "detdistill.engine.schedule",
     "fit": "detdistill.engine.fit",
     **dict.fromkeys(
-        ("build", "compare", "demo", "distill", "evaluate", "export", "load", "predict", "train"), "detdistill.run"
+        (
+            "build",
+            "compare",
+            "demo",
+            "distill",
+            "evaluate",
+            "export",
+            "inspect_data",
+            "load",
+            "predict",
+            "save",
+            "train",
+        ),
+        "detdistill.run",
     ),
 }
 """The module of each name that is imported on first use."""

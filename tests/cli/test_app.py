@@ -42,7 +42,7 @@ def test_parsing_imports_no_large_library() -> None:
 def test_the_module_runs_the_command_line() -> None:
     process = run_python("-m", "detdistill", "--help")
     assert process.returncode == 0
-    commands = ("demo", "train", "distill", "compare", "evaluate", "predict", "export", "list")
+    commands = ("demo", "train", "distill", "compare", "evaluate", "predict", "export", "inspect", "doctor", "list")
     assert all(command in process.stdout for command in commands)
     process = run_python("-m", "detdistill", "train", "--epcohs", "3")
     assert process.returncode == 2

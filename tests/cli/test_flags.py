@@ -140,6 +140,25 @@ def test_flags_have_one_spelling() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--ema"], ["--ema=on"]),
+        (["--ema", "--epochs", "3"], ["--ema=on", "--epochs", "3"]),
+        (["--train.ema", "0.99"], ["--train.ema", "0.99"]),
+        (["--train.ema=0.99", "--epochs"], ["--train.ema=0.99", "--epochs"]),
+    ],
+)
+def test_ema_may_stand_without_a_value(words: list[str], expected: list[str]) -> None:
+    assert flags.tidy(words) == expected
+
+
+def test_ema_and_trackers_arrive_in_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "train --model gfl:resnet18 --data shapes:8 --train.trackers wandb,mlflow --workers auto --ema"
+    train = recipe_of(command, monkeypatch).train
+    assert (train.ema, train.trackers, train.workers) == (0.9998, ("wandb", "mlflow"), "auto")
+
+
 def test_underscores_and_dashes_set_the_same_field(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "train --model gfl:resnet18 --data shapes:8"
     with_underscores = recipe_of(f"{command} --train.warmup_steps 7 --data.photometric true", monkeypatch)

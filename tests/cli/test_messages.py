@@ -18,7 +18,7 @@ from .commands import detdistill
         ("train --teacher x", "`detdistill train` has no --teacher, because it trains without a teacher; use "),
         ("train --recipe", "--recipe needs a value; see `detdistill train --help`"),
         ("distill --methods.pkd.weight", "--methods.pkd.weight needs a value; see `detdistill distill --help`"),
-        ("evaluate", "--model is missing; see `detdistill evaluate --help`"),
+        ("evaluate", "no model: give --model, or a run folder with --recipe"),
         ("list", "WHAT is missing; see `detdistill list --help`"),
         ("train --model.options 4", "--model.options: give the name of an option and its value: "),
         ("train --model.options.a.b 4", "--model.options: give the name of an option and its value: "),

@@ -8,6 +8,7 @@ from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
 CONFIG = DataConfig(path="shapes:12", image_size=64, scale=(0.6, 1.6), photometric=True)
+STRONG = CONFIG.model_copy(update={"mosaic": 0.6, "mixup": 0.4, "multiscale": (0.5, 2.0)})
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +29,21 @@ def are_equal(first, second):
     )
 
 
-def test_workers_do_not_change_a_pixel(split):
-    without_workers = TrainLoader(split, CONFIG, batch_size=4, seed=3)
-    with_workers = TrainLoader(split, CONFIG, batch_size=4, seed=3, workers=2)
+@pytest.mark.parametrize("config", [CONFIG, STRONG], ids=["plain", "strong"])
+def test_workers_do_not_change_a_pixel(split, config):
+    without_workers = TrainLoader(split, config, batch_size=4, seed=3)
+    with_workers = TrainLoader(split, config, batch_size=4, seed=3, workers=2)
     for epoch in (0, 1):
         pairs = list(zip(without_workers.epoch(epoch), with_workers.epoch(epoch), strict=True))
         assert len(pairs) == without_workers.steps == 3
         assert all(are_equal(*pair) for pair in pairs)
 
 
-def test_an_epoch_can_start_at_any_step(split):
-    whole = list(TrainLoader(split, CONFIG, batch_size=4, seed=3).epoch(5))
+@pytest.mark.parametrize("config", [CONFIG, STRONG], ids=["plain", "strong"])
+def test_an_epoch_can_start_at_any_step(split, config):
+    whole = list(TrainLoader(split, config, batch_size=4, seed=3).epoch(5))
     for workers in (0, 2):
-        loader = TrainLoader(split, CONFIG, batch_size=4, seed=3, workers=workers)
+        loader = TrainLoader(split, config, batch_size=4, seed=3, workers=workers)
         for start in range(4):
             rest = list(loader.epoch(5, start))
             assert len(rest) == 3 - start
@@ -65,7 +68,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_augmentation(split):
 def test_the_global_random_state_is_not_changed(split, workers):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    list(TrainLoader(split, CONFIG, batch_size=4, seed=3, workers=workers).epoch(0))
+    list(TrainLoader(split, STRONG, batch_size=4, seed=3, workers=workers).epoch(0))
     list(EvalLoader(split, CONFIG, batch_size=4, workers=workers))
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -123,15 +126,6 @@ def test_the_ratio_of_the_sizes_converts_boxes_to_pixels_of_the_file(split):
             torch.testing.assert_close(boxes * (original / size).flip(0).repeat(2), record.boxes)
 
 
-def test_the_cache_stays_within_its_budget(split):
-    config = DataConfig(image_size=64)
-    examples = TrainLoader(split, config, batch_size=4, seed=0).feed.loader.dataset
-    examples.budget = 3 * 64 * 51 * 5  # five of the twelve images
-    first = [examples[(0, index)].image.clone() for index in range(12)]
-    assert len(examples.cache) == 5
-    assert all(torch.equal(examples[(0, index)].image, image) for index, image in enumerate(first))
-
-
 def test_an_older_pass_with_workers_is_refused(split):
     loader = TrainLoader(split, CONFIG, batch_size=2, seed=0, workers=1)
     older = loader.epoch(0)
@@ -151,6 +145,53 @@ def test_plain_images_can_be_loaded(tmp_path, write_image):
     assert targets.boxes[0].shape == (0, 4)
 
 
-def test_a_reversed_range_of_scales_is_refused_before_the_first_batch(split):
-    with pytest.raises(UserError, match=r"data\.scale is 1\.5,1; write the smaller factor first"):
-        TrainLoader(split, DataConfig(scale=(1.5, 1.0)), batch_size=4, seed=0)
+@pytest.mark.parametrize("name", ["scale", "multiscale"])
+def test_a_reversed_range_is_refused_before_the_first_batch(split, name):
+    with pytest.raises(UserError, match=rf"data\.{name} is 1\.5,1; write the smaller factor first"):
+        TrainLoader(split, DataConfig(**{name: (1.5, 1.0)}), batch_size=4, seed=0)
+
+
+# Multi-scale batches.
+
+
+def test_every_rank_has_the_size_of_the_step_and_sizes_are_multiples_of_32(split):
+    config = DataConfig(image_size=(64, 96), multiscale=(0.5, 2.0), mosaic=1.0)
+    loaders = [TrainLoader(split, config, batch_size=2, seed=1, rank=rank, processes=2) for rank in (0, 1)]
+    sizes = []
+    for (batch, _), (other, _) in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+        assert batch.images.shape == other.images.shape
+        assert batch.sizes.tolist() == other.sizes.tolist() == [list(batch.images.shape[-2:])]  # mosaics fill a canvas
+        sizes.append(batch.images.shape[-2:])
+    # 96 / 2 to 96 * 2 pixels in steps of 32, and two thirds of them
+    assert set(sizes) <= {(32, 64), (64, 96), (96, 128), (96, 160), (128, 192)}
+    assert len(set(sizes)) > 1
+
+
+def test_a_multiscale_image_is_the_file_scaled_to_the_size_of_the_step(coco_set):
+    config = DataConfig(path=str(coco_set()), image_size=64, flip=0.0, multiscale=(0.5, 2.0))
+    split = open_data(config).split("train")
+    seen = set()
+    for epoch in range(8):
+        ((batch, targets),) = TrainLoader(split, config, batch_size=2, seed=0).epoch(epoch)
+        height, width = batch.sizes[0].tolist()
+        assert (batch.images.shape[-1], height) == (width, width // 2)  # the files have 40 x 20 pixels
+        factor = width / 40
+        boxes = targets.boxes[batch.ids.tolist().index(10)]
+        torch.testing.assert_close(boxes, factor * torch.tensor([[1.0, 2, 11, 7]]))
+        seen.add(width)
+    assert seen <= {32, 64, 96, 128}
+    assert len(seen) > 2
+
+
+# The last epochs.
+
+
+def test_the_last_epochs_have_no_mosaic_and_no_mixup(split):
+    config = DataConfig(image_size=64, mosaic=1.0, mixup=1.0, close_mosaic=0.25)
+    loader = TrainLoader(split, config, batch_size=12, seed=0, epochs=8)
+    joined = [["+" in name for name in next(loader.epoch(epoch))[0].names] for epoch in range(8)]
+    assert joined == [[True] * 12] * 6 + [[False] * 12] * 2
+    plain = TrainLoader(split, DataConfig(image_size=64), batch_size=12, seed=0)
+    assert are_equal(next(loader.epoch(7)), next(plain.epoch(7)))
+    never_closed = TrainLoader(split, config, batch_size=12, seed=0)
+    assert all("+" in name for name in next(never_closed.epoch(100))[0].names)

@@ -26,3 +26,13 @@ def test_every_fault_is_logged_with_its_file(coco_set, caplog):
         f"{path}: skipped: annotations[1] (1.png): bbox is [1]",
     ]
     assert json.loads(path.read_text())["annotations"][0] == box  # the file itself is not changed
+
+
+def test_repairs_are_counted_in_words_with_their_images():
+    faults = Faults()
+    for image in ("a.png", "a.png", "b.png"):
+        faults.repair(image, "zero", "line 1: box")
+    faults.repair("c.png", "unrotated", "image")
+    (rotated, rotated_images), (zero, zero_images) = faults.repairs()
+    assert (zero, zero_images) == ("3 boxes of zero size removed", ["a.png", "a.png", "b.png"])
+    assert rotated.startswith("1 image kept without its EXIF rotation") and rotated_images == ["c.png"]

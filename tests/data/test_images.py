@@ -1,11 +1,14 @@
 """Image files: EXIF rotation, headers, and files that can't be used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from detdistill.data import open_data, read_images
-from detdistill.data.images import UNDO, read_header
+from detdistill.data.faults import Faults
+from detdistill.data.images import UNDO, Header, fitting_frames, read_header, resolve_image
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
@@ -62,3 +65,55 @@ def test_images_that_cannot_be_used_are_refused_or_skipped(tmp_path):
         read_images([tmp_path / "deep.png"], DataConfig())
     (gray,) = read_images([tmp_path], DataConfig(on_bad_record="skip"))
     assert (gray.name, gray.image().mode, gray.image().size) == ("gray.png", "RGB", (8, 4))
+
+
+def test_skipping_decodes_every_image_unless_told_otherwise(coco_set):
+    root = coco_set()
+    path = root / "train2017" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])  # the header is intact
+    config = DataConfig(path=str(root), on_bad_record="skip")
+    assert [len(open_data(config, decode=decode).split("train")) for decode in (True, False)] == [1, 2]
+
+
+TURNED = Header((20, 40), 6)  # 40 x 20 as stored, 20 x 40 upright
+
+
+@pytest.mark.parametrize(
+    ("box", "frames"),
+    [
+        ([0, 0, 20, 40], ("upright",)),
+        ([0, 0, 40, 20], ("stored",)),
+        ([0, 0, 21, 21], ("upright", "stored")),  # one pixel outside of both
+        ([0, 0, 40, 40], ()),
+    ],
+)
+def test_the_frames_that_contain_all_boxes(box, frames):
+    assert fitting_frames(TURNED, [[1, 1, 2, 2], box]) == frames
+    assert fitting_frames(TURNED, []) == ("upright", "stored")
+
+
+@pytest.mark.parametrize(
+    ("declared", "boxes", "usual", "size", "doubts"),
+    [
+        (None, (), None, (40, 20), 0),
+        ((20, 40), (), None, (20, 40), 0),
+        ((-1, 0), [[0, 0, 40, 20]], None, (20, 40), 0),
+        ((20, 40), [[0, 0, 20, 40]], "stored", (40, 20), 0),
+        ((20, 40), [[0, 0, 40, 40]], "upright", (20, 40), 0),  # no frame contains it: the declared size decides
+        ((20, 40), [[0, 0, 9, 9]], None, (20, 40), 1),
+        ((20, 40), [[0, 0, 9, 9]], "stored", (20, 40), 0),
+        ((20, 40), [[0, 0, 9, 9]], "upright", (40, 20), 1),
+    ],
+)
+def test_the_frame_of_a_rotated_image(declared, boxes, usual, size, doubts):
+    faults = Faults()
+    image, found = resolve_image(Path("a.jpg"), TURNED, declared, faults, "x.json", boxes, usual)
+    assert found == size
+    assert image.orientation == (6 if size == (40, 20) else 1)
+    assert len(faults.doubtful) == doubts
+
+
+def test_a_rotation_that_changes_no_side_is_undone():
+    for header in (Header((20, 40), 3), Header((30, 30), 6)):
+        image, size = resolve_image(Path("a.jpg"), header, header.stored, Faults(), "x.json", [[0, 0, 9, 9]])
+        assert (image.orientation, size) == (header.orientation, header.stored)

@@ -254,3 +254,12 @@ def test_a_vit_without_one_token_per_patch_is_refused(file: str):
     body = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
     with pytest.raises(UserError, match="images of one size only"):
         FeatureTeacher(body, replace(teacher.vit, width=192))
+
+
+def test_a_vit_is_read_from_a_file_of_another_training(file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    state = {f"module.backbone.{key}": value for key, value in load_file(file).items()}
+    nested = tmp_path / "checkpoint.pth"
+    torch.save({"student": {}, "teacher": state, "epoch": 3}, nested)
+    teacher, expected = feature_teacher(f"timm:test_vit={nested}"), feature_teacher(f"timm:test_vit={file}")
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in teacher.state_dict().items())
+    assert f"timm:test_vit={nested}: stripped the prefix 'module.backbone.'" in caplog.text

@@ -1,15 +1,19 @@
 """Trained detectors are loaded whole or refused, from files, torchvision and run folders."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models import detection
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn, retinanet_resnet50_fpn
 
 from detdistill.detectors.build import build
-from detdistill.detectors.weights import load_strictly, load_teacher
+from detdistill.detectors.weights import TORCHVISION, load_strictly, load_teacher
+from detdistill.engine.checkpoint import Training, checkpoint_path, save_checkpoint
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.run.folder import ModelCard, RunFolder
@@ -68,7 +72,10 @@ def test_a_two_stage_file_without_a_background_column_is_refused(tmp_path: Path)
     host = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CLASSES))
     file = tmp_path / "trained.pt"
     torch.save(host.state_dict(), file)
-    with pytest.raises(UserError, match=r"trained.pt: it has 3 class columns, but the data have 3 classes"):
+    message = (
+        r"trained.pt: it has 3 class columns \(2 classes and the background\), but the data have 3 classes \(disc, "
+    )
+    with pytest.raises(UserError, match=message):
         load_teacher(f"torchvision:fasterrcnn_resnet50_fpn={file}", CLASSES)
 
 
@@ -76,6 +83,64 @@ def test_a_vit_with_several_strides_is_refused():
     message = r"timm:vit_tiny_patch16_224: a ViT has one level, but teacher.model.strides is \(8, 16\)"
     with pytest.raises(UserError, match=message):
         load_teacher("timm:vit_tiny_patch16_224", CLASSES, ModelConfig(strides=(8, 16)))
+
+
+@pytest.mark.parametrize(("start", "eps"), [("FCOS_ResNet50_FPN_Weights.COCO_V1", 0.0), (None, 1e-5)])
+def test_the_eps_of_frozen_norms_follows_the_flags_of_the_training_script(
+    tmp_path: Path, start: str | None, eps: float
+):
+    """torchvision sets it to 0 only in a training that starts from its COCO weights."""
+    host = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    state = {name: value for name, value in host.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save({"model": state, "args": Namespace(weights=start)}, tmp_path / "trained.pth")
+    teacher, _ = load_teacher(f"torchvision:retinanet_resnet50_fpn={tmp_path / 'trained.pth'}", CLASSES)
+    assert {norm.eps for norm in teacher.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {eps}
+
+
+@pytest.mark.parametrize(
+    "name", ["fcos_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large"]
+)
+def test_a_file_of_torchvisions_training_script_is_loaded(tmp_path: Path, name: str):
+    torch.manual_seed(0)
+    model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1)
+    average = AveragedModel(model).state_dict()
+    file = tmp_path / "model_25.pth"
+    checkpoint = {"model": model.state_dict(), "model_ema": average, "optimizer": {}, "epoch": 25}
+    torch.save(checkpoint | {"args": Namespace(lr=0.02, output_dir=tmp_path)}, file)
+    teacher, report = load_teacher(f"torchvision:{name}={file}", CLASSES)
+    assert report.complete
+    assert f"; took the moving average (model_ema.module); {file}#model takes the other" in str(report)
+    assert teacher.info.classes == CLASSES
+    assert all(torch.equal(value, teacher.state_dict()[f"model.{key}"]) for key, value in model.state_dict().items())
+    bias = model.state_dict()[TORCHVISION[name].classifier]
+    checkpoint["model"] = model.state_dict() | {TORCHVISION[name].classifier: bias.repeat(2)}
+    torch.save(checkpoint, file)
+    with pytest.raises(UserError, match=r"pth#model: it has 8 class columns \(7 classes and .*, but the data have 3"):
+        load_teacher(f"torchvision:{name}={file}#model", CLASSES)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "student.", "_orig_mod.module."])
+@pytest.mark.parametrize("host_prefix", ["", "model."])
+def test_a_file_of_another_training_loop_is_loaded_whatever_its_prefixes(tmp_path: Path, prefix: str, host_prefix: str):
+    detector = tiny("fcos", seed=3)
+    state = {name.removeprefix("model."): value for name, value in detector.state_dict().items()}
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"{prefix}{host_prefix}{name}": value for name, value in state.items()}}, file)
+    teacher, report = load_teacher(f"fcos:mobilenetv2_035={file}", CLASSES, SMALL)
+    assert report.complete
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in detector.state_dict().items())
+    assert ("stripped" in report.note) == bool(prefix)
+
+
+def test_the_checkpoint_of_an_unfinished_run_is_a_teacher(tmp_path: Path):
+    """A run folder without model.safetensors still holds the student, and its moving average."""
+    student = tiny("gfl", seed=4)
+    wrapper = torch.nn.ModuleDict({"student": student, "methods": torch.nn.Linear(2, 2)})
+    training = Training(wrapper, torch.optim.SGD(wrapper.parameters(), 0.1), AveragedModel(wrapper))
+    save_checkpoint(training, {}, tmp_path)
+    teacher, report = load_teacher(f"gfl:mobilenetv2_035={checkpoint_path(tmp_path)}", CLASSES, SMALL)
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in student.state_dict().items())
+    assert "took the moving average (average.module.student)" in report.note
 
 
 @pytest.mark.parametrize("head", ["deformable_detr", "adamixer"])
@@ -107,6 +172,16 @@ def test_the_coco_columns_of_torchvision_are_selected_by_class_name(tmp_path: Pa
     assert (columns["person"], columns["stop sign"], columns["toothbrush"]) == (1, 13, 90)  # category ids have gaps
     with pytest.raises(UserError, match="not a state dict of retinanet_resnet50_fpn"):
         load_teacher(f"torchvision:retinanet_resnet50_fpn={file}", CLASSES)
+
+
+def test_a_file_without_data_has_no_class_names(tmp_path: Path):
+    file = tmp_path / "trained.pt"
+    torch.save(fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), file)
+    for path in (f"torchvision:fcos_resnet50_fpn={file}", f"fcos:mobilenetv2_035={file}"):
+        with pytest.raises(
+            UserError, match=f"{file}: .*the names of its classes are not known here; give a run folder"
+        ):
+            load_teacher(path, (), SMALL)
 
 
 def test_a_path_that_is_no_teacher_gives_a_message_of_one_line(tmp_path: Path):

@@ -57,8 +57,13 @@ class FakeDistillation(nn.Module):
         self.student = student
         self.methods = nn.ModuleList([nn.Linear(2, 2)] if has_method else [])
         self.need = Need(pyramids=frozenset({"neck"}))
+        self.rehearsing = False
+        self.balances: dict[str, Any] = {}
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
+
+    def due(self, state: TrainState) -> list[str]:
+        return []
 
     def need_at(self, state: TrainState) -> Need | None:
         return self.need if self.methods else None

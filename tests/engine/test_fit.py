@@ -1,5 +1,6 @@
 """The training loop: resumption at any step, the frozen teacher, and the checks of every step."""
 
+import io
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from detdistill.engine.checkpoint import checkpoint_path
 from detdistill.engine.distillation import Distillation
-from detdistill.engine.fit import FitSummary, fit, step_seed
+from detdistill.engine.fit import FitSummary, fit
+from detdistill.engine.log import Meter
 from detdistill.engine.schedule import Schedule
+from detdistill.engine.step import step_seed
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
 from detdistill.types import Batch, Targets, TrainState
@@ -205,6 +208,19 @@ def test_the_log_holds_every_term_and_their_plain_sum(uninterrupted: Path) -> No
         assert all(json.loads(line)[name] >= 0 for name in TIMES)
 
 
+def test_the_last_step_before_the_limit_is_logged_and_leaves_no_line_after_a_resumption(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    train(tmp_path, fake_distillation(), max_steps=7)
+    assert [row["step"] for row in log_rows(tmp_path)] == [1, 3, 6, 7]
+    train(tmp_path, fake_distillation(), max_steps=8, resume=True)
+    assert [row["step"] for row in log_rows(tmp_path)] == [1, 3, 6, 8]
+    train(tmp_path, fake_distillation(), max_steps=9, resume=True)
+    assert log_rows(tmp_path) == log_rows(uninterrupted)[:4]
+    train(tmp_path, fake_distillation(), resume=True)
+    assert log_rows(tmp_path) == log_rows(uninterrupted)
+
+
 def test_the_teacher_is_in_evaluation_mode_without_gradients_and_in_no_checkpoint(tmp_path: Path) -> None:
     distillation, teacher = fake_distillation(), fake_teacher()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -292,6 +308,30 @@ def test_an_impossible_precision_is_refused(tmp_path: Path) -> None:
         train(tmp_path, fake_distillation(), precision="fp16")
 
 
+# Warnings.
+
+
+@pytest.mark.parametrize(("share", "warnings"), [(0.5, 1), (0.1, 0)])
+def test_a_run_that_waits_for_its_images_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, warnings: int
+) -> None:
+    monkeypatch.setattr(Meter, "share", property(lambda meter: share, lambda meter, value: None), raising=False)
+    console = Console(file=io.StringIO(), width=400)
+    config = train_config(workers=0, warmup_steps=0)
+    fit(fake_distillation(), FakeLoader(), teacher=fake_teacher(), config=config, out=tmp_path, console=console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("warning: training waits for images 50% of the time, with no worker processes") == warnings
+    assert "warm-up" not in printed
+
+
+def test_a_warm_up_longer_than_the_run_is_told_once(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    config = train_config(warmup_steps=9, max_steps=5)
+    fit(fake_distillation(), FakeLoader(), teacher=fake_teacher(), config=config, out=tmp_path, console=console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("warning: the warm-up of 9 steps is not shorter than the run of 5 steps") == 1
+
+
 # NaN.
 
 
@@ -343,22 +383,24 @@ def test_on_a_gpu_a_nan_is_read_before_a_checkpoint_is_written(
 # Two processes.
 
 
-def train_one_of_two(rank: int, out: str, port: str) -> None:
+def train_one_of_two(rank: int, out: str, port: str, accumulate: int) -> None:
     """Train as process `rank` of two: every second image of each batch."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    loader = FakeLoader(batches=2, batch_size=2, share=slice(rank, None, 2))
-    train(Path(out), fake_distillation(norm=False, dropout=0.0), loader, epochs=1)
+    loader = FakeLoader(batches=2, share=slice(rank, None, 2))
+    train(Path(out), fake_distillation(norm=False, dropout=0.0), loader, epochs=1, accumulate=accumulate)
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_with_one_image_each_equal_one_process_with_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_with_two_images_each_equal_one_process_with_four(tmp_path: Path, accumulate: int) -> None:
     single = fake_distillation(norm=False, dropout=0.0)
-    train(tmp_path / "single", single, FakeLoader(batches=2, batch_size=2), epochs=1)
-    processes.spawn(train_one_of_two, args=(str(tmp_path / "pair"), str(20000 + os.getpid() % 20000)), nprocs=2)
+    train(tmp_path / "single", single, FakeLoader(batches=2), epochs=1)
+    arguments = (str(tmp_path / "pair"), str(20000 + os.getpid() % 20000 + accumulate), accumulate)
+    processes.spawn(train_one_of_two, args=arguments, nprocs=2)
     pair_state, single_state = checkpoint_state(tmp_path / "pair"), checkpoint_state(tmp_path / "single")
-    assert pair_state["images"] == single_state["images"] == 4
+    assert pair_state["images"] == single_state["images"] == 8
     torch.testing.assert_close(pair_state["distillation"], single_state["distillation"], rtol=1e-5, atol=1e-6)
     for pair_row, single_row in zip(log_rows(tmp_path / "pair"), log_rows(tmp_path / "single"), strict=True):
         assert pair_row == pytest.approx(single_row, rel=1e-4)

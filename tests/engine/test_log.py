@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from detdistill.engine import log as log_module
 from detdistill.engine.log import Log, Meter
 
 
@@ -50,3 +53,28 @@ def test_the_meter_counts_images_and_seconds_of_waiting() -> None:
     assert first["images_per_second"] > 0
     assert first["data_seconds"] > 0
     assert (second["images_per_second"], second["data_seconds"]) == (0, 0)
+
+
+def test_the_meter_gives_the_share_of_the_time_that_was_spent_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 1.0, 3.0, 10.0, 11.0, 16.0])  # made, asks for an item, gets it, row, ..., row
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: next(seconds))
+    meter = Meter()
+    items = meter.timed(["a"])
+    assert next(items) == "a"
+    meter.row()
+    assert meter.share == 0.2  # 2 of 10 seconds
+    next(items, None)  # asks at 11; there is no other item
+    meter.row()
+    assert meter.share == 0.0
+
+
+def test_the_line_of_the_last_step_is_removed_on_request(tmp_path: Path) -> None:
+    with Log(tmp_path, 0) as log:
+        for step in (1, 3, 4):
+            log.write({"step": step})
+    with Log(tmp_path, 4):
+        pass
+    assert [row["step"] for row in rows(tmp_path)] == [1, 3, 4]
+    with Log(tmp_path, 4, keep_last=False):
+        pass
+    assert [row["step"] for row in rows(tmp_path)] == [1, 3]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from detdistill.errors import UserError
 from detdistill.evaluation import coco_metrics, to_original, to_results
+from detdistill.evaluation.coco import health
 from detdistill.types import Batch, Detections
 
 from .synthetic import CATEGORIES, IMAGES, dataset, random_set, reference
@@ -237,3 +238,25 @@ def test_labels_without_a_class_are_refused(label: int) -> None:
 def test_detections_for_another_number_of_images_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         to_results(detections()[:1], batch(), (9, 2))
+
+
+def test_the_health_check_names_the_affected_categories() -> None:
+    codes = {code: (message, ids) for code, message, ids in health(truth([5, 5, 20, 20]))}
+    assert set(codes) == {"low_instance_category"}
+    message, ids = codes["low_instance_category"]
+    assert "fewer than 10" in message and ids == [3]
+    assert health(truth(*[[9.0 * index, 5, 8, 8] for index in range(10)])) == []
+
+
+@pytest.mark.parametrize("ids", [("a", "b"), (2**64, 7), (-1, 2)])
+def test_category_ids_that_hotcoco_cannot_read_give_the_same_metrics(ids: tuple[Any, Any]) -> None:
+    ground_truth = truth([0, 0, 10, 10], [20, 0, 10, 10])
+    ground_truth["categories"] = [{"id": id, "name": f"class {id}"} for id in (*ids, "other")]
+    for annotation, id in zip(ground_truth["annotations"], ids, strict=True):
+        annotation["category_id"] = id
+    names = {id: f"class {id}" for id in ids}
+    results = [result([0, 0, 10, 10], 0.9, category=ids[0]), result([0, 0, 10, 10], 0.8, category=ids[1])]
+    metrics = coco_metrics(ground_truth, results, names)
+    assert metrics["per_class"] == pytest.approx({f"class {ids[0]}": 100, f"class {ids[1]}": 0})
+    with pytest.raises(ValueError, match=r"result 0: category_id 1 is not in the ground truth"):
+        coco_metrics(ground_truth, [result([0, 0, 1, 1], 0.9, category=1)], names)

@@ -76,3 +76,12 @@ def test_colors_of_labels_differ() -> None:
     colors = [color(label) for label in range(12)]
     for first, second in combinations(colors, 2):
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 60
+
+
+def test_boxes_of_the_ground_truth_are_all_drawn_without_a_score() -> None:
+    boxes, labels = torch.tensor([[100.0, 200.0, 300.0, 400.0], [400.0, 200.0, 600.0, 400.0]]), torch.tensor([1, 0])
+    picture = draw(Image.new("RGB", (800, 600), GRAY), boxes, labels, None, CLASSES)
+    assert [picture.getpixel((200, 400)), picture.getpixel((500, 400))] == [color(1), color(0)]
+    scored = drawn((800, 600), [([100.0, 200.0, 300.0, 400.0], 1, 0.9)])
+    width = [sum(image.getpixel((x, 190)) == color(1) for x in range(800)) for image in (picture, scored)]
+    assert width[0] < width[1]  # the plate of the label is shorter without a score

@@ -7,6 +7,7 @@ import torch
 from torchvision.ops import box_iou
 
 from detdistill.geometry import (
+    ThinBoxes,
     box_levels,
     covered_cells,
     decoupled_regions,
@@ -265,7 +266,9 @@ def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
     return [(height // stride, width // stride) for stride in STRIDES]
 
 
-def slow_decoupled_regions(boxes: list[list[float]], height: int, width: int, base: float) -> list[torch.Tensor]:
+def slow_decoupled_regions(
+    boxes: list[list[float]], height: int, width: int, base: float, thin: str
+) -> list[torch.Tensor]:
     """The published rule for one image, one box at a time and with integers. Returns one mask per level."""
     masks = [torch.zeros(shape, dtype=torch.bool) for shape in level_shapes(height, width)]
     for x1, y1, x2, y2 in boxes:
@@ -273,26 +276,52 @@ def slow_decoupled_regions(boxes: list[list[float]], height: int, width: int, ba
         level = min(max(level, 0), len(STRIDES) - 1)
         stride, (rows, columns) = STRIDES[level], masks[level].shape
         left, top = min(int(x1 / stride), columns - 1), min(int(y1 / stride), rows - 1)
-        right, bottom = max(int(x2 / stride), left + 1), max(int(y2 / stride), top + 1)
-        masks[level][top:bottom, left:right] = True
+        right, bottom = min(int(x2 / stride), columns), min(int(y2 / stride), rows)
+        if thin == "cell" and (right <= left or bottom <= top):
+            masks[level][top, left] = True
+        else:
+            masks[level][top : max(bottom, top + 1), left : max(right, left + 1)] = True
     return masks
 
 
 def test_decoupled_regions_by_hand():
-    # 7..18 at stride 4: cells int(1.75) = 1 up to int(4.5) = 4, without the last. 20..22 is less than one cell: cell 5.
-    region = decoupled_regions([torch.tensor([[7.0, 20, 18, 22]])], [(8, 8)], [4])[0]
+    # 7..18 at stride 4: cells int(1.75) = 1 up to int(4.5) = 4, without the last. 20..25: int(5) up to int(6.25) = 6.
+    region = decoupled_regions([torch.tensor([[7.0, 20, 18, 25]])], [(8, 8)], [4])[0]
     assert region.nonzero().tolist() == [[0, 5, 1], [0, 5, 2], [0, 5, 3]]
 
 
-def test_decoupled_regions_equal_the_rule_box_by_box():
+@pytest.mark.parametrize(
+    ("box", "cell", "strip"),
+    [
+        (
+            [20.0, 7, 22, 18],
+            [[1, 5]],
+            [[1, 5], [2, 5], [3, 5]],
+        ),  # tall and thin: x 20..22 covers no cell but begins in 5
+        ([7.0, 20, 18, 22], [[5, 1]], [[5, 1], [5, 2], [5, 3]]),  # wide and flat
+        ([13.0, 14, 15, 15], [[3, 3]], [[3, 3]]),  # thin on both axes
+        ([19.0, 7, 22, 18], [[1, 4], [2, 4], [3, 4]], [[1, 4], [2, 4], [3, 4]]),  # thin, but from cell 4 to cell 5
+    ],
+)
+def test_a_box_without_cells_on_one_axis_is_a_single_cell_as_published(
+    box: list[float], cell: list[list[int]], strip: list[list[int]]
+):
+    boxes = [torch.tensor([box])]
+    assert decoupled_regions(boxes, [(8, 8)], [4])[0][0].nonzero().tolist() == cell
+    assert decoupled_regions(boxes, [(8, 8)], [4], thin="strip")[0][0].nonzero().tolist() == strip
+
+
+@pytest.mark.parametrize("thin", ["cell", "strip"])
+def test_decoupled_regions_equal_the_rule_box_by_box(thin: ThinBoxes):
     generator = torch.Generator().manual_seed(0)
     for base in (56.0, 12.0):
         corner = torch.rand(2, 6, 2, generator=generator) * 150
         boxes = torch.cat([corner, (corner + torch.rand(2, 6, 2, generator=generator) * 120).clamp(max=160)], -1)
+        boxes[:, 0, 2] = boxes[:, 0, 0] + 1  # tall and thin
         images = [boxes[0], boxes[1, :2]]
-        regions = decoupled_regions(images, level_shapes(160, 160), STRIDES, base)
+        regions = decoupled_regions(images, level_shapes(160, 160), STRIDES, base, thin)
         for image, image_boxes in enumerate(images):
-            for level, mask in enumerate(slow_decoupled_regions(image_boxes.tolist(), 160, 160, base)):
+            for level, mask in enumerate(slow_decoupled_regions(image_boxes.tolist(), 160, 160, base, thin)):
                 assert torch.equal(regions[level][image], mask)
 
 

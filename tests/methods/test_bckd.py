@@ -7,9 +7,10 @@ import torch
 
 from detdistill.errors import UserError
 from detdistill.losses import giou_distance
+from detdistill.methods import bckd
 from detdistill.methods.bckd import BCKD, BCKDConfig
 from detdistill.methods.shared.classes import SharedClasses
-from detdistill.types import Assignment, DetectorOutput, Predictions, Targets
+from detdistill.types import Assignment, DetectorOutput, Layout, Predictions, Targets
 from tests.detectors.builders import DENSE, scene, tiny
 from tests.methods.pairs import built, method_inputs, pair
 
@@ -25,8 +26,9 @@ def test_terms_by_hand():
     assignment = Assignment(torch.tensor([[0, -1]]), valid, torch.tensor(2.0))
     student_logits = torch.zeros(1, 2, 2, requires_grad=True)
     teacher_logits = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]).log().requires_grad_()
-    student_predictions = Predictions(student_logits, "sigmoid", shifted, valid, assignment=assignment)
-    teacher_predictions = Predictions(teacher_logits, "sigmoid", square, valid, assignment=assignment)
+    layout = Layout(((1, 2),), (8,))
+    student_predictions = Predictions(student_logits, "sigmoid", shifted, valid, layout, assignment=assignment)
+    teacher_predictions = Predictions(teacher_logits, "sigmoid", square, valid, layout, assignment=assignment)
     method = BCKD(BCKDConfig(), SharedClasses((0, 1), (0, 1), (2, 2)))
     student_output, teacher_output = (
         DetectorOutput({}, (student_predictions,)),
@@ -42,6 +44,37 @@ def test_terms_by_hand():
     assert teacher_logits.grad is None
 
 
+@pytest.mark.parametrize(
+    ("region", "matched", "elsewhere", "cells"),
+    [
+        ("positive_levels", [0, -1, -1], 0.0, 2),  # the first level has a positive; both of its cells count
+        ("positive_levels", [-1, -1, 0], 0.0, 1),  # the second level, of one cell
+        ("positive_levels", [-1, -1, -1], 0.0, 0),
+        ("positive_levels", [0, -1, -1], 1.0, 3),  # another process has a positive on the second level
+        ("valid", [-1, -1, -1], 0.0, 3),
+    ],
+)
+def test_levels_without_a_positive_do_not_count_as_in_the_released_code(
+    region: str, matched: list[int], elsewhere: float, cells: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Two levels of two cells and of one. Each cell adds |3/4 - 1/2| ln 2 to the class term, 4/4 * 2/3 to the box term.
+
+    elsewhere: positives of another process on the second level.
+    """
+    monkeypatch.setattr(bckd, "mean_over_processes", lambda counts, floor: counts + torch.tensor([0.0, elsewhere]))
+    layout, valid = Layout(((1, 2), (1, 1)), (8, 16)), torch.ones(1, 3, dtype=torch.bool)
+    assignment = Assignment(torch.tensor([matched]), valid, torch.tensor(1.0))
+    square = torch.tensor([0.0, 0, 2, 2]).expand(1, 3, 4)
+    shifted = square + torch.tensor([1.0, 0, 1, 0])
+    student_logits, teacher_logits = torch.zeros(1, 3, 1), torch.full((1, 3, 1), 3.0).log()
+    student = Predictions(student_logits, "sigmoid", shifted, valid, layout, assignment=assignment)
+    teacher = Predictions(teacher_logits, "sigmoid", square, valid, layout)
+    method = BCKD(BCKDConfig(region=region), SharedClasses((0,), (0,), (1, 1)))
+    terms = method(DetectorOutput({}, (student,)), DetectorOutput({}, (teacher,)), Targets((), ()))
+    assert terms["class"].item() == pytest.approx(cells * 0.6931472 / 4)
+    assert terms["box"].item() == pytest.approx(cells * 2 / 3)
+
+
 @pytest.mark.parametrize("head", DENSE)
 def test_terms_are_zero_if_the_student_is_the_teacher_and_the_whole_head_learns(head: str):
     student, teacher = pair(head)
@@ -55,7 +88,7 @@ def test_terms_are_zero_if_the_student_is_the_teacher_and_the_whole_head_learns(
 
 def test_boxes_are_weighted_by_the_largest_difference_of_scores():
     student, teacher = pair("atss")
-    method = built("bckd", student, teacher, weight_class=0.0)
+    method = built("bckd", student, teacher, weight_class=0.0, region="valid")
     student_output, teacher_output, targets = method_inputs(method, student, teacher)
     student_predictions, teacher_predictions = student_output.stages[-1], teacher_output.stages[-1]
     assignment = student_predictions.assignment

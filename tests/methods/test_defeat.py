@@ -130,6 +130,22 @@ def test_the_base_moves_boxes_between_levels():
     assert terms[56] == terms[None]  # None is 14 strides of 8, or 112 pixels, and no box is larger
 
 
+def test_a_box_thinner_than_a_cell_is_a_single_cell_unless_it_is_a_strip():
+    student, teacher = pair("retinanet")
+    batch, _ = scene()
+    nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    # At stride 8, x 17..20 covers no cell but begins in column 2, and y 9..41 covers the rows 1 to 4.
+    targets = Targets((torch.tensor([[17.0, 9, 20, 41]]), nothing[0]), (torch.tensor([0]), nothing[1]))
+    for thin, rows in (("cell", 1), ("strip", 4)):
+        method = with_identity_connectors(built("defeat", student, teacher, thin=thin))
+        student_output, teacher_output, _ = method_inputs(method, student, teacher, (batch, targets))
+        levels = zip(student_output.pyramids["neck"].levels, teacher_output.pyramids["neck"].levels, strict=True)
+        student_level, teacher_level = next(iter(levels))
+        inside = (student_level - teacher_level)[0, :, 1 : 1 + rows, 2].square()
+        expected = 3 * inside.sum() / (2 * inside.numel()) / len(student_output.pyramids["neck"].levels)
+        torch.testing.assert_close(method(student_output, teacher_output, targets)["object"], expected)
+
+
 def test_the_head_terms_split_regions_by_their_label():
     student, teacher = pair("faster_rcnn")
     options = {"weight_head_object": 2.0, "weight_head_background": 5.0, "temperature_background": 3.0}

@@ -13,8 +13,9 @@ from detdistill import run
 from detdistill.engine.watch import NotFiniteError
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, merge
-from detdistill.run import comparison
-from detdistill.run.comparison import Entry, compare
+from detdistill.run import comparison_runs
+from detdistill.run.comparison import compare
+from detdistill.run.comparison_runs import Entry, seconds_left
 
 from .recipes import distillation_recipe, small_recipe
 
@@ -57,7 +58,9 @@ def test_a_resumed_comparison_keeps_finished_runs_and_can_be_extended(teacher_ru
     for row in rows:
         assert row["gain"] == pytest.approx(row["AP"] - plain["AP"])
     printed = console.export_text()
-    assert "noise" in printed and "pkd+crosskd" in printed and "teacher AP" in printed
+    assert "no verdict: the plain student has not learned (AP 0.0)" in printed  # after one step
+    assert "warning: each run has 1 steps" in printed and "of training left in all" in printed
+    assert "pkd+crosskd" in printed and "teacher AP" in printed
     page = (out / "comparison.md").read_text()
     assert page.count("\n| ") == 4 and "seeds 0, 1" in page
 
@@ -75,18 +78,24 @@ def test_a_resumed_comparison_keeps_stored_methods_seeds_and_options(teacher_run
 def test_a_method_that_diverges_is_in_the_table_and_the_others_continue(
     teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distill = comparison.distill
+    distill = comparison_runs.distill
 
     def diverge(recipe: Recipe, *rest: Any, **options: Any) -> Any:
         if "crosskd" in recipe.methods:
             raise NotFiniteError("step 1: crosskd_box is nan")
         return distill(recipe, *rest, **options)
 
-    monkeypatch.setattr(comparison, "distill", diverge)
+    monkeypatch.setattr(comparison_runs, "distill", diverge)
     summary = compare(entries(teacher_run, "crosskd", "pkd"), 1, tmp_path / "table", resamples=5)
     assert {row["method"] for row in summary["rows"]} == {"none", "pkd"}
     assert summary["stopped"] == {"crosskd": "stopped with seed 0: step 1: crosskd_box is nan"}
     assert "| crosskd |" in (tmp_path / "table" / "comparison.md").read_text()
+
+
+def test_the_time_left_is_that_of_the_runs_to_come() -> None:
+    assert seconds_left(["none", "pkd"], {}) == ""
+    spent = {"none": [10.0, 20.0], "pkd": [45.0]}
+    assert seconds_left(["none", "pkd", "crosskd"], spent) == ", 0:01:30 of training left in all"  # 15 + 45 + 30
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The evaluation of a run folder, a state dict and a detector."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import detdistill as dd
+from detdistill.data import open_data
 from detdistill.errors import UserError
+from detdistill.recipe import DataConfig
 from detdistill.run.folder import RunFolder
 from tests.cli.commands import ARCHITECTURE, DATA, detdistill
 
@@ -56,3 +60,26 @@ def test_a_state_dict_is_evaluated_with_the_architecture_of_the_flags(
     assert "--model.channels" in capsys.readouterr().err
     assert detdistill(f"evaluate --model {teacher_run} --data shapes:8 --model.channels 64") == 2
     assert "leave out model.channels" in capsys.readouterr().err
+
+
+def test_predictions_have_the_ids_of_a_file_whose_ids_are_texts(teacher_run: Path, tmp_path: Path) -> None:
+    data = open_data(DataConfig(path="shapes:8"))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, record in enumerate(data.split("test").records):
+        record.image().save(tmp_path / f"{index}.png")
+        images.append({"id": f"image-{index}", "file_name": f"{index}.png"})
+        for (left, top, right, bottom), label in zip(record.corners.tolist(), record.labels.tolist(), strict=True):
+            box = [left, top, right - left, bottom - top]
+            annotations.append({"image_id": f"image-{index}", "category_id": f"c{label}", "bbox": box})
+    categories = [{"id": f"c{index}", "name": name} for index, name in enumerate(data.classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    own, texts = tmp_path / "own", tmp_path / "texts"
+    assert detdistill(f"evaluate --model {teacher_run} --data shapes:8 --device cpu --out {own}") == 0
+    assert detdistill(f"evaluate --model {teacher_run} --data {tmp_path}/test.json --device cpu --out {texts}") == 0
+    assert read_json(texts / "metrics.json")["per_class"] == read_json(own / "metrics.json")["per_class"]
+    results = read_json(texts / "predictions.json")
+    assert {result["image_id"] for result in results} <= {image["id"] for image in images}
+    assert {result["category_id"] for result in results} <= {category["id"] for category in categories}
+    assert len(results) == len(read_json(own / "predictions.json")) > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -125,6 +126,59 @@ def test_a_set_option_leaves_the_other_options_of_a_run_folder_as_they_are(tmp_p
     (tmp_path / "model.json").write_text(card.model_dump_json())
     adopted = adopt(ModelConfig(name=str(tmp_path), options={"groups": 8}))
     assert (adopted.channels, adopted.options) == (64, {"groups": 8, "heads": 4})
+
+
+def test_what_is_frozen_stays_frozen_when_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "backbone.safetensors"
+    save_file(timm.create_model("mobilenetv3_small_050").state_dict(), weights)
+    frozen = {"backbone_weights": str(weights), "freeze_norms": True, "freeze_stages": 1}
+    first = run.train(small_recipe(model=frozen), tmp_path / "first").out
+    # Its backbone's weights come from the run, whatever the flag says, and its card still says where they came from.
+    monkeypatch.setattr("detdistill.run.training.printer", lambda console: notes.append)
+    notes: list[str] = []
+    model = {"name": str(first), "backbone_weights": "none"}
+    second = run.train(small_recipe(model=model), tmp_path / "second").out
+    assert f"note: model.backbone_weights none has no effect: training goes on from {first}" in notes
+    third = run.train(
+        small_recipe(model={"name": str(first), "freeze_norms": False, "freeze_stages": 0}), tmp_path / "3"
+    ).out
+    for folder, norms, stages in ((first, True, 1), (second, True, 1), (third, False, 0)):
+        model = RunFolder(folder).card().model
+        assert (model.backbone_weights, model.freeze_norms, model.freeze_stages) == (str(weights), norms, stages)
+    before = load_file(first / "model.safetensors")
+    changed = {}
+    for folder in (second, third):
+        after = load_file(folder / "model.safetensors")
+        changed[folder] = {name for name in before if not torch.equal(before[name], after[name])}
+    stem, later = "neck.body.conv_stem.weight", "neck.body.blocks.1.0.conv_pw.weight"
+    norm = "neck.body.blocks.5.0.bn1.running_mean"
+    assert changed[second] & {stem, later, norm} == {later}
+    assert changed[third] >= {stem, later, norm}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "norms"),
+    [
+        ("gfl:resnet18", "default", False),
+        ("adamixer:resnet18", "default", True),
+        ("adamixer:resnet18", "none", False),
+    ],
+)
+def test_a_card_from_before_the_fields_existed_keeps_what_its_run_froze(
+    name: str, weights: str, norms: bool, tmp_path: Path
+) -> None:
+    saved = ModelConfig(name=name, backbone_weights=weights)
+    card = ModelCard(model=saved, classes=("disc",), category_ids=(1,), image_size=64).model_dump(mode="json")
+    del card["model"]["freeze_norms"], card["model"]["freeze_stages"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    for model in (RunFolder(tmp_path).card().model, adopt(ModelConfig(name=str(tmp_path)))):
+        assert (model.freeze_norms, model.freeze_stages) == (norms, 0)
+
+
+def test_random_weights_are_not_frozen_in_a_new_model() -> None:
+    model = ModelConfig(name=MODEL, backbone_weights="none", freeze_stages=1)
+    with pytest.raises(UserError, match=r"model\.freeze_stages 1: the backbone starts from random weights"):
+        start(model, ("disc",), 0, print)
 
 
 def test_a_field_that_the_head_does_not_read_is_named() -> None:

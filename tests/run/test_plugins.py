@@ -239,13 +239,17 @@ def test_a_method_under_another_name_is_refused(tmp_path: Path, capsys: pytest.C
             "DETECTORS['own'] = DetectorRecord(builder=3, summary='')",
             "DETECTORS['own']: its builder is not a function",
         ),
+        (
+            "FORMATS['own'] = Format('Own', print, print, '', 3)",
+            "FORMATS['own']: its `search` is not a function",
+        ),
         ("FORMATS['own'] = print", "FORMATS['own']: a Format is needed, got builtin_function_or_method"),
     ],
 )
 def test_a_wrong_detector_or_format_is_refused(
     tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    imports = "from detdistill.data.layout import FORMATS\nfrom detdistill.detectors.registry import *\n"
+    imports = "from detdistill.data.layout import *\nfrom detdistill.detectors.registry import *\n"
     assert message in refusal(write(tmp_path, imports + line), capsys)
 
 

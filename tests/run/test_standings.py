@@ -9,7 +9,7 @@ from rich.console import Console
 
 from detdistill.data import Split, open_data
 from detdistill.recipe import DataConfig
-from detdistill.run.standings import interval, markdown, rows, show, verdict
+from detdistill.run.standings import interval, markdown, not_learned, rows, show, verdict
 
 
 def test_the_interval_over_seeds_is_the_t_interval_of_student() -> None:
@@ -36,6 +36,12 @@ def test_a_gain_counts_if_both_intervals_exclude_zero(
     assert verdict(gain, over_seeds, over_images) == words
 
 
+@pytest.mark.parametrize(("values", "words"), [([0.2, 1.0], "(AP 0.6)"), ([None, None], "(AP 0.0)"), ([0.9, 1.2], "")])
+def test_there_is_no_verdict_if_the_plain_student_has_not_learned(values: list[float | None], words: str) -> None:
+    reason = not_learned([{"AP": value} for value in values])
+    assert words in reason and bool(reason) == bool(words)
+
+
 def write_run(folder: Path, split: Split, average_precision: float, exact: bool) -> Path:
     """Write the metrics and predictions of a run. exact: its boxes are the ground truth; otherwise it has none."""
     predictions = []
@@ -49,6 +55,8 @@ def write_run(folder: Path, split: Split, average_precision: float, exact: bool)
         "AP50": average_precision + 1,
         "images_per_second": 8.0,
         "peak_memory_bytes": 3 * 2**20,
+        "epochs": 2.0,
+        "steps": 12,
     }
     folder.mkdir(parents=True)
     (folder / "predictions.json").write_text(json.dumps(predictions))
@@ -79,14 +87,20 @@ def test_rows_hold_means_gains_and_the_recovered_gap(tmp_path: Path) -> None:
         "data": "shapes:8",
         "split": "test",
         "images": 2,
+        "training_images": 8,
         "seeds": [0, 1],
         "rows": [pkd, plain],
         "stopped": {"crosskd": "stopped with seed 0: nan"},
     }
     page = markdown(summary)
-    assert page.startswith("Student gfl:resnet18 on shapes:8, test split (2 images); teacher AP 20.5; seeds 0, 1;")
-    assert "| pkd | 13.0 | 1.4 | +2.5 | -3.9 .. +8.9 | +100.0 .. +100.0 | 25 % | 0.500 | 3 MiB | noise: " in page
-    assert "| plain | 10.5 | 0.7 | - | - | - | - | 0.500 | 3 MiB |  |" in page
+    assert page.startswith(
+        "Student gfl:resnet18 on shapes:8; 8 training images; test split, 2 images; teacher AP 20.5; "
+    )
+    assert (
+        "| pkd | 13.0 | 1.4 | +2.5 | -3.9 .. +8.9 | +100.0 .. +100.0 | 25 % | 2.0 | 12 | 0.500 | 3 MiB | noise: "
+        in page
+    )
+    assert "| plain | 10.5 | 0.7 | - | - | - | - | 2.0 | 12 | 0.500 | 3 MiB |  |" in page
     assert page.endswith("stopped with seed 0: nan |\n")
     console = Console(record=True, width=200)
     show(summary, console)

@@ -56,9 +56,7 @@ SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
 @app.command
 @flags.takes("data.", "train.", defaults=DEMO)
 def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
-    """Train a teacher, a plain student and a distilled student on built-in images, and print the gain. Downloads
-    nothing.
-    """
+    """Train a teacher, a plain student and a distilled student on built-in images; print the gain. No downloads."""
     over = flags.overrides(fields)
     from detdistill import run
 
@@ -77,10 +75,10 @@ def train(
     **fields: Any,
 ) -> None:
     """Train a detector without a teacher."""
-    resolved = _recipe(recipe, flags.overrides(fields, model=model_options), out=out if resume else None)
+    console = _console()
+    resolved = _recipe(recipe, flags.overrides(fields, model=model_options), out=out if resume else None, say=console)
     from detdistill import run
 
-    console = _console()
     outcome = run.train(resolved, out, resume=resume, overwrite=overwrite, console=console)
     _print_outcome(outcome, console)
 
@@ -103,10 +101,10 @@ def distill(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     chosen = flags.names(method, "--method")
     flags.check_options_used(methods, chosen, "--method")
-    resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None)
+    console = _console()
+    resolved = _recipe(recipe, over, methods=chosen, out=out if resume else None, say=console)
     from detdistill import run
 
-    console = _console()
     outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=console)
     _print_outcome(outcome, console)
 
@@ -142,11 +140,12 @@ def compare(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
+    load(recipe, over, origin=ORIGIN, say=_console().print)  # prints its notes once for all labels
     recipes = {
         label: load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN) for label in labels
     }
     from detdistill import run
-    from detdistill.run.comparison import Entry
+    from detdistill.run.comparison_runs import Entry
 
     entries = [Entry(label, resolved) for label, resolved in recipes.items()]
     run.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=_console())
@@ -164,7 +163,7 @@ def compare(
 )
 def evaluate(
     *,
-    model: EvaluatedModel,
+    model: EvaluatedModel = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
     out: Results = None,
@@ -172,13 +171,15 @@ def evaluate(
     **fields: Any,
 ) -> None:
     """Measure a detector: COCO metrics, AP per class, parameters, operations, latency."""
+    if (evaluated := model or recipe) is None:
+        raise UserError("no model: give --model, or a run folder with --recipe")
     resolved = _recipe(recipe, flags.overrides(fields, model=model_options))
     from detdistill import run
     from detdistill.run import tables
 
     console = _console()
     metrics = run.evaluate(
-        model,
+        evaluated,
         resolved.data,
         train=resolved.train,
         built=resolved.model,
@@ -239,31 +240,30 @@ def export(
 
 
 @app.command(name="list")
-@flags.takes()
+@flags.takes("data.image_size")
 def show(
-    what: Annotated[Literal["detectors", "methods", "recipes"], Parameter(help="what to list")],
-    name: Annotated[str | None, Parameter(help="a detector or a method, to print everything about it")] = None,
+    what: Annotated[Literal["detectors", "methods", "backbones", "recipes"], Parameter(help="what to list")],
+    name: Annotated[str | None, Parameter(help="one detector or method, or a pattern for backbones: 'resnet*'")] = None,
     /,
+    **fields: Any,
 ) -> None:
-    """List the detectors, methods or recipes; with a name, print everything about one detector or method."""
+    """List the detectors, methods, backbones or recipes; with a name, print everything about a detector or method."""
     from detdistill.cli.listing import listing
 
-    listing(what, name, _console())
+    listing(what, name, _console(), flags.overrides(fields))
 
 
 def _recipe(
     source: str | None,
     over: Mapping[str, Any],
-    *,
     methods: Sequence[str] | None = None,
     out: Path | None = None,
+    say: Console | None = None,
 ) -> Recipe:
-    """The recipe: defaults, then the recipe file, then the flags. out: a run to continue; its recipe is the file if
-    there is no other.
-    """
+    """Defaults, then the recipe file, or that of the run `out` to continue, then the flags. say: where notes go."""
     if source is None and out is not None and (out / "recipe.yaml").exists():
         source = str(out)
-    return load(source, over, methods, origin=ORIGIN)
+    return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)
 
 
 def _print_outcome(outcome: Any, console: Console) -> None:
@@ -280,14 +280,15 @@ def _console() -> Console:
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0: done. 2: the input is wrong; one line on stderr says what. 1: interrupted. Any other exception passes through.
+    0: done. 2: the input is wrong; one line on stderr says what. 1: interrupted, or `doctor` found a problem. Any other
+    exception passes through.
     """
     if world_size() > 1:
         # torch prints harmless warnings once per process; its errors are still printed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if tokens is None else tokens)
     try:
-        app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_none")
+        code = app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         message = explain(error) if isinstance(error, CycloptsError) else str(error)
         print(f"detdistill: {' '.join(message.split())}", file=sys.stderr)
@@ -295,4 +296,4 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("detdistill: interrupted; continue with --resume --out DIR", file=sys.stderr)
         return 1
-    return 0
+    return code or 0

@@ -26,6 +26,7 @@ SHORT = {
     "epochs": "train.epochs",
     "seed": "train.seed",
     "batch-size": "train.batch_size",
+    "ema": "train.ema",
     "image-size": "data.image_size",
     "lr": "train.lr",
     "workers": "train.workers",
@@ -66,11 +67,18 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 
 
 FIELDS = dict(leaves())
+ALONE = {
+    f"--{name}": str(extra["alone"])
+    for path, info in FIELDS.items()
+    if isinstance(extra := info.json_schema_extra, dict) and "alone" in extra
+    for name in (path.replace("_", "-"), *(flag for flag, target in SHORT.items() if target == path))
+}
+"""Flags that may stand without a value, and the value that they then have."""
 
 
 def takes(
     *parts: str, defaults: Mapping[str, str] | None = None, **names: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """A decorator that gives a command one typed flag per recipe field whose path begins with one of `parts`, and
     --import.
 
@@ -86,15 +94,15 @@ def takes(
     ]
     paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         signature = inspect.signature(function)
         explicit = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
 
-        def command(*arguments: Any, **keywords: Any) -> None:
+        def command(*arguments: Any, **keywords: Any) -> int | None:
             _load_plugins(keywords.pop("imports", None) or ())
             fields = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
             others = {name: value for name, value in keywords.items() if name not in paths}
-            function(*arguments, **others, **fields)
+            return function(*arguments, **others, **fields)
 
         parameters = [*explicit, IMPORT, *flags]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -141,18 +149,21 @@ def _shown(default: Any) -> str:
 
 def tidy(tokens: list[str]) -> list[str]:
     """The tokens with one spelling per flag: `--train.max_steps` as `--train.max-steps`, `--switch true` as
-    `--switch=true`.
+    `--switch=true`, and `--ema` without a value as `--ema=on`.
 
     A bare `--methods` becomes `--method`: cyclopts can't give one name to both a value and the dotted options of
     methods.
     """
     switches = {f"--{path.replace('_', '-')}" for path, info in FIELDS.items() if info.annotation is bool}
     tidied: list[str] = []
-    for token in tokens:
+    for place, token in enumerate(tokens):
         if token.startswith("--"):
             name, equals, value = token.partition("=")
-            name = "--method" if name == "--methods" else name
-            tidied.append(name.replace("_", "-") + equals + value)
+            name = "--method" if name == "--methods" else name.replace("_", "-")
+            is_alone = not equals and (place + 1 == len(tokens) or tokens[place + 1].startswith("--"))
+            if is_alone and name in ALONE:
+                equals, value = "=", ALONE[name]
+            tidied.append(name + equals + value)
         elif tidied and tidied[-1] in switches and token.lower() in ("true", "false"):
             tidied[-1] += f"={token}"
         else:

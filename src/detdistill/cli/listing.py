@@ -1,23 +1,30 @@
-"""What `detdistill list` prints: the detectors, methods and recipes, or everything about one of them."""
+"""What `detdistill list` prints: the detectors, methods, backbones and recipes, or everything about one of them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from inspect import getdoc, getmodule
 from typing import Any
 
 from rich.console import Console
 
+from detdistill.cli.backbones import backbones
 from detdistill.errors import UserError, nearest
+from detdistill.recipe import load
 
 WIDE = 200  # terminal columns from which a method's row fits on one line
 
 
-def listing(what: str, name: str | None, console: Console) -> None:
-    """Print all detectors, methods or recipes, one per row, or everything about the one called `name`.
+def listing(what: str, name: str | None, console: Console, over: Mapping[str, Any] | None = None) -> None:
+    """Print all detectors, methods, backbones or recipes, one per row, or everything about the one called `name`.
 
+    over: fields of the recipe that the command line sets; the backbones read `data.image_size`.
     Raises UserError if there is no such name, or if the list has no details.
     """
-    if name is None:
+    if what == "backbones":
+        backbones(name, load(None, over, origin="command line").data.image_size, console)
+    elif over:
+        raise UserError(f"list {what} --image-size: only `list backbones` reads it; leave it out")
+    elif name is None:
         {"detectors": _detectors, "methods": _methods, "recipes": _recipes}[what](console)
     elif what == "methods":
         _method(name.replace("-", "_"), console)
@@ -62,7 +69,7 @@ def _detectors(console: Console) -> None:
     }
     grouped(console, ["detector", "description"], blocks)
     console.print(
-        "BACKBONE is any timm model with feature maps at the strides of the pyramid, such as resnet18. "
+        "BACKBONE is a timm model, such as resnet18 (detdistill list backbones). "
         "Options of one detector: detdistill list detectors gfl",
         soft_wrap=False,
     )

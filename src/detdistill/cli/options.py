@@ -10,7 +10,8 @@ from detdistill.cli.flags import COMMON
 PRETRAINED = "a pretrained detector such as torchvision:fcos_resnet50_fpn or hf:facebook/detr-resnet-50"
 
 RecipeFlag = Annotated[
-    str | None, Parameter(help="recipe file, run folder, or a name of `detdistill list recipes`", group=COMMON)
+    str | None,
+    Parameter(help="recipe file, run folder, or a name of `detdistill list recipes`; several: A,B", group=COMMON),
 ]
 Out = Annotated[Path | None, Parameter(help="folder of the run [default: runs/NAME, numbered]", group=COMMON)]
 Resume = Annotated[bool, Parameter(help="continue the run in --out, bit for bit", group=COMMON, negative=())]
@@ -43,7 +44,12 @@ TeacherOptions = Annotated[
     ),
 ]
 Model = Annotated[str, Parameter(help=f"a run folder, or {PRETRAINED}")]
-EvaluatedModel = Annotated[str, Parameter(help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict")]
+EvaluatedModel = Annotated[
+    str | None,
+    Parameter(
+        help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict [default: the run folder --recipe]"
+    ),
+]
 Results = Annotated[
     Path | None,
     Parameter(help="folder for metrics.json and predictions.json [default: nothing is written]", group=COMMON),

@@ -1,6 +1,7 @@
-"""Data sets in COCO, Pascal VOC and YOLO layout, built-in shapes, and the loaders for training and evaluation."""
+"""Data sets of several layouts, built-in shapes, and the loaders for training and evaluation."""
 
-from detdistill.data.batch import EvalLoader, Example, TrainLoader, collate
+from detdistill.data.batch import EvalLoader, TrainLoader, collate
+from detdistill.data.examples import Example
 from detdistill.data.faults import Faults
 from detdistill.data.layout import open_data, read_images
 from detdistill.data.records import Data, Record, Split

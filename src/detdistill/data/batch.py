@@ -1,106 +1,17 @@
 """Loaders that give batches with their targets, for training and for evaluation. They use torch's DataLoader."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
+from torch.utils.data import DataLoader
 
-from detdistill.data.records import Record, Split
-from detdistill.data.transforms import (
-    augment,
-    canvas_size,
-    drop_small_boxes,
-    fitted_size,
-    image_tensor,
-    make_sample,
-    resize_image,
-    seeded_generator,
-)
+from detdistill.data.examples import Example, Examples, Key
+from detdistill.data.records import Split
+from detdistill.data.transforms import MULTIPLE, seeded_generator
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 from detdistill.types import Batch, Targets
-
-MULTIPLE = 32  # height and width of a batch are multiples of this
-CACHE = 512 * 2**20  # bytes of decoded images that a loader keeps, in all its workers together
-
-Key = tuple[int, int]  # epoch, index of the record
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image, ready for a batch.
-
-    image: (3, H, W) uint8.
-    boxes: (G, 4) xyxy in pixels of the image.
-    labels: (G,).
-    original: (height, width) of the image file.
-    id: the image id of the data set.
-    name: the file name.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    original: tuple[int, int]
-    id: int
-    name: str
-
-
-@dataclass(eq=False)
-class Examples(Dataset):
-    """The examples of records, by the key (epoch, index).
-
-    The epoch is a part of the key, so that workers can stay alive from one epoch to the next. An image that can't be
-    decoded is returned as its UserError. An exception in a worker would be printed as a page of text.
-
-    records: the images.
-    config: how they are prepared.
-    seed: the augmentation depends on (seed, epoch, image id). None: the image is only resized.
-    budget: bytes that the cache may still grow by.
-    cache: decoded images by index.
-    """
-
-    records: Sequence[Record]
-    config: DataConfig
-    seed: int | None
-    budget: int = CACHE
-    cache: dict[int, tv_tensors.Image] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: Key) -> Example | UserError:
-        epoch, index = key
-        record = self.records[index]
-        try:
-            image = self.cache[index] if index in self.cache else self._read(index)
-        except UserError as error:
-            return error
-        original = (record.height, record.width)
-        is_target = ~record.crowd
-        sample = make_sample(image, record.boxes[is_target], record.labels[is_target], original)
-        if self.seed is not None:
-            sample = augment(sample, self.config, seeded_generator(self.seed, epoch, record.id))
-        sample = drop_small_boxes(sample)
-        image, boxes = sample.image.as_subclass(Tensor), sample.boxes.as_subclass(Tensor)
-        return Example(image, boxes, sample.labels, original, record.id, record.name)
-
-    def _read(self, index: int) -> tv_tensors.Image:
-        """The decoded image. It is resized here if the size is the same in every epoch.
-
-        A random scale needs the pixels of the file.
-        """
-        image = image_tensor(self.records[index].image())
-        if self.seed is None or tuple(self.config.scale) == (1.0, 1.0):
-            size = fitted_size((image.shape[-2], image.shape[-1]), canvas_size(self.config))
-            image = resize_image(image, size)
-        if image.nbytes <= self.budget:
-            self.budget -= image.nbytes
-            self.cache[index] = image
-        return image
 
 
 def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | UserError:
@@ -164,12 +75,12 @@ class BatchOrder:
             rank_batch_size = max(self.batch_size // self.processes, 1)
             for step in range(start, self.steps):
                 indices = rank_indices[step * rank_batch_size : (step + 1) * rank_batch_size]
-                yield [(epoch, index) for index in indices]
+                yield [(epoch, step, index) for index in indices]
             return
         order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch, "order")).tolist()
         for step in range(start, self.steps):
             whole_batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(epoch, index) for index in whole_batch[self.rank :: self.processes]]
+            yield [(epoch, step, index) for index in whole_batch[self.rank :: self.processes]]
 
 
 class TrainLoader:
@@ -177,10 +88,12 @@ class TrainLoader:
 
     batch_size is over all processes; each rank gets its share of every batch. `steps` is the number of batches per
     epoch. The last incomplete batch is dropped, unless the split is smaller than one batch.
-    The order of an epoch depends only on (seed, epoch), and the augmentation of an image only on (seed, epoch, image
-    id). Therefore neither the number of workers nor a resumed run changes a pixel. The global random state is not used.
-    Raises UserError if the processes can't share the batches, if data.scale is reversed, and during iteration if an
-    image can't be decoded.
+    The order of an epoch depends only on (seed, epoch), the augmentation of an image, with the images that are mixed
+    into it, only on (seed, epoch, image id), and the size of a batch only on (seed, epoch, step). Therefore neither the
+    number of workers nor a resumed run changes a pixel. The global random state is not used.
+    epochs: length of the run, of which `data.close_mosaic` is a share. None: mosaic and mixup are never turned off.
+    Raises UserError if the processes can't share the batches, if a range is reversed, and during iteration if an image
+    can't be decoded.
     """
 
     def __init__(
@@ -193,6 +106,7 @@ class TrainLoader:
         workers: int = 0,
         rank: int = 0,
         processes: int = 1,
+        epochs: int | None = None,
     ) -> None:
         if batch_size % processes:
             raise UserError(
@@ -204,13 +118,15 @@ class TrainLoader:
                 f"split {split.name!r} has {len(split)} images, fewer than the {processes} processes; "
                 "use fewer processes or more images"
             )
-        low, high = config.scale
-        if low > high:
-            raise UserError(f"data.scale is {low:g},{high:g}; write the smaller factor first")
+        for name in ("scale", "multiscale"):
+            low, high = getattr(config, name)
+            if low > high:
+                raise UserError(f"data.{name} is {low:g},{high:g}; write the smaller factor first")
+        mixed_epochs = None if epochs is None else round(epochs * (1 - config.close_mosaic))
         self.split, self.batch_size = split, batch_size
         self.order = BatchOrder(len(split), batch_size, seed, rank, processes)
         self.steps = self.order.steps
-        self.feed = Feed(Examples(split.records, config, seed), self.order, workers)
+        self.feed = Feed(Examples(split.records, config, seed, mixed_epochs), self.order, workers)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Batch, Targets]]:
         """The batches of epoch `number` from step `start` on. Earlier batches are not read.
@@ -247,10 +163,12 @@ class EvalLoader:
 class Feed:
     """A DataLoader that does not use the global random state, and that raises the UserError of an image in one line.
 
-    torch gives each worker process one thread. The workers and their cached images live as long as the loader.
+    torch gives each worker process one thread. The workers and their cached images live as long as the loader. There
+    are not more workers than batches.
     """
 
     def __init__(self, examples: Examples, order: BatchOrder, workers: int) -> None:
+        workers = min(workers, order.steps)
         examples.budget //= max(workers, 1)
         self.order, self.workers, self.passes = order, workers, 0
         self.loader: DataLoader = DataLoader(

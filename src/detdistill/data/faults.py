@@ -12,12 +12,14 @@ from typing import Literal
 
 from detdistill.errors import UserError
 
-Repair = Literal["zero", "outside", "unrotated"]
+Repair = Literal["zero", "outside", "unrotated", "rotated", "repeated"]
 
 REPAIRS: dict[Repair, str] = {
     "zero": "of zero size removed",
     "outside": "clipped to the image",
-    "unrotated": "kept without its EXIF rotation, because the annotations have the size of the stored pixels",
+    "repeated": "removed that repeats another one of the same class",
+    "unrotated": "kept without its EXIF rotation, because the annotations belong to the stored pixels",
+    "rotated": "rotated upright, because the boxes don't fit the stored pixels, whose size the annotations give",
 }
 NAMED = 5  # file names in a note before "and N more"
 ROUNDING = 0.5  # pixels; a box that is outside by no more than this was rounded, and that is no fault
@@ -44,18 +46,27 @@ class Faults:
     """The faults of one data set.
 
     on_bad_record: `stop` raises UserError at the first record that can't be read. `skip` leaves such records out.
+    decode: with `skip`, every image is decoded, so that a damaged one is found.
     repaired: the names of the repaired images, by the kind of repair.
     skipped: (file, problem) of each record that was left out.
+    doubtful: (image, frame) of each rotated image whose boxes fit the upright picture and the stored pixels.
     """
 
     on_bad_record: Literal["stop", "skip"] = "stop"
+    decode: bool = True
     repaired: dict[Repair, list[str]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    doubtful: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def skips(self) -> bool:
         """True if records that can't be read are skipped."""
         return self.on_bad_record == "skip"
+
+    @property
+    def decodes(self) -> bool:
+        """True if every image is decoded while the data set is opened."""
+        return self.skips and self.decode
 
     def reject(self, file: str, problem: str, remedy: str) -> None:
         """Handle a record that can't be read. With `stop`, raises UserError. With `skip`, the caller leaves it out.
@@ -71,6 +82,14 @@ class Faults:
         """Count and log a record that was repaired."""
         logger.info("%s: %s %s", image, what, REPAIRS[kind])
         self.repaired.setdefault(kind, []).append(image)
+
+    def doubt(self, image: str, frame: str) -> None:
+        """Count and log a rotated image whose annotations may belong to the upright picture or to the stored pixels.
+
+        frame: the one that is taken.
+        """
+        logger.info("%s: the boxes fit the upright picture and the stored pixels; taken: %s", image, frame)
+        self.doubtful.append((image, frame))
 
     def clip_box(
         self, corners: Sequence[object], size: tuple[int, int], place: Place, name: str, inclusive: bool = False
@@ -114,17 +133,29 @@ class Faults:
         for note in self.notes():
             logger.warning("%s", note)
 
+    def repairs(self) -> list[tuple[str, list[str]]]:
+        """For each kind of repair, how many records it changed, in words, and the names of their images."""
+        return [
+            (f"{len(images)} {_noun(kind, len(images))} {REPAIRS[kind]}", images)
+            for kind, images in sorted(self.repaired.items())
+        ]
+
     def notes(self) -> list[str]:
-        """One line about the repaired records and one line about the skipped records, if there are any."""
+        """One line each about the repaired, the doubtful and the skipped records, if there are any."""
         lines = []
         if self.repaired:
-            parts = []
-            for kind, images in sorted(self.repaired.items()):
-                parts.append(f"{len(images)} {_noun(kind, len(images))} {REPAIRS[kind]} ({_names(images)})")
-            lines.append("repaired: " + "; ".join(parts))
+            lines.append("repaired: " + "; ".join(f"{text} ({names_of(images)})" for text, images in self.repairs()))
+        if self.doubtful:
+            count = len(self.doubtful)
+            frames = " or ".join(sorted({frame for _, frame in self.doubtful}))
+            lines.append(
+                f"check {count} image{'s' * (count > 1)} with an EXIF rotation "
+                f"({names_of([image for image, _ in self.doubtful])}): the boxes fit both the upright picture and the "
+                f"stored pixels, and are taken for {frames}; if this is wrong, save the images upright with that size"
+            )
         if self.skipped:
             count = len(self.skipped)
-            names = _names([file for file, _ in self.skipped])
+            names = names_of([file for file, _ in self.skipped])
             file, problem = self.skipped[0]
             lines.append(f"skipped: {count} record{'s' * (count > 1)} ({names}); the first: {file}: {problem}")
         return lines
@@ -149,14 +180,27 @@ def parsed(text: str | None) -> float | str | None:
         return text
 
 
+def size_of(height: float | None, width: float | None) -> tuple[int, int] | None:
+    """(height, width) as an annotation file declares it, or None if a side is missing, 0 or -1, as some tools write."""
+    return (int(height), int(width)) if height and width and height > 0 and width > 0 else None
+
+
+def plural(count: int, noun: str) -> str:
+    """The count with its noun, such as `1 image` or `3 images`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
+
+
 def _noun(kind: Repair, count: int) -> str:
-    if kind == "unrotated":
+    if kind in ("unrotated", "rotated"):
         return "image" if count == 1 else "images"
     return "box" if count == 1 else "boxes"
 
 
-def _names(files: Sequence[str]) -> str:
-    """The first NAMED different file names with their counts, and the number of the others."""
+def names_of(files: Sequence[str]) -> str:
+    """The first NAMED different file names with their counts, and the number of the others.
+
+    Of a path, the name is what stands behind its last slash or backslash.
+    """
     counts = Counter(file.replace("\\", "/").rsplit("/", 1)[-1] for file in files)
     first = [name if times == 1 else f"{name} x{times}" for name, times in list(counts.items())[:NAMED]]
     more = len(counts) - len(first)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from detdistill.data.faults import Faults
@@ -23,6 +25,8 @@ UNDO = {  # EXIF orientation to the operation that makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Frame = Literal["upright", "stored"]
+"""What annotations were made on: the picture with its EXIF rotation undone, or the pixels as stored."""
 READERS = 8  # threads that read headers; a network disk serves several at a time
 
 
@@ -68,6 +72,11 @@ class Header:
         """(height, width) after the EXIF rotation is undone."""
         return (self.stored[1], self.stored[0]) if self.orientation >= 5 else self.stored
 
+    @property
+    def is_turned(self) -> bool:
+        """True if width and height of the upright picture and of the stored pixels differ."""
+        return self.upright != self.stored
+
 
 def read_header(path: Path, decode: bool = False) -> Header | str:
     """The header of an image, or a description of what is wrong with the file.
@@ -97,36 +106,72 @@ def read_header(path: Path, decode: bool = False) -> Header | str:
 def read_headers(paths: Sequence[Path], faults: Faults) -> list[Header | str]:
     """`read_header` of many files in parallel.
 
-    If faults are skipped, every image is also decoded, so that a damaged file can't stop the run later.
+    If faults are skipped, every image is also decoded, so that a damaged file can't stop the run later, unless
+    `faults.decode` is False.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda path: read_header(path, decode=faults.skips), paths))
+        return list(pool.map(lambda path: read_header(path, decode=faults.decodes), paths))
+
+
+def fitting_frames(header: Header, boxes: Sequence[Sequence[float]]) -> tuple[Frame, ...]:
+    """The frames that contain all boxes (xyxy in pixels). A box may reach out by a pixel, or 1 % of the side."""
+    if not boxes:
+        return ("upright", "stored")
+    right, bottom = np.asarray(boxes, dtype=np.float64)[:, 2:].max(axis=0)
+    sizes: dict[Frame, tuple[int, int]] = {"upright": header.upright, "stored": header.stored}
+    return tuple(
+        frame
+        for frame, (height, width) in sizes.items()
+        if right <= width + max(1.0, width / 100) and bottom <= height + max(1.0, height / 100)
+    )
 
 
 def resolve_image(
-    path: Path, header: Header | str, declared: tuple[int, int] | None, faults: Faults, source: str
+    path: Path,
+    header: Header | str,
+    declared: tuple[int, int] | None,
+    faults: Faults,
+    source: str,
+    boxes: Sequence[Sequence[float]] = (),
+    usual: Frame | None = None,
 ) -> tuple[ImageFile, tuple[int, int]] | None:
     """The image and its (height, width) in the frame of its annotations, or None if it must be left out.
 
     header: from `read_header`.
-    declared: (height, width) in the annotations, or None.
+    declared: (height, width) in the annotations, or None. A side of 0 or less means that the size is not given.
     source: the name of the annotation file, or an empty string if there are no annotations.
-    If `declared` equals the stored size and not the upright size, the annotations were made on the image as stored.
-    Then the image is not rotated.
+    boxes: xyxy in pixels, as in the annotations.
+    usual: the frame of the images of this source whose boxes fit only one frame.
+    An image that is not rotated or whose rotation changes no side is upright. Otherwise the frame is the only one that
+    contains all boxes. If both do, it is `usual` or else the one with the declared size, and the image is noted, except
+    if these two agree.
     """
     if isinstance(header, str):
         remedy = "restore the file or remove it from the annotations" if source else "restore the file or remove it"
         faults.reject(str(path), header, remedy)
         return None
-    if declared is None or declared == header.upright:
+    if declared is not None and min(declared) <= 0:
+        declared = None
+    if declared not in (None, header.upright, header.stored):
+        sizes = f"{declared[1]}x{declared[0]}, but the file has {header.upright[1]}x{header.upright[0]}"
+        problem = f"width and height in {source} are {sizes}"
+        faults.reject(str(path), problem, "correct the annotations or restore the original image")
+        return None
+    if not header.is_turned:
         return ImageFile(path, header.orientation), header.upright
-    if declared == header.stored:
+    declared_frame: Frame = "stored" if declared == header.stored else "upright"
+    frame, fitting = declared_frame, fitting_frames(header, boxes)
+    if len(fitting) == 1:
+        (frame,) = fitting
+    elif boxes and len(fitting) == 2 and usual != declared_frame:
+        frame = usual or declared_frame
+        faults.doubt(str(path), frame)
+    if frame == "stored":
         faults.repair(str(path), "unrotated", "image")
         return ImageFile(path), header.stored
-    sizes = f"{declared[1]}x{declared[0]}, but the file has {header.upright[1]}x{header.upright[0]}"
-    problem = f"width and height in {source} are {sizes}"
-    faults.reject(str(path), problem, "correct the annotations or restore the original image")
-    return None
+    if declared == header.stored:
+        faults.repair(str(path), "rotated", "image")
+    return ImageFile(path, header.orientation), header.upright
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -1,16 +1,20 @@
 """Opening of a data set: its layout is recognized by its files, and then it is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detdistill.data import coco, shapes, voc, yolo
-from detdistill.data.faults import Faults
+from detdistill.data import coco, cvat, labelme, shapes, unknown, voc, yolo
+from detdistill.data.checks import class_notes, shared_notes, without_repetitions
+from detdistill.data.explicit import read_explicit
+from detdistill.data.faults import Faults, plural
 from detdistill.data.images import SUFFIXES, images_in, read_headers, resolve_image
 from detdistill.data.records import Contents, Data, Objects, Record, Split
+from detdistill.data.splitting import divide
+from detdistill.data.tree import only_folder, tree
 from detdistill.errors import UserError
-from detdistill.recipe import DataConfig, SplitPaths
+from detdistill.recipe import DataConfig
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,24 @@ class Format:
     """A layout of data sets.
 
     title: name of the layout in messages.
-    find: looks into a folder and returns what `read` needs; something empty if the folder does not have this layout.
-    read: reads what `find` returned. Unreadable records are reported to `Faults`, which stops or skips them.
+    find: looks into a folder, or at a file, and returns what `read` needs; something empty if it has not this layout.
+        It looks for fixed names.
+    read: reads what `find` or `search` returned. Unreadable records are reported to `Faults`, which stops or skips
+        them.
     looked_for: what `find` looks for, in words, for the message that no layout was recognized.
+    search: the same as `find` for a folder without fixed names, by looking at all its files. It is called only if no
+        layout finds anything.
     """
 
     title: str
     find: Callable[[Path], Any]
     read: Callable[[Any, Faults], Contents]
     looked_for: str = ""
+    search: Callable[[Path], Any] | None = None
+
+
+def _read_yolo(found: Any, faults: Faults) -> Contents:
+    return yolo.read(yolo.sources(found), faults)
 
 
 FORMATS: dict[str, Format] = {
@@ -36,49 +49,75 @@ FORMATS: dict[str, Format] = {
         coco.read,
         f"annotations/instances_<split>*.json or <split>/{coco.ROBOFLOW}",
     ),
-    "voc": Format("Pascal VOC", voc.find, voc.read, "Annotations + JPEGImages + ImageSets/Main/*.txt"),
-    "yolo": Format("YOLO", yolo.find, lambda file, faults: yolo.read(yolo.sources(file), faults), "data.yaml"),
+    "voc": Format("Pascal VOC", voc.find, voc.read, "Annotations + ImageSets/Main/*.txt, or XML files", voc.search),
+    "yolo": Format("YOLO", yolo.find, _read_yolo, "data.yaml, obj.data, or label files and classes.txt", yolo.search),
+    "cvat": Format("CVAT", cvat.find, cvat.read, "annotations.xml", cvat.search),
+    "labelme": Format("LabelMe", lambda path: None, labelme.read, "JSON files with shapes", labelme.search),
 }
 """Every layout by name. The first one that is found in a folder is read. `--import` adds the user's own."""
 
+NESTED = 3  # folders around a data set that unpacking may have added
 SHAPES = "built-in shapes"
 
 
-def open_data(config: DataConfig) -> Data:
+def open_data(config: DataConfig, *, decode: bool = True) -> Data:
     """Every split of a data set. The layout is recognized by the files.
 
     No pixel is decoded, except with on_bad_record `skip`: then every image is decoded, so that a damaged one is left
     out here and does not stop the training later. `skip` leaves out the smallest unit that can't be read: a box, a
-    label line, or an image with its annotations.
+    label line, or an image with its annotations. decode: False reads only the headers of images with `skip`, too.
     Raises UserError with file, record, field and remedy.
     """
-    faults = Faults(config.on_bad_record)
+    faults = Faults(config.on_bad_record, decode)
     explicit = {name: paths for name in ("train", "val", "test") if (paths := getattr(config, name)) is not None}
     if explicit and config.path:
         raise UserError(f"data.path is {config.path!r}, but data.{next(iter(explicit))} is also set; keep one of them")
     unread: list[str] = []
     if explicit:
-        layout, contents = _read_explicit(explicit, faults)
+        layout, contents = read_explicit(explicit, faults)
     elif shapes.is_shapes(config.path):
         layout, contents = "shapes", shapes.read(config.path)
     else:
-        layout, contents, unread = _read_folder(config.path, faults)
+        layout, contents, unread = _read_path(config.path, faults)
+    place = config.path or str(next(iter(explicit.values())).images)
+    records, absent, notes = _checked(place, layout, contents, faults)
+    division = divide(records, config)
+    if division is not None:
+        records = division.splits
     splits = {
-        name: Split(name, records, contents.classes, contents.category_ids) for name, records in contents.splits.items()
+        name: Split(name, tuple(split), contents.classes, contents.category_ids) for name, split in records.items()
     }
-    for name, split in splits.items():
-        if not split.records:
-            path = config.path or explicit[name].images
-            raise UserError(f"{path}: split {name!r} has no readable image; correct or remove the split")
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    classes = len(contents.classes)
     title = FORMATS[layout].title if layout in FORMATS else SHAPES
-    notes = [f"data: {title}; images: {counts}; {classes} class{'es' * (classes > 1)}"]
-    if unread:
-        titles = " and a ".join(FORMATS[name].title for name in unread)
-        notes.append(f"the folder also has a {titles} layout, which is not read")
-    notes += [*contents.notes, *faults.notes()]
-    return Data(layout, contents.classes, contents.category_ids, splits, tuple(notes), faults)
+    lines = [f"data: {title}; images: {counts}; {plural(len(contents.classes), 'class')}", *unread, *contents.notes]
+    lines += [*notes, *([division.note] if division is not None else []), *faults.notes()]
+    divided = (
+        {name: tuple(record.name for record in records[name]) for name in division.made}
+        if division is not None
+        else None
+    )
+    return Data(layout, contents.classes, contents.category_ids, splits, tuple(lines), faults, absent, divided)
+
+
+def _checked(
+    place: str, layout: str, contents: Contents, faults: Faults
+) -> tuple[Mapping[str, Sequence[Record]], dict[str, str], list[str]]:
+    """The splits that have images, the messages of the others, and notes about all. place: of the data, for messages.
+
+    Raises UserError if no split has images.
+    """
+    absent, notes = dict(contents.absent), []
+    for name, records in contents.splits.items():
+        if not records:
+            absent[name] = f"{place}: split {name!r} has no readable image; correct or remove the split"
+            notes.append(f"split {name!r} has no readable image and is left out")
+    splits = {name: records for name, records in contents.splits.items() if records}
+    if not splits:
+        raise UserError(next(iter(absent.values()), f"{place}: the data set has no split"))
+    if layout == "shapes":
+        return splits, absent, notes
+    splits = without_repetitions(splits, faults)
+    return splits, absent, [*notes, *class_notes(contents, splits), *shared_notes(splits)]
 
 
 def read_images(paths: list[Path] | list[str] | tuple[Path | str, ...], config: DataConfig) -> list[Record]:
@@ -112,79 +151,56 @@ def read_images(paths: list[Path] | list[str] | tuple[Path | str, ...], config: 
     return records
 
 
-def _read_folder(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
-    """The layout of a folder, its contents, and the names of other layouts in it that are not read."""
+def _read_path(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:
+    """The layout of a folder or file, its contents, and notes about what is not read."""
     if not path:
-        raise UserError("no data set is given; give a folder or shapes:N with --data")
+        raise UserError("no data set is given; give a folder, a file or shapes:N with --data")
     root = Path(path).expanduser()
     if not root.exists():
         raise UserError(
-            f"{path}: no such folder; give a folder in COCO, Pascal VOC or YOLO layout, or shapes:N, with --data"
+            f"{path}: no such folder or file; give a folder or file of a data set, or shapes:N, with --data"
         )
-    sources = {name: format.find(root) for name, format in FORMATS.items()}
-    layouts = [name for name, source in sources.items() if source]
-    if not layouts:
-        looked_for = ", ".join(
-            f"{format.looked_for} for {format.title}" for format in FORMATS.values() if format.looked_for
-        )
-        raise UserError(
-            f"{path}: no known layout (looked for {looked_for}); "
-            "correct the folder or give explicit paths in the recipe"
-        )
-    layout, *unread = layouts
+    tree.cache_clear()  # the files may have changed since the last data set
+    try:
+        sources, notes = _find(root)
+    finally:
+        tree.cache_clear()
+    layout, *unread = sources
+    if unread:
+        titles = " and a ".join(FORMATS[name].title for name in unread)
+        notes.append(f"the folder also has a {titles} layout, which is not read")
     contents = FORMATS[layout].read(sources[layout], faults)
     if not isinstance(contents, Contents):
         raise UserError(
             f"{path}: FORMATS[{layout!r}].read returned {type(contents).__name__}; "
             "return detdistill.data.records.Contents"
         )
-    return layout, contents, unread
+    return layout, contents, notes
 
 
-def _read_explicit(paths: Mapping[str, SplitPaths], faults: Faults) -> tuple[str, Contents]:
-    """The layout and the contents of explicit annotation and image paths per split."""
-    layouts = {name: _explicit_layout(name, split) for name, split in paths.items()}
-    if len(set(layouts.values())) > 1:
-        listed = ", ".join(f"data.{name} is {layout}" for name, layout in layouts.items())
-        raise UserError(f"the splits have different layouts ({listed}); use the same layout for all splits")
-    layout = next(iter(layouts.values()))
-    if layout == "coco":
-        sources = {name: coco.Source(split.annotations, (split.images,)) for name, split in paths.items()}
-        return layout, coco.read(sources, faults)
-    if layout == "voc":
-        voc_pairs = {name: voc.pairs_in(split.annotations, split.images) for name, split in paths.items()}
-        return layout, voc.read(voc_pairs, faults)
-    names = _class_names(next(iter(paths.values())).annotations)
-    yolo_pairs = {name: yolo.pairs_in(split.annotations, split.images) for name, split in paths.items()}
-    return layout, yolo.read(yolo.Sources(names, yolo_pairs), faults)
+def _found(format: Format, path: Path) -> Any:
+    """What a layout finds. A format of the user's own may expect a folder; it finds nothing in a file."""
+    try:
+        return format.find(path)
+    except NotADirectoryError:
+        return None
 
 
-def _explicit_layout(name: str, split: SplitPaths) -> str:
-    """The layout of one split with explicit paths. Raises UserError if it has none."""
-    if not split.images.is_dir():
-        raise UserError(f"data.{name}.images: {split.images} is not a folder; give the folder of the images")
-    if split.annotations.is_file():
-        return "coco"
-    if next(split.annotations.glob("*.xml"), None):
-        return "voc"
-    if next(split.annotations.rglob("*.txt"), None):
-        return "yolo"
-    raise UserError(
-        f"data.{name}.annotations: {split.annotations} is neither a COCO JSON file nor a folder of XML or text files; "
-        "correct the path"
-    )
-
-
-def _class_names(labels: Path) -> dict[int, str]:
-    """The class names in a file inside a folder of YOLO labels, or in one of the two folders above it."""
-    places = [labels / "classes.txt"]
-    for folder in (labels, *list(labels.parents)[:2]):
-        places += [folder / name for name in (*yolo.YAMLS, "classes.txt")]
-    for place in places:
-        if place.is_file():
-            return yolo.class_names(place)
-    folders = ", ".join(dict.fromkeys(str(place.parent) for place in places))
-    raise UserError(
-        f"{labels}: the class names are missing (looked for data.yaml and classes.txt in {folders}); "
-        "put one of these files there"
-    )
+def _find(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the layouts found, by layout, and notes. Raises UserError if no layout found anything."""
+    folder: Path | None = root
+    inside: list[str] = []
+    while folder is not None:
+        sources = {name: source for name, format in FORMATS.items() if (source := _found(format, folder))}
+        if sources:
+            return sources, [f"the data set is in {'/'.join(inside)}"] if inside else []
+        folder = only_folder(folder) if len(inside) < NESTED else None  # unpacking often adds a folder
+        inside += [folder.name] if folder is not None else []
+    if root.is_file():
+        raise UserError(unknown.file_message(root))
+    searched = {name: source for name, format in FORMATS.items() if format.search and (source := format.search(root))}
+    if searched:
+        return searched, []
+    if (path := yolo.unread_yaml(root)) is not None:
+        yolo.sources(path)  # raises UserError that says what is wrong with the file
+    raise UserError(unknown.message(root, {format.title: format.looked_for for format in FORMATS.values()}))

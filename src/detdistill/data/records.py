@@ -1,7 +1,7 @@
 """A data set after reading: splits of records. It does not depend on the layout of the files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from detdistill.data.faults import Faults
 from detdistill.data.images import ImageFile
+from detdistill.data.roles import ROLES, role, with_role
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import DataConfig
-
-ALIASES = {"val": "valid", "valid": "val"}
 
 
 class ImageSource(Protocol):
@@ -38,6 +37,7 @@ class Record:
     class_indices: (G,) int64, in the shared class order.
     crowds: (G,) bool, True for a group of objects or a difficult object.
     areas: (G,) float64, as annotated.
+    file_id: the image id in the files of the data set, if it differs from `id`; see `data.ids`.
 
     The arrays are numpy arrays, because one tensor per image takes five times the memory. The properties `boxes`,
     `labels` and `crowd` are tensors.
@@ -52,6 +52,7 @@ class Record:
     class_indices: np.ndarray
     crowds: np.ndarray
     areas: np.ndarray
+    file_id: int | str | None = None
 
     @property
     def boxes(self) -> Tensor:
@@ -136,7 +137,7 @@ class Split:
     name: str
     records: tuple[Record, ...]
     classes: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -184,43 +185,58 @@ class Contents:
 
     classes: class names in the shared order.
     category_ids: the data set's id of each class.
-    splits: the records of each split, by name.
+    splits: the records of each split, by name. Data without splits have one split with the name "".
     notes: lines for the user.
+    absent: splits that the data set names but does not have, with the message for a run that needs one.
     """
 
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
     splits: Mapping[str, tuple[Record, ...]]
     notes: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """A data set.
 
-    layout: coco, voc, yolo or shapes.
+    layout: a name in FORMATS, or shapes.
     classes: class names in the shared order.
     category_ids: the data set's id of each class.
     splits: by name.
     notes: lines for the user.
     faults: all records that were repaired or skipped.
+    absent: splits that the data set names but does not have, with the message for a run that needs one.
+    divided: the image names of each split if the splits were made here, by data.val_fraction and data.test_fraction;
+        otherwise None.
     """
 
     layout: str
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...]
     faults: Faults
+    absent: Mapping[str, str] = field(default_factory=dict)
+    divided: Mapping[str, tuple[str, ...]] | None = None
+
+    def find(self, name: str) -> Split | None:
+        """The split of this name, or the only split with the same role: `val` also finds `valid` or `cards_val`."""
+        if name in self.splits:
+            return self.splits[name]
+        wanted = ROLES.get(name.casefold())
+        found = with_role(self.splits, wanted, exact=True) or with_role(self.splits, wanted, exact=False)
+        return self.splits[found] if found is not None else None
 
     def split(self, name: str) -> Split:
-        """The split of this name; `val` also finds `valid` and the reverse.
-
-        Raises UserError with the names of the splits if there is no such split.
-        """
-        for candidate in (name, ALIASES.get(name, name)):
-            if candidate in self.splits:
-                return self.splits[candidate]
+        """The split that `find` finds. Raises UserError if there is none: why, or the names of the splits."""
+        found = self.find(name)
+        if found is not None:
+            return found
+        missing = name if name in self.absent else with_role(self.absent, ROLES.get(name.casefold()), exact=True)
+        if missing is not None:
+            raise UserError(self.absent[missing])
         raise UserError(
             f"the data set has no split {name!r}{nearest(name, self.splits)}; choose one of {', '.join(self.splits)}"
         )
@@ -237,19 +253,24 @@ class Data:
         """
         if config.eval_split is not None:
             return _with_objects(self.split(config.eval_split), "--data.eval-split")
-        for name in ("test", "val", "valid"):
-            if name in self.splits:
-                return _with_objects(self.splits[name], "--data.eval-split")
+        for exact in (True, False):
+            for wanted in ("test", "val"):
+                found = wanted if wanted in self.splits else with_role(self.splits, wanted, exact=exact)
+                if found is not None:
+                    return _with_objects(self.splits[found], "--data.eval-split")
+        for name, reason in self.absent.items():
+            if role(name) in ("test", "val"):
+                raise UserError(reason)
         raise UserError(
-            "the data set has neither a test nor a val split; "
-            f"choose one of {', '.join(self.splits)} with --data.eval-split"
+            f"the data set has neither a test nor a val split; choose one of {', '.join(self.splits)} with "
+            "--data.eval-split, or hold out a part of the training images with --data.test-fraction 0.2"
         )
 
 
 def _with_objects(split: Split, flag: str) -> Split:
     """The split. Raises UserError if it has no object. flag: chooses another split."""
     if not any((~record.crowds).any() for record in split.records):
-        raise UserError(
-            f"split {split.name!r}: no image has an object; correct the annotations or choose another split with {flag}"
-        )
+        has_crowds = any(len(record.crowds) for record in split.records)
+        problem = "all objects are crowds" if has_crowds else "no image has an object"
+        raise UserError(f"split {split.name!r}: {problem}; correct the annotations or choose another split with {flag}")
     return split

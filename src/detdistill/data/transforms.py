@@ -5,6 +5,7 @@ state is neither read nor changed.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from detdistill.recipe import DataConfig
 
+MULTIPLE = 32  # height and width of a batch are multiples of this
 MIN_SIDE = 1.0  # pixels; a box with a smaller width or height is dropped
 BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.3  # the factor is in 1 - this .. 1 + this
 HUE = 0.05  # the shift is in -this .. this, in turns of the color wheel
@@ -44,6 +46,33 @@ def canvas_size(config: DataConfig) -> tuple[int, int]:
     """The (height, width) that images are scaled to fit into."""
     size = config.image_size
     return (size, size) if isinstance(size, int) else size
+
+
+def largest_canvas(config: DataConfig) -> tuple[int, int]:
+    """The (height, width) of the largest padded batch of training."""
+    high = config.multiscale[1]
+    rounded = math.ceil if high == 1 else round
+    sides = [MULTIPLE * max(rounded(high * side / MULTIPLE), 1) for side in canvas_size(config)]
+    return sides[0], sides[1]
+
+
+def batch_config(config: DataConfig, *key: object) -> DataConfig:
+    """The config of one batch: with `data.multiscale`, its image size is random.
+
+    The longer side of the canvas is a multiple of 32 in the range times `image_size`, each with equal probability. The
+    other side follows in proportion, rounded to a multiple of 32. Both depend only on the parts of `key`.
+    """
+    low, high = config.multiscale
+    if (low, high) == (1.0, 1.0):
+        return config
+    canvas = canvas_size(config)
+    longer = max(canvas)
+    least, most = math.ceil(low * longer / MULTIPLE), math.floor(high * longer / MULTIPLE)
+    if least > most:  # a narrow range without a multiple of 32
+        least = most = max(round((low + high) / 2 * longer / MULTIPLE), 1)
+    steps = int(torch.randint(least, most + 1, (), generator=seeded_generator(*key)))
+    sides = [MULTIPLE * max(round(side * steps / longer), 1) for side in canvas]
+    return config.model_copy(update={"image_size": (sides[0], sides[1])})
 
 
 def fitted_size(size: tuple[int, int], canvas: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
@@ -81,6 +110,12 @@ def resize_boxes(boxes: tv_tensors.BoundingBoxes, size: tuple[int, int]) -> tv_t
     return boxes if tuple(boxes.canvas_size) == size else F.resize(boxes, list(size))
 
 
+def fit(sample: Sample, canvas: tuple[int, int]) -> Sample:
+    """The sample scaled to fit into the canvas (height, width)."""
+    size = fitted_size((sample.image.shape[-2], sample.image.shape[-1]), canvas)
+    return Sample(resize_image(sample.image, size), resize_boxes(sample.boxes, size), sample.labels)
+
+
 def drop_small_boxes(sample: Sample) -> Sample:
     """The sample with boxes clipped to the image, without boxes that have a side below one pixel.
 
@@ -95,7 +130,7 @@ def augment(sample: Sample, config: DataConfig, generator: torch.Generator) -> S
     """Random scale and crop, horizontal flip and color, as configured. The result depends only on the generator."""
     if tuple(config.scale) != (1.0, 1.0):
         sample = scale_and_crop(sample, config, generator)
-    if _uniform(generator) < config.flip:
+    if uniform(generator) < config.flip:
         sample = Sample(F.horizontal_flip(sample.image), F.horizontal_flip(sample.boxes), sample.labels)
     if config.photometric:
         sample = Sample(change_colors(sample.image, generator), sample.boxes, sample.labels)
@@ -109,24 +144,34 @@ def scale_and_crop(sample: Sample, config: DataConfig, generator: torch.Generato
     """
     canvas = canvas_size(config)
     low, high = config.scale
-    scale = low + (high - low) * _uniform(generator)
+    scale = low + (high - low) * uniform(generator)
     size = fitted_size((sample.image.shape[-2], sample.image.shape[-1]), canvas, scale)
-    image, boxes, labels = resize_image(sample.image, size), resize_boxes(sample.boxes, size), sample.labels
-    height, width = min(size[0], canvas[0]), min(size[1], canvas[1])
-    top = round((size[0] - height) * _uniform(generator))
-    left = round((size[1] - width) * _uniform(generator))
-    if (height, width) == size:
-        return Sample(image, boxes, labels)
+    resized = Sample(resize_image(sample.image, size), resize_boxes(sample.boxes, size), sample.labels)
+    return random_crop(resized, canvas, generator)
+
+
+def random_crop(sample: Sample, largest: tuple[int, int], generator: torch.Generator) -> Sample:
+    """The sample, cropped at a random place if it is larger than `largest` (height, width).
+
+    A box is kept if its center is in the crop, and clipped to the crop.
+    """
+    rows, columns = sample.image.shape[-2:]
+    height, width = min(rows, largest[0]), min(columns, largest[1])
+    top = round((rows - height) * uniform(generator))
+    left = round((columns - width) * uniform(generator))
+    if (height, width) == (rows, columns):
+        return sample
+    boxes = sample.boxes
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     start, end = centers.new_tensor([left, top]), centers.new_tensor([left + width, top + height])
     is_inside = ((centers >= start) & (centers < end)).all(-1)
     boxes = F.crop(tv_tensors.wrap(boxes[is_inside], like=boxes), top, left, height, width)
-    return Sample(F.crop(image, top, left, height, width), boxes, labels[is_inside])
+    return Sample(F.crop(sample.image, top, left, height, width), boxes, sample.labels[is_inside])
 
 
 def change_colors(image: tv_tensors.Image, generator: torch.Generator) -> tv_tensors.Image:
     """The image with brightness, contrast, saturation and hue changed by random amounts, in random order."""
-    brightness, contrast, saturation, hue = [2 * _uniform(generator) - 1 for _ in range(4)]
+    brightness, contrast, saturation, hue = [2 * uniform(generator) - 1 for _ in range(4)]
     for operation in torch.randperm(4, generator=generator).tolist():
         if operation == 0:
             image = F.adjust_brightness(image, 1 + BRIGHTNESS * brightness)
@@ -139,6 +184,6 @@ def change_colors(image: tv_tensors.Image, generator: torch.Generator) -> tv_ten
     return image
 
 
-def _uniform(generator: torch.Generator) -> float:
+def uniform(generator: torch.Generator) -> float:
     """A random number in 0..1."""
     return float(torch.rand((), generator=generator))

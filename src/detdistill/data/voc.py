@@ -1,17 +1,53 @@
-"""Pascal VOC: `Annotations/*.xml`, `JPEGImages`, and one list per split in `ImageSets/Main/*.txt`."""
+"""Pascal VOC: one XML file per image.
 
-import re
+The splits are the lists in `ImageSets/Main`, or else the folders of the files, such as `images/train`.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from detdistill.data.faults import Faults, Place, number, parsed
-from detdistill.data.images import SUFFIXES, read_headers, resolve_image
-from detdistill.data.records import Contents, Objects, Record
+from detdistill.data.assemble import Item, assemble, in_splits, numbered
+from detdistill.data.faults import Faults, Place, names_of, number, parsed, plural, size_of
+from detdistill.data.images import images_in
+from detdistill.data.lists import image_lists, image_name, voc_lists
+from detdistill.data.locate import Locator
+from detdistill.data.records import Contents, Objects
+from detdistill.data.sidecars import (
+    ANNOTATIONS,
+    IMAGES,
+    Named,
+    Pair,
+    Siblings,
+    check_unique,
+    grouped,
+    image_folders,
+    without_annotations,
+)
+from detdistill.data.tree import child, tree
+from detdistill.data.xml import first_element, load_xml
 from detdistill.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+ROOT = "annotation"  # the root element of a file
+PROBED = 5  # files whose root element is looked at
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a data set.
+
+    splits: for each split, (annotation file, image) of each image. The image is None if it is known only to the file.
+    folders: where images are looked for by the name in an annotation file, the most likely folder first.
+    notes: lines for the user.
+    images: all images of the folder, to tell those without annotations, if no list says which images are meant.
+    """
+
+    splits: Mapping[str, Sequence[Pair]]
+    folders: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,88 +72,152 @@ class AnnotationFile:
 
     objects: in the order of the file.
     declared: (height, width) of the image, or None if the file does not have them.
+    image: the file name of the image, or an empty text.
     """
 
     objects: tuple[VOCObject, ...]
     declared: tuple[int, int] | None
+    image: str
 
 
-def find(root: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """The splits of a folder in VOC layout by name, or {} if it has another layout.
-
-    A split is a list of (annotation file, image folder), one per image. Each file in ImageSets/Main is a split, except
-    VOC's lists per class, such as `<class>_train.txt`.
-    """
-    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    annotations, images = root / "Annotations", root / "JPEGImages"
-    if not lists or not annotations.is_dir() or not images.is_dir():
-        return {}
+def find(root: Path) -> Sources | None:
+    """The splits of a folder with lists of images in `ImageSets/Main` or `ImageSets`, or None if it has none."""
+    sets = child(root, ("imagesets",))
+    if sets is None:
+        return None
+    annotations = child(root, (*ANNOTATIONS, *IMAGES)) or root
+    files = Locator([annotations])
+    lists, notes = voc_lists(child(sets, ("main",)) or sets, lambda name: files.find(f"{name}.xml") is not None)
+    if not lists:
+        return None
+    folders = [folder for name in IMAGES if (folder := child(root, (name,))) is not None]
+    folders = folders or [annotations, root]
+    images = Siblings(
+        (image for folder in folders for image in images_in(folder)), lambda path: path.relative_to(root).parts[:-1]
+    )
     splits = {}
-    for path in lists:
-        if re.search(r"_(train|val|trainval|test)$", path.stem):
-            continue
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        stems = dict.fromkeys(line.strip() for line in lines if line.strip())  # without repetitions
-        splits[path.stem] = [(annotations / f"{stem}.xml", images) for stem in stems]
-    return splits
+    for split, names in lists.items():
+        paths = [files.find(f"{name}.xml") or annotations / f"{name}.xml" for name in names]
+        splits[split] = [(path, images.find(path)) for path in paths]
+    return Sources(splits, tuple(folders), tuple(notes))
 
 
-def pairs_in(annotations: Path, images: Path) -> list[tuple[Path, Path]]:
-    """The split of two explicit folders: every annotation file, with the image folder."""
-    return [(path, images) for path in sorted(annotations.glob("*.xml"))]
+def search(root: Path) -> Sources | None:
+    """The annotation files anywhere in a folder, or None if there are none. Folders such as `train` are splits.
+
+    Raises UserError if the folder has several data sets with lists of images.
+    """
+    listed = tree(root)
+    paths = listed.ending(".xml")
+    if not any(first_element(path) == ROOT for path in _probed(paths)):
+        return None
+    sets = sorted({path.parent for path in listed.files if listed.parts(path)[-2:] == ("ImageSets", "Main")})
+    if sets:
+        found = ", ".join(str(folder.parent.parent) for folder in sets)
+        raise UserError(f"{root}: the folder has Pascal VOC data with lists of images in {found}; give one folder")
+    images = Siblings(listed.images, listed.parts)
+    others = [path for path in paths if first_element(path) not in (ROOT, "")]  # "": damaged, which is told later
+    pairs = [(path, images.find(path)) for path in paths if path not in others]
+    splits, notes = _listed(root, pairs) or grouped(listed, pairs)
+    if others:
+        notes.append(f"{plural(len(others), 'XML file')} of another kind, left out: {names_of(list(map(str, others)))}")
+    return Sources(splits, image_folders(listed), tuple(notes), tuple(listed.images))
 
 
-def read(sources: Mapping[str, Sequence[tuple[Path, Path]]], faults: Faults) -> Contents:
+def _listed(root: Path, pairs: Sequence[Pair]) -> tuple[dict[str, list[Pair]], list[str]] | None:
+    """The pairs in the lists of images that lie in the folder itself, such as `train.txt`, and notes; None without."""
+    by_stem = {path.stem: (path, image) for path, image in pairs}
+    if len(by_stem) < len(pairs):  # names do not tell the images apart
+        return None
+
+    def stem(line: str) -> str:
+        return image_name(line).rsplit("/", 1)[-1]
+
+    lists = image_lists(root, lambda line: stem(line) in by_stem)
+    if not lists:
+        return None
+    splits: dict[str, list[Pair]] = {}
+    for split, lines in lists.items():
+        missing = [line for line in lines if stem(line) not in by_stem]
+        if missing:
+            raise UserError(f"{root / split}.txt: {missing[0]!r} has no annotation file; correct or remove the line")
+        splits[split] = list(dict.fromkeys(by_stem[stem(line)] for line in lines))
+    used = {pair for split in splits.values() for pair in split}
+    others = [str(path) for path, image in pairs if (path, image) not in used]
+    return splits, [f"{plural(len(others), 'file')} in no list, left out: {names_of(others)}"] if others else []
+
+
+def pairs_in(annotations: Path, images: Path) -> list[Pair]:
+    """The split of two explicit folders: every annotation file, with the image of its name."""
+
+    def place(path: Path) -> tuple[str, ...]:
+        return path.relative_to(annotations if path.suffix.lower() == ".xml" else images).parts[:-1]
+
+    siblings = Siblings(images_in(images), place)
+    paths = [path for path in sorted(annotations.iterdir()) if path.suffix.lower() == ".xml"]
+    return [(path, siblings.find(path)) for path in paths]
+
+
+def read(sources: Sources, faults: Faults) -> Contents:
     """All splits. The classes are the names in all splits, sorted. Their category ids begin at 1.
 
     Corners are pixel indices that begin at 1, and both corners are inside the box. So (xmin, ymin, xmax, ymax) becomes
     (xmin - 1, ymin - 1, xmax, ymax). A `difficult` object becomes a crowd: it is not a training target, and it is
     neither a hit nor a miss in the evaluation. An image in several splits is read once and has one id.
     """
-    pairs = sorted({pair for split in sources.values() for pair in split})
-    files = {pair: _read_annotations(pair[0], faults) for pair in pairs}
+    pairs = dict(sorted(dict(pair for split in sources.splits.values() for pair in split).items()))
+    files = {path: _read_annotations(path, faults) for path in pairs}
     names = {voc_object.name for file in files.values() if file for voc_object in file.objects}
     classes = tuple(sorted(names))
     if not classes:
-        folder = pairs[0][0].parent if pairs else "the splits"
+        folder = min(pairs, default=Path("the splits")).parent
         raise UserError(f"{folder}: no annotation file has an object; give the folder of the annotations")
     class_indices = {name: index for index, name in enumerate(classes)}
-    images = {folder: _by_stem(folder) for folder in {folder for _, folder in pairs}}
-    paths = [images[folder].get(path.stem, folder / f"{path.stem}.jpg") for path, folder in pairs]
-    records: dict[tuple[Path, Path], Record] = {}
-    for id, (pair, path, header) in enumerate(zip(pairs, paths, read_headers(paths, faults), strict=True), start=1):
-        file = files[pair]
-        if file is None:
-            continue
-        resolved = resolve_image(path, header, file.declared, faults, pair[0].name)
-        if resolved is not None:
-            image, size = resolved
-            objects = _clipped_objects(pair[0], file, class_indices, size, path.name, faults)
-            records[pair] = objects.to_record(id, path.name, size, image)
-    splits = {name: tuple(records[pair] for pair in split if pair in records) for name, split in sources.items()}
-    return Contents(classes, tuple(range(1, len(classes) + 1)), splits)
+    named = Named(sources.folders)
+    images = {path: image or _image_of(path, files[path], named) for path, image in pairs.items()}
+    check_unique(images.items())
+    items = {path: _item(path, files[path], image, class_indices, faults) for path, image in images.items()}
+    records = assemble(items, faults)
+    splits = in_splits({name: [path for path, _ in split] for name, split in sources.splits.items()}, records)
+    notes = (*sources.notes, *without_annotations(sources.images, images.values(), "file"))
+    return Contents(classes, numbered(classes), splits, notes)
+
+
+def _item(
+    path: Path, file: AnnotationFile | None, image: Path, class_indices: Mapping[str, int], faults: Faults
+) -> Item | None:
+    """An image with its annotations, or None if they can't be read."""
+    if file is None:
+        return None
+
+    def objects(size: tuple[int, int]) -> Objects:
+        return _clipped_objects(path, file, class_indices, size, image.name, faults)
+
+    boxes = [[float(value) for value in voc_object.corners if value is not None] for voc_object in file.objects]
+    return Item(image, image.name, path.name, file.declared, objects, boxes)
+
+
+def _image_of(path: Path, file: AnnotationFile | None, named: Named) -> Path:
+    """The image that an annotation file names, if no image has the name of the file itself."""
+    name = file.image if file is not None and file.image else f"{path.stem}.jpg"
+    return named.anywhere(name) or named.beside(path, name) or (*named.folders, path.parent)[0] / name
 
 
 def _read_annotations(path: Path, faults: Faults) -> AnnotationFile | None:
     """The content of an annotation file, or None if it can't be read."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except OSError as error:
-        problem = f"can't read the annotations ({error.strerror})"
-        faults.reject(str(path), problem, "restore the file or remove the image from the list of the split")
+    root = load_xml(path, faults, "restore the file or remove the image from the list of the split")
+    if root is None:
         return None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        faults.reject(str(path), f"the file is not XML ({error})", "export the annotations again")
+    if root.tag != ROOT:
+        faults.reject(str(path), f"the root element is <{root.tag}>, not <{ROOT}>", "export the annotations as VOC")
         return None
     objects = []
     for position, item in enumerate(root.findall("object"), start=1):
         voc_object = _read_object(item, f"object {position}", path, faults)
         if voc_object is not None:
             objects.append(voc_object)
-    height = number(parsed(root.findtext("size/height")))
-    width = number(parsed(root.findtext("size/width")))
-    declared = (int(height), int(width)) if height and width else None  # some tools write 0
-    return AnnotationFile(tuple(objects), declared)
+    height, width = (number(parsed(root.findtext(f"size/{side}"))) for side in ("height", "width"))
+    return AnnotationFile(tuple(objects), size_of(height, width), (root.findtext("filename") or "").strip())
 
 
 def _read_object(item: ElementTree.Element, record: str, path: Path, faults: Faults) -> VOCObject | None:
@@ -158,7 +258,6 @@ def _clipped_objects(
     return objects
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by their name without the suffix."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.stem: path for path in files if path.suffix.lower() in SUFFIXES}
+def _probed(paths: Sequence[Path]) -> list[Path]:
+    """A few of the files, spread evenly."""
+    return list(paths[:: max(1, len(paths) // PROBED)])

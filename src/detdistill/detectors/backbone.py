@@ -1,46 +1,18 @@
-"""Backbones of timm, and the feature pyramid network (FPN) on top of a backbone at the strides of the recipe."""
+"""The feature pyramid network (FPN) on top of a backbone of timm, at the strides of the recipe."""
 
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import timm
-import torch
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from detdistill.detectors.convolutions import SeparableConv
 from detdistill.detectors.neck import Convolution, feature_pyramid, plain_convolution
-from detdistill.detectors.state_dicts import published_weights, read_state
-from detdistill.errors import UserError, nearest
+from detdistill.detectors.timm.backbone import build_backbone
+from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
-
-# Options that let a timm transformer accept images of any size. They are tried in order, and the first that the family
-# accepts is used. With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of
-# the map, as the published detectors on Swin do. Without it, a stage whose map is as small as one window at the nominal
-# image size never shifts its windows.
-ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
-    {"strict_img_size": False, "always_partition": True},
-    {"strict_img_size": False},
-    {"dynamic_img_size": True},
-)
-
-
-class ChannelsFirst(nn.Module):
-    """Wraps a timm feature extractor whose maps are (B, H, W, C), such as Swin, and returns maps (B, C, H, W)."""
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.body = backbone
-        self.feature_info = _feature_info(backbone)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [level.permute(0, 3, 1, 2).contiguous() for level in self.body(images)]
 
 
 class Neck(nn.Module):
@@ -58,139 +30,33 @@ class Neck(nn.Module):
         self.reductions = reductions
         self.out_channels = channels
 
+    def train(self, mode: bool = True) -> "Neck":
+        """Set the mode as usual, but keep frozen norms in eval mode."""
+        super().train(mode)
+        rest_norms(self.body)
+        return self
+
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         levels = zip(self.reductions, self.body(images), strict=True)
         return self.fpn(OrderedDict((str(stride), level) for stride, level in levels))
 
 
-def build_backbone(
-    name: str, strides: tuple[int, ...], weights: str
-) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
-    """Build a timm backbone that returns its maps at those of `strides` that it has.
-
-    weights: `default` (timm's pretrained weights, downloaded), `none`, a file, or a run folder; see `load_backbone`.
-    Returns the module, the strides of its maps and their widths, fine to coarse.
-    Raises UserError if timm has no such model, if the model has none of the strides or accepts images of one size
-    only, or if the weights can't be loaded.
-    """
-    if not timm.is_model(name):
-        raise UserError(f"backbone {name!r}: timm has no such model{nearest(name, timm.list_models())}")
-    try:
-        reductions = _feature_info(_feature_extractor(name)).reduction()
-    except (RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"backbone {name!r}: timm can't extract feature maps from it ({reason}); choose another backbone"
-        raise UserError(message) from None
-    deepest = {stride: index for index, stride in enumerate(reductions)}  # the last map of each stride
-    available = tuple(stride for stride in strides if stride in deepest)
-    if not available:
-        problem = f"its maps have strides {reductions}, none of model.strides {strides}"
-        raise UserError(f"backbone {name!r}: {problem}; choose --model.strides among them")
-    backbone = _feature_extractor(name, out_indices=tuple(deepest[stride] for stride in available))
-    load_backbone(backbone, name, weights)
-    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-        backbone = ChannelsFirst(backbone)
-    if _has_fixed_size(name):
-        _check_any_size(backbone, name, available)
-    return backbone, available, tuple(_feature_info(backbone).channels())
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The batch norms inside a module that have parameters."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.affine]
 
 
-def _has_fixed_size(name: str) -> bool:
-    """True if timm declares that the model accepts images of one size, as most transformers do."""
-    config = timm.get_pretrained_cfg(name)
-    return config is not None and config.fixed_input_size
-
-
-def _feature_extractor(name: str, **options: Any) -> nn.Module:
-    """The timm feature extractor with random weights, built for images of any size if timm has an option for that."""
-    for size_options in ANY_SIZE_OPTIONS if _has_fixed_size(name) else ():
-        try:
-            return timm.create_model(name, features_only=True, pretrained=False, **options, **size_options)
-        except TypeError:  # this family does not know the option
-            continue
-    return timm.create_model(name, features_only=True, pretrained=False, **options)
-
-
-@torch.no_grad()
-def _check_any_size(backbone: nn.Module, name: str, strides: tuple[int, ...]) -> None:
-    """Raises UserError unless the backbone accepts images of any size. Else the run would fail at its first step."""
-    height, width = 96, 160  # 3 x 5 cells of stride 32, which no usual window size divides
-    backbone.eval()
-    try:
-        shapes = [tuple(level.shape[-2:]) for level in backbone(torch.zeros(1, 3, height, width))]
-    except (AssertionError, RuntimeError):
-        shapes = []
-    backbone.train()
-    if shapes != [(height // stride, width // stride) for stride in strides]:
-        example = "swin_tiny_patch4_window7_224"
-        raise UserError(
-            f"backbone {name!r}: accepts images of one size only; choose another backbone, such as {example}"
-        )
-
-
-def _feature_info(backbone: nn.Module) -> FeatureInfo:
-    info = backbone.feature_info
-    assert isinstance(info, FeatureInfo)
-    return info
+def rest_norms(backbone: nn.Module) -> None:
+    """Put the batch norms whose parameters are frozen into eval mode, so that they keep their statistics."""
+    for norm in batch_norms(backbone):
+        if not any(parameter.requires_grad for parameter in norm.parameters()):
+            norm.eval()
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm with 32 groups as published, or gcd(32, channels) groups if 32 does not divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
-
-
-def load_backbone(backbone: nn.Module, name: str, weights: str) -> None:
-    """Load weights into a timm feature extractor, in place.
-
-    weights: `default` (timm's pretrained weights), `none` (change nothing), a .safetensors or .pt file of the plain
-    timm model, or a run folder, from which the backbone of the trained detector is taken.
-    Raises UserError if a tensor of the backbone is missing or has another shape.
-    """
-    if weights == "none":
-        return
-    expected = backbone.state_dict()
-    if weights == "default":
-        state: Mapping[str, Tensor] = _pretrained(name)
-    elif Path(weights).is_dir():
-        state = _backbone_of_run(read_state(Path(weights) / "model.safetensors", "--backbone-weights"), expected)
-    else:
-        state = read_state(Path(weights), "--backbone-weights")
-    renamed = {_extractor_name(key, expected): value for key, value in state.items()}
-    matched = {key: value for key, value in renamed.items() if key in expected and expected[key].shape == value.shape}
-    missing = [key for key in expected if key not in matched and not key.endswith("num_batches_tracked")]
-    if missing:
-        counts = f"{len(missing)} of {len(expected)} tensors of {name} are missing or have another shape"
-        remedy = f"give weights of the backbone {name}"
-        raise UserError(f"--backbone-weights {weights}: {counts}, the first is {missing[0]!r}; {remedy}")
-    backbone.load_state_dict(matched, strict=False)
-
-
-def _extractor_name(key: str, expected: Mapping[str, Tensor]) -> str:
-    """The name in timm's feature extractor of the tensor `key` of the plain model.
-
-    An extractor of a model with a list of stages renames `layers.0.norm` to `layers_0.norm`. Others hold the whole
-    model as their attribute `model`. Returns `key` if the extractor has no such tensor.
-    """
-    for name in (key, key.replace(".", "_", 1), f"model.{key}"):
-        if name in expected:
-            return name
-    return key
-
-
-def _backbone_of_run(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The backbone's tensors in a detector's state dict, under the names of `expected`.
-
-    The backbone's prefix differs between detectors. It is the prefix under which most names of `expected` exist.
-    """
-    first = next(iter(expected))
-    prefixes = [name.removesuffix(first) for name in state if name.endswith(first)]
-    best = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in expected), default="")
-    return {name: state[best + name] for name in expected if best + name in state}
-
-
-def _pretrained(name: str) -> Mapping[str, Tensor]:
-    remedy = "give a FILE, or none to start from random weights"
-    return published_weights(name, "--backbone-weights default", remedy)
 
 
 def check_strides(strides: tuple[int, ...]) -> None:

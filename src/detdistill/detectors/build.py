@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from detdistill.detectors.freezing import freeze, with_freezing
 from detdistill.detectors.registry import DETECTORS, DetectorRecord
 from detdistill.detectors.statistics import pixel_statistics
 from detdistill.errors import UserError, nearest
@@ -36,7 +37,8 @@ def split_name(name: str) -> tuple[str, str]:
 def with_defaults(config: ModelConfig) -> ModelConfig:
     """The config with the defaults that depend on its head and backbone, where the config sets nothing itself.
 
-    These are the strides that the head was published with, and the pixel statistics of the backbone.
+    These are the strides that the head was published with, the pixel statistics of the backbone, and its parts that do
+    not train.
     """
     record = DETECTORS.get(config.name.partition(":")[0])
     if record is None:
@@ -45,7 +47,7 @@ def with_defaults(config: ModelConfig) -> ModelConfig:
     defaults: dict[str, Any] = {"mean": mean, "std": std}
     if record.strides is not None and "strides" not in config.model_fields_set:
         defaults["strides"] = record.strides
-    return config.model_copy(update=defaults)
+    return with_freezing(config.model_copy(update=defaults))
 
 
 def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
@@ -62,14 +64,28 @@ def build(config: ModelConfig, classes: Sequence[str]) -> Detector:
             remedy = f"leave it out, or choose one of the heads {heads}"
             raise UserError(f"model.{field}: {head} has no such option; {remedy}")
     options = family_options(head, record, config.options)
-    detector = record.build(with_defaults(config), backbone, tuple(classes), **options)
+    config = with_defaults(config)
+    detector = record.build(config, backbone, tuple(classes), **options)
     missing = [name for name in MEMBERS if not hasattr(detector, name)]
     if missing:
         raise UserError(
             f"model {config.name!r}: its builder returned {type(detector).__name__} without {', '.join(missing)}; "
             "return a detector as described in detdistill.types.Detector"
         )
+    freeze(detector, config)
+    remember(detector, config)
     return detector
+
+
+def remember(detector: Detector, config: ModelConfig) -> None:
+    """Keep the config that the detector was built from, for `config_of`."""
+    detector.__dict__["built_from"] = with_defaults(config)
+
+
+def config_of(detector: Detector) -> ModelConfig | None:
+    """The config that `build` made the detector from, with its defaults; None if it was made otherwise."""
+    config = getattr(detector, "built_from", None)
+    return config if isinstance(config, ModelConfig) else None
 
 
 def fields_read(head: str) -> frozenset[str]:
@@ -91,16 +107,9 @@ def fields_without_effect(config: ModelConfig) -> list[str]:
 def rebuild(config: ModelConfig, classes: Sequence[str]) -> Detector:
     """Build the architecture of a trained detector. No backbone weights are downloaded: the caller loads all weights.
 
-    If a detector with queries was trained from loaded backbone weights, the norms of its backbone stay frozen, as they
-    were in its training.
+    What was frozen in its training stays frozen.
     """
-    from detdistill.detectors.queries.detector import QueryDetector
-    from detdistill.detectors.transformers.host import has_loaded_backbone, unfreeze_backbone
-
-    detector = build(config.model_copy(update={"backbone_weights": "none"}), classes)
-    if isinstance(detector, QueryDetector) and has_loaded_backbone(config):
-        detector.frozen_norms = unfreeze_backbone(detector.family.backbone(), frozen_norms=True)
-    return detector
+    return build(with_defaults(config).model_copy(update={"backbone_weights": "none"}), classes)
 
 
 def family_options(head: str, record: DetectorRecord, options: Mapping[str, Any]) -> dict[str, Any]:

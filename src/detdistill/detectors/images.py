@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detdistill.types import Batch
@@ -25,6 +26,18 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tens
     center = images.new_tensor(mean).view(1, 3, 1, 1)
     scale = images.new_tensor(std).view(1, 3, 1, 1)
     return (images - center) / scale * valid_mask(batch.sizes, *images.shape[-2:])[:, None]
+
+
+def cells_to_patches(images: Tensor, cell: int, patch: int) -> Tensor:
+    """Images (B, C, H, W) resized so that `cell` pixels become `patch` pixels.
+
+    They are first padded with zeros to whole cells, and keep this size if both are equal.
+    """
+    images = F.pad(images, (0, -images.shape[-1] % cell, 0, -images.shape[-2] % cell))
+    if cell == patch:
+        return images
+    size = [side // cell * patch for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def host_sizes(sizes: Tensor) -> list[tuple[int, int]]:

@@ -160,7 +160,8 @@ def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: Dete
     """The reason for an error message, with the remedy. mixed: only one of the two has separable convolutions."""
     if part == "head" and student_info.kind != teacher_info.kind:
         heads = f"a {student_info.kind} head shares no layers with the teacher's {teacher_info.kind} head"
-        return f"{heads}; use --inherit neck, or a {teacher_info.kind} student"
+        other = f", or a {teacher_info.kind} student" if teacher_info.kind in DETECTORS else ""
+        return f"{heads}; use --inherit neck{other}"
     if mixed:
         problem = "separable and plain convolutions have no common layers, and only one of the two has them separable"
         return f"{problem}; give student and teacher the same --model.depthwise, or leave --inherit out"

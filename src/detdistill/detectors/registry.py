@@ -63,6 +63,7 @@ class DetectorRecord:
         and for input projections: they are copied per stride.
     head_layers: for --inherit, a word shared by the families whose heads have common layers. Empty if there are none.
     learned_queries: True if the queries are parameters.
+    learning_rate: of AdamW, as published. None if larger rates do no harm.
     host: how transformers names the family, or None if it is not a family of transformers.
     """
 
@@ -75,6 +76,7 @@ class DetectorRecord:
     neck: tuple[str, ...] = ()
     head_layers: str = ""
     learned_queries: bool = False
+    learning_rate: float | None = None
     host: HostRecord | None = None
 
     def build(self, config: Any, backbone: str, classes: Sequence[str], **options: Any) -> "Detector":
@@ -141,6 +143,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         options=QUERY_OPTIONS,
         neck=_SINGLE_LEVEL_NECK,
         learned_queries=True,
+        learning_rate=1e-4,
         host=HostRecord(
             model_type="detr",
             model="DetrForObjectDetection",
@@ -160,6 +163,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         options=QUERY_OPTIONS,
         neck=_SINGLE_LEVEL_NECK,
         learned_queries=True,
+        learning_rate=1e-4,
         host=HostRecord(
             model_type="conditional_detr",
             model="ConditionalDetrForObjectDetection",
@@ -177,6 +181,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         strides=(8, 16, 32, 64),
         options=QUERY_OPTIONS | {"box_refine", "two_stage"},
         learned_queries=True,
+        learning_rate=2e-4,
         host=HostRecord(
             model_type="deformable_detr",
             model="DeformableDetrForObjectDetection",
@@ -196,6 +201,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         options=QUERY_OPTIONS,
         neck=_SINGLE_LEVEL_NECK,
         learned_queries=True,
+        learning_rate=1e-4,
         host=HostRecord(
             model_type="dab-detr",
             model="DabDetrForObjectDetection",
@@ -213,6 +219,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         strides=(8, 16, 32),
         options=QUERY_OPTIONS,
         neck=_HYBRID_NECK,
+        learning_rate=1e-4,
         host=HostRecord(
             model_type="rt_detr",
             model="RTDetrForObjectDetection",
@@ -227,6 +234,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         strides=(8, 16, 32),
         options=QUERY_OPTIONS,
         neck=_HYBRID_NECK,
+        learning_rate=1e-4,
         host=HostRecord(
             model_type="rt_detr_v2",
             model="RTDetrV2ForObjectDetection",
@@ -241,6 +249,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         strides=(8, 16, 32),
         options=QUERY_OPTIONS,
         neck=_HYBRID_NECK,
+        learning_rate=2.5e-4,
         host=HostRecord(
             model_type="d_fine",
             model="DFineForObjectDetection",
@@ -257,6 +266,7 @@ DETECTORS: dict[str, DetectorRecord] = {
         family_options="adamixer.decoder:Sizes",
         neck=("model.neck.",),
         learned_queries=True,
+        learning_rate=2.5e-5,
     ),
 }
 """Every detector by name, in the order of lists and tables. A file given by --import can add detectors."""

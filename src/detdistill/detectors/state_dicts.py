@@ -1,14 +1,11 @@
-"""State dicts: read from files, downloaded from timm, and compared with those of a module."""
+"""State dicts: downloaded from timm, and compared with those of a module. See `weight_names` for those in files."""
 
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.request import getproxies
 
 import timm
-import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors.torch import load_file
 from torch import Tensor
 
 from detdistill.errors import UserError
@@ -49,32 +46,6 @@ def reachable(host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def read_state(path: Path, flag: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in a .pt or .pth file that holds tensors only.
-
-    flag: the command-line flag that named the file, for messages. Raises UserError if the file can't be read or holds
-    anything else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"{flag} {path}: can't read the file ({error.strerror or error}); check the path and your permissions"
-        ) from None
-    except Exception as error:  # pickle, zip and safetensors raise errors of their own
-        reason = str(error).strip().splitlines()[0][:120]
-        remedy = "save a state dict, best as .safetensors"
-        raise UserError(f"{flag} {path}: not a file of plain tensors ({reason}); {remedy}") from None
-    for key in ("state_dict", "model"):  # many training scripts save the state dict under one of these keys
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{flag} {path}: holds no state dict (tensor names to tensors); save model.state_dict()")
-    return state
 
 
 def unmatched_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,7 @@ the padded batch.
 """
 
 import json
-import math
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detdistill.detectors.images import normalize
-from detdistill.detectors.state_dicts import published_weights, read_state, unmatched_tensors
+from detdistill.detectors.images import cells_to_patches, normalize
+from detdistill.detectors.state_dicts import published_weights, unmatched_tensors
 from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
+from detdistill.detectors.weight_names import read_weights
 from detdistill.errors import UserError, nearest
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
+
+logger = logging.getLogger("detdistill.detectors")
 
 DEFAULT_STRIDE = 32  # of the published alignment
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "classifier.", "pooler.")  # layers after the tokens, which are not used
@@ -108,15 +110,8 @@ class FeatureTeacher(nn.Module):
 
         They are padded to whole cells of the stride, and then resized so that a cell becomes a patch.
         """
-        images = normalize(batch, self.vit.mean, self.vit.std)  # (B, 3, H, W)
-        (stride,), patch = self.info.strides, self.vit.patch_size
-        height, width = images.shape[-2:]
-        rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-        images = F.pad(images, (0, columns * stride - width, 0, rows * stride - height))
-        if stride == patch:
-            return images
-        size = (rows * patch, columns * patch)
-        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        (stride,) = self.info.strides
+        return cells_to_patches(normalize(batch, self.vit.mean, self.vit.std), stride, self.vit.patch_size)
 
     def _token_map(self, images: Tensor) -> Tensor:
         """Run the ViT on images (B, 3, rows * patch, columns * patch). Returns the map (B, D, rows, columns)."""
@@ -156,7 +151,7 @@ def feature_teacher(path: str, stride: int = DEFAULT_STRIDE) -> FeatureTeacher:
     except (TypeError, AttributeError):
         problem = "not a plain ViT whose position embeddings timm can resize"
         raise UserError(f"timm:{name}: {problem}; {REMEDY}") from None
-    state = read_state(Path(file), f"timm:{name}") if file else _published(name)
+    state = _from_file(file, f"timm:{name}", body) if file else _published(name)
     _load_state(body, state, file or path)
     config: Any = timm.get_pretrained_cfg(name)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (config.mean, config.std)
@@ -192,6 +187,14 @@ def _load_state(body: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             problem = f"{counts} of {len(expected)} tensors; first: {names[0]!r} is {kind}"
             raise UserError(f"{source}: {problem}; give a state dict of this timm model")
     body.load_state_dict(dict(state))
+
+
+def _from_file(file: str, flag: str, body: nn.Module) -> Mapping[str, Tensor]:
+    """The state dict in a file of weights. flag: for messages."""
+    found = read_weights(file, flag, body.state_dict())
+    if found.note:
+        logger.warning("%s=%s: %s", flag, file, found.note)
+    return found.state
 
 
 def _published(name: str) -> Mapping[str, Tensor]:

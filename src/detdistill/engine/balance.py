@@ -33,13 +33,15 @@ class Balance(nn.Module):
 
     factor: Tensor
     measurements: Tensor
+    missed: Tensor
 
     def __init__(self, method: str, target: float):
         super().__init__()
         self.method, self.target = method, target
         self.register_buffer("factor", torch.ones(()))
         self.register_buffer("measurements", torch.zeros((), dtype=torch.long))
-        self.missed = 0  # measurements that found no gradient, on batches with objects
+        # Measurements that found no gradient, on batches with objects. A buffer, so that micro-batches can restore it.
+        self.register_buffer("missed", torch.zeros((), dtype=torch.long), persistent=False)
         self.begun = False  # copy of `measurements > 0` on the CPU: reading the buffer makes the host wait for the GPU
 
     @torch.no_grad()
@@ -52,8 +54,9 @@ class Balance(nn.Module):
         two instances.
         """
         first = self.waiting()
-        self.missed += method == 0 and first and objects
-        if self.missed >= PATIENCE:
+        if method == 0 and first and objects:
+            self.missed += 1
+        if first and self.missed.item() >= PATIENCE:
             raise UserError(
                 f"method {self.method}: its terms give the student's neck no gradient, so its weight can't be "
                 "balanced; "

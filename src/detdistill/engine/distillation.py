@@ -26,7 +26,8 @@ class Distillation(nn.Module):
 
     need: what `teacher_output` must hold: `teacher.observe(batch, need=distillation.need)`, under no_grad, never under
     inference_mode. scaler: torch's GradScaler if the training loop has one, so that gradients are measured at its
-    scale. ratios, gradients: results of the last call with `measure`; see `forward`.
+    scale. ratios, gradients: results of the last call with `measure`; see `forward`. rehearsing: True while a call does
+    not count, so that balances measure but do not change (`engine.step`).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Distillation(nn.Module):
         self.balance_every = balance_every
         self.need, self.student_need = _needs(methods)
         self.scaler: Any | None = None
+        self.rehearsing = False
         self.ratios: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
 
@@ -75,6 +77,14 @@ class Distillation(nn.Module):
         """
         active = self.active(state)
         return _needs(active)[0] if active else None
+
+    def due(self, state: TrainState) -> list[str]:
+        """The balanced methods that are measured at this step: every `balance_every` steps, and until the first
+        measurement succeeds.
+        """
+        regular = state.step % self.balance_every == 0
+        names = [method.name for method in self.active(state) if method.name in self.balances]
+        return [name for name in names if regular or cast(Balance, self.balances[name]).waiting()]
 
     def forward(
         self,
@@ -104,7 +114,7 @@ class Distillation(nn.Module):
             parts = _scalars(method.name, method(student_output, teacher_output, targets, state))
             terms[method.name] = {f"{method.name}_{part}": term for part, term in parts.items()}
         if self.training and torch.is_grad_enabled():
-            self._update_balances(task, self._due(terms, state), neck, targets)
+            self._update_balances(task, {name: terms[name] for name in self.due(state)}, neck, targets)
         for name, parts in terms.items():
             factor: float | Tensor = self.schedules[name].factor(state)
             if name in self.balances:
@@ -119,17 +129,6 @@ class Distillation(nn.Module):
         """The factor of each balanced method's terms, as `balance_<method>`."""
         return {f"balance_{name}": cast(Balance, balance).factor.item() for name, balance in self.balances.items()}
 
-    def _due(self, terms: Mapping[str, Terms], state: TrainState) -> dict[str, Terms]:
-        """The terms of the balanced methods that are measured now: every `balance_every` steps, and until the first
-        measurement succeeds.
-        """
-        regular = state.step % self.balance_every == 0
-        due = {}
-        for name in self.balances:
-            if name in terms and (regular or cast(Balance, self.balances[name]).waiting()):
-                due[name] = terms[name]
-        return due
-
     def _update_balances(
         self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets
     ) -> None:
@@ -140,7 +139,7 @@ class Distillation(nn.Module):
         sums = {name: sum_of(parts) for name, parts in terms.items()}
         norms = neck_norms({"task": task_sum, **sums}, neck, self.scaler)
         objects, _ = sum_over_processes(task_sum.new_tensor(sum(len(labels) for labels in targets.labels)))
-        for name in sums:
+        for name in () if self.rehearsing else sums:
             cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=objects.item() > 0)
 
     def _measure_gradients(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:

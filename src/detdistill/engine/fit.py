@@ -8,29 +8,32 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detdistill.distributed import broadcast_from_main
-from detdistill.engine.checkpoint import Training, load_checkpoint, save_checkpoint
+from detdistill.engine.advice import Once, about_waiting, about_warmup
+from detdistill.engine.checkpoint import Training, flat, load_checkpoint, save_checkpoint
 from detdistill.engine.device import open_accelerator, peak_memory, reset_peak_memory
+from detdistill.engine.effect import EffectCheck
 from detdistill.engine.interrupt import uninterrupted
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, rest_frozen, set_learning_rate
 from detdistill.engine.progress import Progress
+from detdistill.engine.resources import cpu_count, worker_count
+from detdistill.engine.step import Step, add
+from detdistill.engine.trackers import Trackers
 from detdistill.engine.watch import Watch
 from detdistill.recipe import TrainConfig
-from detdistill.types import Batch, Detector, DetectorOutput, Targets, TrainState
+from detdistill.types import Batch, Detector, Targets, TrainState
 
 if TYPE_CHECKING:
     from detdistill.engine.distillation import Distillation
 
-MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every"}
+MAY_CHANGE = {"device", "workers", "max_steps", "log_every", "log_gradients", "checkpoint_every", "trackers"}
 """Fields of TrainConfig that may differ when a run is resumed."""
 
 
@@ -94,12 +97,14 @@ def fit(
     if resume:
         load_checkpoint(training, settings, out)
 
-    model = wrap_ddp(distillation, accelerator)
+    effect = EffectCheck(frozenset(distillation.balances))
+    step = Step(distillation, wrap_ddp(distillation, accelerator), frozen_teacher, accelerator, config)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule_steps = config.epochs * loader.steps
     last = min(schedule_steps, config.max_steps or schedule_steps)
     checkpoint_every = config.checkpoint_every or loader.steps
+    begin = training.step
     watch, meter = Watch(exempt=("grad_norm",) if accelerator.scaler else ()), Meter()
     clock = time.perf_counter() - training.seconds
     reset_peak_memory(device)
@@ -118,7 +123,15 @@ def fit(
         per_epoch=loader.steps,
         every=config.log_every,
     )
-    with progress, Log(out if main else None, training.step) as log:
+    keep_last = is_logged(training.step, schedule_steps, config.log_every)
+    tell = Once(console)
+    tell("warm-up", about_warmup(last, config))
+    log_folder = out if main else None
+    with (
+        progress,
+        Log(log_folder, training.step, keep_last) as log,
+        Trackers(config.trackers, log_folder, training.step, flat(settings)) as trackers,
+    ):
         try:
             while training.step < last:
                 epoch, start = divmod(training.step, loader.steps)
@@ -128,26 +141,22 @@ def fit(
                     frozen_teacher.eval()
                 for batch, targets in meter.timed(portion(loader, epoch, start, last)):
                     with uninterrupted():  # a step is never interrupted in the middle
-                        set_seed(step_seed(config.seed, training.step, accelerator.process_index))
                         rate = learning_rate(training.step, schedule_steps, config)
                         set_learning_rate(optimizer, rate)
                         batch, targets = batch.to(device), targets.to(device)
-                        state = TrainState(training.step, schedule_steps)
                         number = training.step + 1
-                        logged = number % config.log_every == 0 or number in (1, schedule_steps)
-
-                        teacher_output: DetectorOutput | None = None
-                        need = distillation.need_at(state)
-                        if need is not None and frozen_teacher is not None:
-                            with torch.no_grad(), accelerator.autocast():
-                                teacher_output = frozen_teacher.observe(batch, need=need)
-                        with accelerator.autocast():
-                            measure = logged and config.log_gradients
-                            terms = model(batch, targets, teacher_output=teacher_output, state=state, measure=measure)
-                        total = add(terms)
-                        accelerator.backward(total)
+                        logged = number == last or is_logged(number, schedule_steps, config.log_every)
+                        state = TrainState(training.step, schedule_steps)
+                        is_checked = effect.looks(number) and len(distillation.methods) > 0
+                        measure = is_checked or (logged and config.log_gradients)
+                        terms = step.backward(batch, targets, state, measure)
+                        if is_checked:
+                            for line in effect.add(number, distillation.ratios):
+                                console.print(line, highlight=False, soft_wrap=True)
+                            if not config.log_gradients:
+                                distillation.ratios, distillation.gradients = {}, {}  # not for the log
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)
-                        watch.look(number, batch.names, {**terms, "total": total, "grad_norm": norm})
+                        watch.look(number, batch.names, {**terms, "total": add(terms), "grad_norm": norm})
                         optimizer.step()
                         optimizer.zero_grad()
                         if average is not None and not optimizer.step_was_skipped:
@@ -162,6 +171,9 @@ def fit(
                             values |= distillation.factors() | distillation.ratios
                             row = {"step": training.step, "epoch": epoch + 1, "lr": rate, **values, **meter.row()}
                             log.write(row | distillation.gradients)
+                            trackers.log(row | distillation.gradients, training.step, "train")
+                            if number > begin + 1:  # the first row counts the start of the workers
+                                tell("waiting", about_waiting(meter.share, worker_count(config), cpu_count()))
                         progress.advance(training.step, row)
                         if training.step % checkpoint_every == 0 or training.step == last:
                             checkpoint()
@@ -195,6 +207,11 @@ def portion(loader: Loader, epoch: int, start: int, last: int) -> Iterator[tuple
         )
 
 
+def is_logged(number: int, steps: int, every: int) -> bool:
+    """True if step `number`, from 1, of a schedule of `steps` steps is logged in a run of any length."""
+    return number % every == 0 or number in (1, steps)
+
+
 def freeze(teacher: Detector | None, device: torch.device) -> Detector:
     """Move the teacher to the device and freeze its parameters. Gradients still flow through it into the student.
 
@@ -216,20 +233,6 @@ def wrap_ddp(distillation: nn.Module, accelerator: Accelerator) -> nn.Module:
         return distillation
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
     return DistributedDataParallel(distillation, device_ids=devices, find_unused_parameters=True)
-
-
-def step_seed(seed: int, step: int, process: int) -> int:
-    """The random seed of one step. Dropout and sampling depend on it alone.
-
-    So a resumed run draws the same random numbers as an uninterrupted run, and no random state has to be saved. Numbers
-    that the loader or an evaluation draws have no influence.
-    """
-    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
-
-
-def add(terms: Mapping[str, Tensor]) -> Tensor:
-    """The objective: the plain sum of the terms, in single precision."""
-    return torch.stack([term.float() for term in terms.values()]).sum()
 
 
 def over_processes(values: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:

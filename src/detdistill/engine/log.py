@@ -21,15 +21,16 @@ def log_path(out: Path) -> Path:
 class Log:
     """Appends rows to the log of `out`. Lines after `step` are removed first, because the run repeats those steps.
 
-    out: None in processes that don't write.
+    out: None in processes that don't write. keep_last: False also removes the line of `step` itself. A run that ends
+    early at --max-steps logs its last step, which a run without this limit may not log.
     """
 
-    def __init__(self, out: Path | None, step: int) -> None:
+    def __init__(self, out: Path | None, step: int, keep_last: bool = True) -> None:
         self.file: TextIO | None = None
         if out is None:
             return
         path = log_path(out)
-        kept = _lines_until(path, step) if step else []
+        kept = _lines_until(path, step if keep_last else step - 1) if step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a")
 
@@ -54,10 +55,14 @@ class Log:
 
 
 class Meter:
-    """Counts images and seconds since the last row; seconds of waiting for data are counted separately."""
+    """Counts images and seconds since the last row; seconds of waiting for data are counted separately.
+
+    share: of the time before the last row that was spent waiting, 0..1.
+    """
 
     def __init__(self) -> None:
         self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.share = 0.0
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield `items`; the time until each one arrives counts as waiting."""
@@ -74,6 +79,7 @@ class Meter:
     def row(self) -> dict[str, float]:
         """Returns {images_per_second, data_seconds (waiting for data)} since the last call."""
         now = time.perf_counter()
+        self.share = self.waited / (now - self.since)
         row = {"images_per_second": self.images / (now - self.since), "data_seconds": self.waited}
         self.images, self.waited, self.since = 0, 0.0, now
         return row

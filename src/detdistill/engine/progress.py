@@ -53,7 +53,7 @@ class Progress:
                 self.terms.plain = _terms(row)
         elif row is not None and (step % self.line_every == 0 or step in (1, self.last)):
             left = (time.monotonic() - self.begin) / (step - self.start) * (self.last - step)
-            speed = f"{row['images_per_second']:.1f} images/s, {_clock(left)} left"
+            speed = f"{row['images_per_second']:.1f} images/s, {clock(left)} left"
             line = f"{self._epoch(step - 1)}, step {step}/{self.last}: {_terms(row)}, {speed}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -76,6 +76,6 @@ def _terms(row: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in NOT_TERMS)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -44,7 +44,7 @@ class Matches:
     classes: tuple[ClassMatches, ...]
 
 
-def match(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> Matches:
+def match(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]) -> Matches:
     """Match results with the ground truth as COCO does: IoU thresholds 0.50 to 0.95, at most 100 detections per image.
 
     Arguments and errors: see `coco_metrics`.

@@ -28,7 +28,9 @@ def to_original(detections: Sequence[Detections], batch: Batch) -> list[Detectio
     return converted
 
 
-def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def to_results(
+    detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
     """The detections of a batch as COCO results.
 
     A result has image_id, category_id (that of the data set), bbox (x, y, width, height in pixels of the image file)
@@ -56,7 +58,7 @@ def to_results(detections: Sequence[Detections], batch: Batch, category_ids: Seq
 
 
 def coco_metrics(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]
 ) -> dict[str, Any]:
     """COCO's twelve metrics in 0..100, and "per_class": the AP by class name.
 
@@ -67,6 +69,7 @@ def coco_metrics(
     Raises UserError if the ground truth can't be read, FloatingPointError if a score or a box isn't finite, and
     ValueError if a result has an image or a category that the ground truth doesn't have.
     """
+    ground_truth, results, names = _numbered(ground_truth, results, names)
     run = coco_run(ground_truth, results, names)
     run.accumulate()
     assert run.eval is not None
@@ -78,9 +81,10 @@ def coco_metrics(
 
 
 def coco_run(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[int, str]
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]
 ) -> hotcoco.COCOeval:
     """hotcoco's evaluation after matching, per image and class. Arguments and errors: see `coco_metrics`."""
+    ground_truth, results, names = _numbered(ground_truth, results, names)
     checked_truth = _checked_truth(ground_truth, names)
     images = {image["id"] for image in checked_truth["images"]}
     for number, result in enumerate(results):
@@ -89,6 +93,43 @@ def coco_run(
     run = hotcoco.COCOeval(reference, reference.load_res([dict(result) for result in results]), "bbox")
     run.evaluate()
     return run
+
+
+def health(ground_truth: Mapping[str, Any]) -> list[tuple[str, str, list[int]]]:
+    """hotcoco's health check of a ground truth: the code, the message and the affected ids of each finding.
+
+    The ids are those of categories, images or annotations, as the code says. ground_truth: a COCO dict.
+    """
+    report = hotcoco.COCO(dict(ground_truth)).healthcheck()
+    return [
+        (each["code"], each["message"], list(each["affected_ids"])) for each in report["errors"] + report["warnings"]
+    ]
+
+
+def _numbered(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]
+) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], Mapping[int, str]]:
+    """The same with the categories 1, 2, ... if hotcoco can't read an id in `names`: a text, or not in 0..2^63-1.
+
+    Categories of the ground truth that are not in `names` are then left out. Raises ValueError if a result has another
+    category.
+    """
+    if all(type(category) is int and 0 <= category < 2**63 for category in names):
+        return ground_truth, results, names
+    numbers = {category: number for number, category in enumerate(names, start=1)}
+    for number, result in enumerate(results):
+        if result["category_id"] not in numbers:
+            raise ValueError(f"result {number}: category_id {result['category_id']!r} is not in the ground truth")
+
+    def renamed(entries: Sequence[Mapping[str, Any]], field: str) -> list[dict[str, Any]]:
+        return [{**entry, field: numbers[entry[field]]} for entry in entries if entry[field] in numbers]
+
+    truth = {
+        **ground_truth,
+        "categories": renamed(ground_truth["categories"], "id"),
+        "annotations": renamed(ground_truth["annotations"], "category_id"),
+    }
+    return truth, renamed(results, "category_id"), {numbers[category]: name for category, name in names.items()}
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
@@ -115,7 +156,7 @@ def _percent(values: np.ndarray) -> float | None:
     return 100 * float(np.mean(with_truth)) if with_truth.size else None
 
 
-def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+def _checked_truth(ground_truth: Mapping[str, Any], names: Mapping[Any, str]) -> dict[str, Any]:
     """A copy of the ground truth with the fields that box metrics need, for the classes in `names`.
 
     The annotations get new ids, because files exist in which an id occurs twice.
@@ -155,7 +196,7 @@ def _checked_ids(records: Sequence[Mapping[str, Any]], field: str) -> set[int]:
     return ids
 
 
-def _check_names(category_ids: set[int], names: Mapping[int, str]) -> None:
+def _check_names(category_ids: set[int], names: Mapping[Any, str]) -> None:
     """Raise UserError if a measured class is not a category, or if two classes have the same name."""
     missing = [category for category in names if category not in category_ids]
     if missing:
@@ -183,7 +224,7 @@ def _check_annotation(annotation: Mapping[str, Any], image_ids: set[int]) -> Non
         )
 
 
-def _check_result(result: Mapping[str, Any], number: int, images: set[int], names: Mapping[int, str]) -> None:
+def _check_result(result: Mapping[str, Any], number: int, images: set[int], names: Mapping[Any, str]) -> None:
     """Raise FloatingPointError if the result isn't finite, ValueError if its image or category is unknown."""
     if not all(math.isfinite(value) for value in (result["score"], *result["bbox"])):
         raise FloatingPointError(

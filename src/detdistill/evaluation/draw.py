@@ -11,11 +11,17 @@ LONGER_SIDE = 640  # pixels; smaller images are enlarged to about this side, bec
 
 
 def draw(
-    image: Image.Image, boxes: Tensor, labels: Tensor, scores: Tensor, classes: Sequence[str], threshold: float
+    image: Image.Image,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor | None,
+    classes: Sequence[str],
+    threshold: float = 0.0,
 ) -> Image.Image:
     """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
-    boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,).
+    boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,), or None for boxes of the ground truth: they
+    are all drawn, without a score.
     A small image is enlarged by a whole factor. The best box is drawn last, so it is on top.
     """
     factor = max(1, round(LONGER_SIDE / max(image.size)))
@@ -23,12 +29,17 @@ def draw(
     pen = ImageDraw.Draw(picture)
     line_width = max(2, max(picture.size) // 320)
     font = ImageFont.load_default(size=max(13, max(picture.size) // 50))
-    kept = (scores >= threshold).nonzero().flatten().tolist()
-    for index in sorted(kept, key=lambda index: float(scores[index])):
+    if scores is None:
+        order, texts = list(range(len(boxes))), [classes[label] for label in labels.tolist()]
+    else:
+        kept = (scores >= threshold).nonzero().flatten().tolist()
+        order = sorted(kept, key=lambda index: float(scores[index]))
+        texts = [f"{classes[int(label)]} {float(score):.2f}" for label, score in zip(labels, scores, strict=True)]
+    for index in order:
         box = [value * factor for value in boxes[index].tolist()]
         label = int(labels[index])
         pen.rectangle(box, outline=color(label), width=line_width)
-        _draw_text(pen, box, f"{classes[label]} {float(scores[index]):.2f}", color(label), font)
+        _draw_text(pen, box, texts[index], color(label), font)
     return picture
 
 

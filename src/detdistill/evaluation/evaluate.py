@@ -18,8 +18,8 @@ def evaluate(
     detector: Detector,
     loader: Iterable[tuple[Batch, Targets]],
     ground_truth: Mapping[str, Any],
-    category_ids: Sequence[int],
-    names: Mapping[int, str],
+    category_ids: Sequence[int | str],
+    names: Mapping[Any, str],
     device: torch.device | str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The metrics of `coco_metrics`, and the COCO results in the order of the images of the ground truth.

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,11 +29,17 @@ def cost(
     """
     batch = _noise_batch(image_size).to(device)
     with evaluating(detector), torch.no_grad():
-        with _unfused_attention(), FlopCounterMode(display=False) as counter:
-            detector.detect(batch)
+        flops = count_operations(lambda: detector.detect(batch))
         latency = _latency(detector, batch, runs, seconds)
     params = sum(parameter.numel() for parameter in cast(nn.Module, detector).parameters())
-    return {"params": params, "flops": int(counter.get_total_flops()), "latency_ms": latency}
+    return {"params": params, "flops": flops, "latency_ms": latency}
+
+
+def count_operations(run: Callable[[], Any]) -> int:
+    """The operations of a call, as `cost` counts them. The tensors in it can be on torch's meta device."""
+    with _unfused_attention(), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def _noise_batch(image_size: tuple[int, int]) -> Batch:

@@ -15,6 +15,7 @@ from detdistill.geometry.instances import disagreement, general_instances, stron
 from detdistill.geometry.match import adaptive_thresholds, atss_assign, fcos_assign
 from detdistill.geometry.pairs import pair_all, pair_queries
 from detdistill.geometry.regions import (
+    ThinBoxes,
     ValuableRegion,
     covered_cells,
     decoupled_regions,

@@ -17,6 +17,7 @@ from detdistill.geometry.boxes import centers, side_distances
 from detdistill.geometry.match import adaptive_thresholds
 
 ValuableRegion = Literal["iof_compat", "diou", "inside"]
+ThinBoxes = Literal["cell", "strip"]
 PAIRS = 2**22  # pairs of anchor and box in memory at a time: about 100 MB of temporaries in single precision
 
 
@@ -144,14 +145,20 @@ def focal_masks(
 
 
 def decoupled_regions(
-    boxes: Sequence[Tensor], shapes: Sequence[tuple[int, int]], strides: Sequence[int], base: float | None = 56.0
+    boxes: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    base: float | None = 56.0,
+    thin: ThinBoxes = "cell",
 ) -> tuple[Tensor, ...]:
     """Cells inside ground truth, bool (B, H, W) per level; each box is on one level only. DeFeat, arXiv:2103.14475.
 
     boxes: (G, 4) per image. shapes, strides: of the levels, fine to coarse.
     As in the published code, a box of width w and height h belongs to level floor(log2(sqrt((w + 1)(h + 1)) / base)),
     limited to the existing levels. It covers the cells from trunc(x1 / stride) to trunc(x2 / stride), without the last
-    one but at least one cell, and the same for y.
+    one, and the same for y.
+    thin: a box that covers no cell on one axis. As in the published code, it gets the one `cell` of its first corner,
+    however long it is on the other axis. `strip`: it is widened to one cell on that axis only.
     base: pixels. None means 14 strides of the finest level, which is the published 56 if the strides begin at 4.
     """
     padded = pad_sequence(list(boxes), batch_first=True)  # (B, G, 4)
@@ -160,7 +167,7 @@ def decoupled_regions(
     level_index = torch.log2(sides / (base or 14.0 * strides[0]) + 1e-6).floor().clamp(0, len(strides) - 1)
     regions = []
     for index, (shape, stride) in enumerate(zip(shapes, strides, strict=True)):
-        regions.append(_fill(padded / stride, is_box & (level_index == index), shape))
+        regions.append(_fill(padded / stride, is_box & (level_index == index), shape, thin))
     return tuple(regions)
 
 
@@ -185,13 +192,18 @@ def _covered_shares(anchors: Tensor, boxes: Tensor) -> Tensor:
     return sides.prod(-1) / area
 
 
-def _fill(boxes: Tensor, used: Tensor, shape: tuple[int, int]) -> Tensor:
+def _fill(boxes: Tensor, used: Tensor, shape: tuple[int, int], thin: ThinBoxes) -> Tensor:
     """Bool (B, H, W): the union of the boxes (B, G, 4), in units of cells, that are `used` (B, G)."""
+    limit = boxes.new_tensor(shape[::-1])  # x, y
+    first = boxes[..., :2].trunc().clamp(min=0).minimum(limit - 1)  # (B, G, 2)
+    last = boxes[..., 2:].trunc().minimum(limit)
+    is_empty = last <= first
+    if thin == "cell":
+        is_empty = is_empty.any(-1, keepdim=True)
+    last = torch.where(is_empty, first + 1, last)
     spans = []
     for axis, count in ((1, shape[0]), (0, shape[1])):  # rows along y, then columns along x
-        first = boxes[..., axis].trunc().clamp(0, count - 1)
-        last = boxes[..., axis + 2].trunc().clamp(max=count).maximum(first + 1)
         cells = torch.arange(count, device=boxes.device)
-        spans.append((cells >= first[..., None]) & (cells < last[..., None]))  # (B, G, count)
+        spans.append((cells >= first[..., axis, None]) & (cells < last[..., axis, None]))  # (B, G, count)
     in_rows, in_columns = spans
     return torch.einsum("bgh,bgw->bhw", (in_rows & used[..., None]).float(), in_columns.float()) > 0

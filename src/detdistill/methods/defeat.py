@@ -8,7 +8,9 @@
 T is the temperature. M is the mask of the objects. A ground-truth box covers cells of one level only
 (`geometry.decoupled_regions`). The level depends on the size of the box relative to 56 pixels for the finest level, as
 in the code. With `base: none` the 56 pixels are replaced by 14 times the finest stride. 1 - M is the whole rest of the
-map, including padding, as in the code. a is a 3x3 convolution per level with initial weights near 0, as in the code.
+map, including padding, as in the code. A box that is too thin to cover a cell on one axis is a single cell, as in the
+code; with `thin: strip` it is widened to one cell on that axis only, so that a tall thin box fills a column. a is a 3x3
+convolution per level with initial weights near 0, as in the code.
 
 Paper and published code:
 - N: the paper counts cells, the code counts cells times channels (`counts`). The weights of 3 and 12 are the code's, so
@@ -35,7 +37,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detdistill.distributed import mean_over_processes
-from detdistill.geometry import decoupled_regions
+from detdistill.geometry import ThinBoxes, decoupled_regions
 from detdistill.losses import decoupled_mse, softmax_kl
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.classes import SharedClasses
@@ -54,6 +56,8 @@ class DeFeatConfig(LevelConfig):
     counts: what N counts. `code`: cells times channels; `paper`: cells.
     base: pixels. A box with a side below 2 * base belongs to the finest level, below 4 * base to the next level, and so
         on; none: 14 strides of the finest level. See `geometry.decoupled_regions`.
+    thin: cells of a box that covers no cell on one axis: a single `cell`, as in the code, or a `strip` of one cell's
+        width along the box.
     The other options: see `LevelConfig`.
     """
 
@@ -65,6 +69,7 @@ class DeFeatConfig(LevelConfig):
     temperature_background: Positive = 1.0
     counts: Literal["code", "paper"] = "code"
     base: Positive | None = 56.0
+    thin: ThinBoxes = "cell"
 
     @property
     def compares_neck(self) -> bool:
@@ -122,7 +127,8 @@ class DeFeat(Method):
         """See `Method.forward`."""
         config, levels = self.config, self.levels(student_output, teacher_output)
         shapes = [(level.student.shape[-2], level.student.shape[-1]) for level in levels]
-        regions = decoupled_regions(targets.boxes, shapes, [level.stride for level in levels], config.base)
+        strides = [level.stride for level in levels]
+        regions = decoupled_regions(targets.boxes, shapes, strides, config.base, config.thin)
         object_terms, background_terms = [], []
         for level, region in zip(levels, regions, strict=True):
             inside, outside = decoupled_mse(level.student, level.teacher, region, config.counts == "code")

@@ -11,14 +11,14 @@ The name of a row is one of:
 The kind `any` applies to every detector without an entry of its own in the row.
 
 Methods without a row:
-* bckd was published for GFL; its defaults are the published values.
+* bckd was published for GFL; its defaults are the published weights, and the rows of the released code.
 * dist and mimic2017: no weight was published for these detectors.
 * pkt and crd: no weight was published for these detectors. The defaults were published for image classifiers, at
   their batch size.
 * kd, dkd, proposal_kd, crosskd_roi and chen2017 serve two-stage detectors only. Their module docstrings say which
   defaults were published and which are ours.
 * at and gid: no weight for detectors could be verified. The defaults of gid_ld are those of LD's code for GFL.
-* defeat: its defaults are the released values, for Faster R-CNN.
+* defeat: its defaults are the released values, for Faster R-CNN, and the masks of the released code.
 * token_alignment, kddetr, go_lsd and clockdistill: the defaults are used for all detectors. Their module docstrings
   give the sources.
 """

@@ -4,6 +4,7 @@ from detdistill.run.comparison import compare
 from detdistill.run.demonstration import demo
 from detdistill.run.evaluating import evaluate
 from detdistill.run.exports import export
-from detdistill.run.models import build, load
+from detdistill.run.inspecting import inspect_data
+from detdistill.run.models import build, load, save
 from detdistill.run.predicting import predict
 from detdistill.run.training import Outcome, distill, train

@@ -4,7 +4,6 @@ differences are noise."""
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,22 @@ from detdistill.distributed import barrier, is_main
 from detdistill.engine.checkpoint import flat
 from detdistill.engine.device import open_accelerator
 from detdistill.engine.fit import MAY_CHANGE
-from detdistill.engine.watch import NotFiniteError
+from detdistill.engine.trackers import check_trackers
 from detdistill.errors import UserError
 from detdistill.files import write_json, write_text
 from detdistill.recipe import Recipe, parse, read_yaml
+from detdistill.run.comparison_runs import Entry, train_all, warn_if_short
+from detdistill.run.defaults import with_levels
 from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder, choose_folder, recipe_text
 from detdistill.run.models import place
 from detdistill.run.setup import RESULT_FREE, check_recipe, check_teacher, digest, make_pair, open_with_notes
 from detdistill.run.standings import PLAIN, markdown, rows, show
 from detdistill.run.tables import Say, printer
-from detdistill.run.training import distill, train
 from detdistill.types import Detector
 
 MARK, RECIPE, TABLE = "comparison.json", "comparison.yaml", "comparison.md"
 SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the table. label: `none`, or methods joined by `+`. recipe: that of its runs, except for the seed."""
-
-    label: str
-    recipe: Recipe
-
-    @property
-    def methods(self) -> frozenset[str]:
-        """The names in the label, in no order."""
-        return frozenset(self.label.split("+"))
 
 
 def compare(
@@ -68,6 +55,11 @@ def compare(
     folder = choose_folder(out, "comparison", resume=resume, overwrite=overwrite, mark=MARK)
     stored = json.loads((folder / MARK).read_text()) if resume else {}
     entries = _with_plain(entries)
+    check_trackers(entries[0].recipe.train.trackers)
+    open_accelerator(entries[0].recipe.train)  # raises UserError for an impossible device; the processes meet here
+    data, settled = open_with_notes(with_levels(entries[0].recipe, say), say)
+    same = {"model": settled.model, "data": settled.data}
+    entries = [Entry(entry.label, entry.recipe.model_copy(update=same)) for entry in entries]
     if resume:
         entries = _with_stored(entries, folder)
     if not any(entry.recipe.methods for entry in entries):
@@ -78,8 +70,6 @@ def compare(
     count = _seed_count(seeds, stored)
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: give at least 1")
-    open_accelerator(first.train)  # raises UserError for an impossible device; under torchrun, the processes meet here
-    data = open_with_notes(first, say)
     split = data.evaluation_split(first.data)
     summary: dict[str, Any] = {
         "student": first.model.name,
@@ -87,16 +77,18 @@ def compare(
         "data": first.data.path,
         "split": split.name,
         "images": len(split),
+        "training_images": len(data.training_split(first.data)),
         "seeds": [first.train.seed + number for number in range(count)],
         "methods": [entry.label for entry in entries],
         "rows": stored.get("rows", []),
         "stopped": stored.get("stopped", {}),
     }
+    warn_if_short(first, summary["training_images"], say)
     if is_main():
         _begin(folder, entries, summary, overwrite=overwrite)
     barrier()
-    runs, summary["stopped"] = _train_all(entries, summary["seeds"], folder, resume=resume, console=console)
-    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.batch_size, resamples)
+    runs, summary["stopped"] = train_all(entries, summary["seeds"], folder, resume=resume, console=console)
+    summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.images_per_step, resamples)
     if is_main():
         write_json(folder / MARK, summary)
         write_text(folder / TABLE, markdown(summary))
@@ -240,42 +232,3 @@ def _begin(folder: Path, entries: Sequence[Entry], summary: Mapping[str, Any], *
     methods = {name: options for entry in entries for name, options in entry.recipe.methods.items()}
     write_text(folder / RECIPE, recipe_text(entries[0].recipe.model_copy(update={"methods": methods})))
     write_json(folder / MARK, summary)
-
-
-def _train_all(
-    entries: Sequence[Entry], seeds: Sequence[int], folder: Path, *, resume: bool, console: Console | None
-) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """The run folders of each label, one per seed; and for each label that met a NaN or infinity, the reason it has
-    none.
-    """
-    say = printer(console)
-    runs: dict[str, list[Path]] = {entry.label: [] for entry in entries}
-    stopped: dict[str, str] = {}
-    for seed in seeds:
-        for number, entry in enumerate(entries, 1):
-            if entry.label in stopped:
-                continue
-            say(f"\nseed {seed}, {entry.label} ({number} of {len(entries)})")
-            try:
-                runs[entry.label].append(_train_one(entry, seed, folder, resume=resume, console=console))
-            except NotFiniteError as error:  # a finding about this method; the other methods continue
-                stopped[entry.label] = f"stopped with seed {seed}: {error}"
-                say(stopped[entry.label])
-            barrier()  # all processes read what the main process wrote
-    return {label: folders for label, folders in runs.items() if label not in stopped}, stopped
-
-
-def _train_one(entry: Entry, seed: int, folder: Path, *, resume: bool, console: Console | None) -> Path:
-    """Train one entry with one seed, and return its folder. The teacher was already checked for all entries."""
-    run = folder / entry.label / f"seed-{seed}"
-    recipe = entry.recipe.model_copy(
-        update={
-            "train": entry.recipe.train.model_copy(update={"seed": seed}),
-            "teacher": entry.recipe.teacher.model_copy(update={"sample": 0}),
-        }
-    )
-    started = resume and ((run / "checkpoint").exists() or RunFolder(run).finished)
-    restart = not started and (run / "recipe.yaml").exists()  # interrupted before its first checkpoint
-    verb = distill if recipe.methods else train
-    verb(recipe, run, resume=started, overwrite=restart, console=console)
-    return run

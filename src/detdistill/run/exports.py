@@ -7,6 +7,7 @@ from rich.console import Console
 
 from detdistill.errors import UserError
 from detdistill.exporting import Format
+from detdistill.run.defaults import sides
 from detdistill.run.folder import RunFolder
 from detdistill.run.models import load
 from detdistill.run.tables import printer
@@ -30,7 +31,7 @@ def export(
     if format not in get_args(Format):
         raise UserError(f"--format {format!r}: choose one of {', '.join(get_args(Format))}")
     size = RunFolder(Path(model)).card().image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size)
     transformers.export(load(model), out, (height, width), overwrite=overwrite)
     printer(console)(
         f"{out}: AutoModelForObjectDetection.from_pretrained loads it; its boxes equal those of {model} on images of "

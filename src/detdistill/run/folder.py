@@ -18,15 +18,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detdistill.detectors.build import with_defaults
+from detdistill.detectors.freezing import SAVED, with_freezing
 from detdistill.detectors.statistics import saved_statistics
 from detdistill.distributed import is_main, world_size
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json, write_text
-from detdistill.recipe import DataConfig, ModelConfig, Recipe, parse, read_yaml
+from detdistill.recipe import ModelConfig, Recipe, parse, read_yaml
 
 FILES = (
     "recipe.yaml",
     "environment.json",
+    "splits.json",
     "log.jsonl",
     "metrics.json",
     "predictions.json",
@@ -68,7 +70,7 @@ class ModelCard(BaseModel):
 
     model: ModelConfig
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # ids of the data set, in the order of the classes
+    category_ids: tuple[int | str, ...]  # ids of the data set, in the order of the classes
     image_size: int | tuple[int, int]
 
 
@@ -82,6 +84,12 @@ class RunFolder:
     def finished(self) -> bool:
         """True once the metrics are written."""
         return (self.path / "metrics.json").exists()
+
+    @property
+    def has_steps(self) -> bool:
+        """True if the log has the line of at least one step."""
+        log = self.path / "log.jsonl"
+        return log.exists() and log.stat().st_size > 0
 
     def recipe(self) -> Recipe | None:
         """The recipe of the run, or None if there is none yet."""
@@ -152,7 +160,8 @@ class RunFolder:
                 f"{path}: field {field!r}: {first['msg']}; the file was edited, or another version wrote it"
             ) from None
         mean, std = saved_statistics(card.model)
-        return card.model_copy(update={"model": card.model.model_copy(update={"mean": mean, "std": std})})
+        model = card.model.model_copy(update={"mean": mean, "std": std})
+        return card.model_copy(update={"model": with_freezing(model, SAVED)})
 
     def end(self, recipe: Recipe, metrics: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
         """Write predictions and metrics, after which the run counts as finished.
@@ -164,9 +173,10 @@ class RunFolder:
         write_json(self.path / "metrics.json", metrics)
 
     def _remove_files(self) -> None:
-        for name in FILES:
+        for name in (*FILES, "trackers.json"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        for name in ("checkpoint", "tensorboard", "wandb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _write_recipe(self, recipe: Recipe) -> None:
         write_text(self.path / "recipe.yaml", recipe_text(recipe))
@@ -223,13 +233,6 @@ def require_empty(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"--out {out} is not empty: replace its files with --overwrite, or choose another folder")
-
-
-def with_saved_image_size(config: DataConfig, model: str | Path) -> DataConfig:
-    """The config with the image size that the run folder `model` was trained with, unless the config sets one."""
-    if "image_size" in config.model_fields_set or not is_run(model):
-        return config
-    return config.model_copy(update={"image_size": RunFolder(Path(model)).card().image_size})
 
 
 def environment() -> dict[str, Any]:

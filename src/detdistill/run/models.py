@@ -1,5 +1,6 @@
 """Detectors from what a person types: HEAD:BACKBONE, a run folder, or the weights of a teacher."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +11,16 @@ from safetensors.torch import load_model
 from torch import nn
 
 from detdistill.detectors import build as builders
+from detdistill.detectors.freezing import check_new, with_freezing
 from detdistill.detectors.weights import load_teacher
 from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
-from detdistill.recipe import ModelConfig, parse
-from detdistill.run.folder import RunFolder, is_run
+from detdistill.recipe import DataConfig, ModelConfig, parse
+from detdistill.run.folder import ModelCard, RunFolder, is_run, require_empty
 from detdistill.types import Detector
+
+logger = logging.getLogger("detdistill.run")
 
 
 def build(name: str, classes: Sequence[str], **options: Any) -> Detector:
@@ -33,6 +37,38 @@ def load(folder: str | Path) -> Detector:
     """
     run = RunFolder(Path(folder))
     return _restore(run, run.card().model)
+
+
+def save(
+    detector: Detector,
+    folder: str | Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    category_ids: Sequence[int] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a detector as a run folder, which `load`, `predict`, `evaluate`, `export` and --teacher accept.
+
+    detector: from `build` or `load`, trained in any way. image_size: side, or (height, width), that images are scaled
+    to fit into; None: the default of the recipe, with a warning. category_ids: of the classes in predictions; None: 1,
+    2, ... Raises UserError if the folder is not empty and `overwrite` is not set, if it is not known how the detector
+    was built, or if there is not one category id per class. Returns the folder.
+    """
+    config, out = builders.config_of(detector), Path(folder)
+    classes = detector.info.classes
+    ids = tuple(range(1, len(classes) + 1)) if category_ids is None else tuple(category_ids)
+    if config is None:
+        made_by = "build, load or a head of your own in DETECTORS"
+        raise UserError(f"save {folder}: it is not known how this detector was built; make it with {made_by}")
+    if len(ids) != len(classes):
+        raise UserError(f"save {folder}: {len(ids)} category ids for {len(classes)} classes; give one per class")
+    if image_size is None:
+        image_size = DataConfig().image_size
+        logger.warning("save %s: no image_size is given; %s is stored", folder, image_size)
+    require_empty(out, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    RunFolder(out).save(detector, ModelCard(model=config, classes=classes, category_ids=ids, image_size=image_size))
+    return out
 
 
 def adopt(model: ModelConfig) -> ModelConfig:
@@ -66,6 +102,7 @@ def start(
         )
     torch.manual_seed(seed)
     if not is_run(model.name):
+        check_new(model)
         detector = builders.build(model, tuple(classes))
         for field in builders.fields_without_effect(model):
             head, _ = builders.split_name(model.name)
@@ -78,7 +115,10 @@ def start(
             f"model {model.name} was trained on the classes {', '.join(card.classes)}, but the data has "
             f"{', '.join(classes)}; build a new model"
         )
-    config = model.model_copy(update={"name": card.model.name})
+    own = {"name": card.model.name, "backbone_weights": card.model.backbone_weights}
+    if model.backbone_weights != own["backbone_weights"]:
+        say(f"note: model.backbone_weights {model.backbone_weights} has no effect: training goes on from {model.name}")
+    config = with_freezing(model.model_copy(update=own))
     return _restore(run, config), config
 
 
@@ -98,6 +138,16 @@ def find(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
         RunFolder(Path(path)).card()  # raises UserError that says what is missing in the folder
     detector, report = load_teacher(path, tuple(classes), model)
     return detector, str(report)
+
+
+def check_not_set(path: str, model: ModelConfig) -> None:
+    """Raises UserError if the teacher `path` is a run folder and `model` is set, although the folder stores its own."""
+    if not is_run(path):
+        return
+    for name, field in ModelConfig.model_fields.items():
+        if getattr(model, name) != field.get_default(call_default_factory=True):
+            problem = f"{path} is a run folder, which stores its own architecture"
+            raise UserError(f"--teacher.model.{name.replace('_', '-')}: {problem}; leave it out")
 
 
 def find_detector(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, str]:
@@ -132,6 +182,7 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
             f"{path}: {len(missing)} tensors are missing and {len(unexpected)} are unexpected for {card.model.name}; "
             f"the first is {unmatched[0]!r}"
         )
+    builders.remember(detector, model.model_copy(update=saved))
     return detector.eval()
 
 

@@ -189,6 +189,7 @@ def _format_faults(key: str, format: Any) -> list[str]:
     if not isinstance(format, Format):
         return [f"a Format is needed, got {type(format).__name__}"]
     faults = [f"its `{name}` is not a function" for name in ("find", "read") if not callable(getattr(format, name))]
+    faults += ["its `search` is not a function"] if format.search is not None and not callable(format.search) else []
     if key == "shapes":
         faults.append("`shapes` is the name of the built-in images; choose another name")
     return faults

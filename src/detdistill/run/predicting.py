@@ -9,10 +9,12 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import EvalLoader, Record, Split, read_images
+from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
 from detdistill.files import replacing, write_json
 from detdistill.recipe import DataConfig, TrainConfig
-from detdistill.run.folder import RunFolder, is_run, require_empty, with_saved_image_size
+from detdistill.run.defaults import with_known_size, with_saved_data
+from detdistill.run.folder import RunFolder, is_run, require_empty
 from detdistill.run.models import find_detector, place
 from detdistill.run.tables import printer
 from detdistill.types import Detections
@@ -41,7 +43,7 @@ def predict(
     if not images:
         raise UserError("no images: give image files or folders of images")
     require_empty(out, overwrite)
-    config = with_saved_image_size(data, model)
+    config = with_known_size(with_saved_data(data, model), model, say)
     records = read_images(tuple(images), config)
     detector, report = find_detector(str(model), ())
     say(f"model: {report}")
@@ -50,7 +52,9 @@ def predict(
     device = place(detector, train.device)
     detections: list[Detections] = []
     results: list[dict[str, Any]] = []
-    loader = EvalLoader(Split("images", tuple(records)), config, batch_size=train.batch_size, workers=train.workers)
+    loader = EvalLoader(
+        Split("images", tuple(records)), config, batch_size=train.images_per_step, workers=worker_count(train)
+    )
     with evaluation.evaluating(detector), torch.no_grad():
         for batch, _ in loader:
             batch = batch.to(device)

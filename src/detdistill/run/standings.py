@@ -11,12 +11,26 @@ from scipy.stats import t as student_t
 
 from detdistill import evaluation
 from detdistill.data import Data, Split
+from detdistill.data.ids import with_record_ids
 from detdistill.run import tables
 from detdistill.run.folder import RunFolder
 
 PLAIN = "none"
 LEVEL = 0.95
-COLUMNS = ("method", "AP", "sd", "gain", "over seeds", "over images", "of the gap", "s per step", "peak memory")
+LEARNED = 1.0  # AP; a plain student below it has learned too little for a comparison
+COLUMNS = (
+    "method",
+    "AP",
+    "sd",
+    "gain",
+    "over seeds",
+    "over images",
+    "of the gap",
+    "epochs",
+    "steps",
+    "s per step",
+    "peak memory",
+)
 
 
 def rows(
@@ -37,7 +51,8 @@ def rows(
     weights = evaluation.resample(len(split), resamples)
 
     def resampled_precision(run: Path) -> Any:
-        matches = evaluation.match(truth, json.loads((run / "predictions.json").read_text()), names)
+        results = with_record_ids(json.loads((run / "predictions.json").read_text()), split)
+        matches = evaluation.match(truth, results, names)
         return evaluation.average_precision(matches, weights)
 
     precision = {label: [resampled_precision(run) for run in folders] for label, folders in runs.items()}
@@ -49,7 +64,9 @@ def rows(
         row["verdict"] = ""
         if label != PLAIN:
             row["gain_over_images"] = evaluation.gain_interval(precision[PLAIN], precision[label], LEVEL)
-            row["verdict"] = verdict(row["gain"], row["gain_over_seeds"], row["gain_over_images"])
+            row["verdict"] = not_learned(metrics[PLAIN]) or verdict(
+                row["gain"], row["gain_over_seeds"], row["gain_over_images"]
+            )
         table.append(row)
     return sorted(table, key=lambda row: -(row["AP"] or 0.0))
 
@@ -81,6 +98,8 @@ def _row(
         "gain_by_seed": gains,
         "gain_over_seeds": interval(gains),
         "gap_recovered": gain / gap if gap and gap > 0 else None,
+        "epochs": metrics[0].get("epochs"),
+        "steps": metrics[0].get("steps"),
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "peak_memory_bytes": max(memory) if memory else None,
     }
@@ -93,6 +112,14 @@ def interval(gains: Sequence[float], level: float = LEVEL) -> tuple[float, float
     quantile = float(student_t.ppf((1 + level) / 2, len(gains) - 1))
     half = quantile * statistics.stdev(gains) / len(gains) ** 0.5
     return statistics.mean(gains) - half, statistics.mean(gains) + half
+
+
+def not_learned(plain: Sequence[Mapping[str, Any]]) -> str:
+    """The reason why gains over these runs of plain training mean nothing, or an empty text if they mean something."""
+    average = statistics.mean(run["AP"] or 0.0 for run in plain)
+    if average >= LEARNED:
+        return ""
+    return f"no verdict: the plain student has not learned (AP {average:.1f}); train longer"
 
 
 def verdict(gain: float, over_seeds: tuple[float, float] | None, over_images: tuple[float, float] | None) -> str:
@@ -112,7 +139,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     teacher = tables.number(summary["teacher"]["AP"])
     seeds = ", ".join(map(str, summary["seeds"]))
     console.print(
-        f"\nteacher AP {teacher}; {summary['split']} split, {summary['images']} images; seeds {seeds}. "
+        f"\nteacher AP {teacher}; {_images(summary)}; seeds {seeds}. "
         "95 % intervals: over seeds (paired t) and over test images (paired bootstrap)."
     )
     for row in summary["rows"]:
@@ -127,10 +154,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join((*COLUMNS, 'verdict'))} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| {' | '.join((*_cells(row), row['verdict']))} |" for row in summary["rows"]]
     lines += [f"| {label} |{' - |' * (len(COLUMNS) - 1)} {reason} |" for label, reason in summary["stopped"].items()]
-    title = f"Student {summary['student']} on {summary['data']}, {summary['split']} split ({summary['images']} images)"
+    title = f"Student {summary['student']} on {summary['data']}; {_images(summary)}"
     teacher = tables.number(summary["teacher"]["AP"])
     seeds = ", ".join(map(str, summary["seeds"]))
     return f"{title}; teacher AP {teacher}; seeds {seeds}; 95 % intervals.\n\n" + "\n".join(lines) + "\n"
+
+
+def _images(summary: Mapping[str, Any]) -> str:
+    """The images of the comparison in words."""
+    evaluated = f"{summary['split']} split, {summary['images']} images"
+    trained = summary.get("training_images")
+    return evaluated if trained is None else f"{trained} training images; {evaluated}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -144,6 +178,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         "-" if plain else _bounds(row["gain_over_seeds"]),
         "-" if plain else _bounds(row["gain_over_images"]),
         "-" if plain or gap is None else f"{100 * gap:.0f} %",
+        tables.number(row["epochs"]),
+        tables.number(row["steps"], 0),
         tables.number(row["seconds_per_step"], 3),
         "-" if memory is None else f"{memory / 2**20:.0f} MiB",
     ]

@@ -8,11 +8,16 @@ from typing import Any
 from rich.console import Console
 
 from detdistill.data import Data, Split, TrainLoader
+from detdistill.detectors.registry import DETECTORS
 from detdistill.distributed import is_main
+from detdistill.engine.advice import about_rate
 from detdistill.engine.distillation import Distillation
 from detdistill.engine.fit import FitSummary, fit
+from detdistill.engine.micro import check_accumulate
+from detdistill.engine.trackers import FINAL, Trackers
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig, Recipe
+from detdistill.run.batch_size import with_batch_size
 from detdistill.run.evaluating import loader_options, measure
 from detdistill.run.folder import ModelCard, RunFolder
 from detdistill.run.models import start
@@ -26,6 +31,7 @@ from detdistill.run.setup import (
     make_pair,
     open_with_notes,
 )
+from detdistill.run.splits import check_splits, keep_splits, trained_on
 from detdistill.run.tables import printer
 from detdistill.types import Detector
 
@@ -50,26 +56,17 @@ def train(
     if recipe.methods:
         names = ", ".join(recipe.methods)
         raise UserError(f"the recipe has methods ({names}): use `detdistill distill`, or remove them")
-    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
     say = printer(console)
-    data = open_with_notes(recipe, say)
+    recipe, folder = begin(recipe, out, say, resume=resume, overwrite=overwrite)
+    data, recipe = open_with_notes(recipe, say)
     student, model = start(recipe.model, data.classes, recipe.train.seed, say)
+    distillation = Distillation(student)
+    recipe = with_batch_size(recipe, distillation, None, data, folder, say)
     job = Job(recipe, model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
-    distillation = Distillation(student)
     loader = job.prepare(resume=resume, overwrite=overwrite)
-    summary = fit(
-        distillation,
-        loader,
-        teacher=None,
-        config=recipe.train,
-        out=folder,
-        resume=resume,
-        console=job.fit_console,
-        fingerprint=job.fingerprint(None),
-    )
-    return job.finish(student, summary)
+    return job.finish(student, job.fit(distillation, loader, None, resume))
 
 
 def distill(
@@ -85,31 +82,24 @@ def distill(
     Raises UserError before anything is written.
     """
     check_recipe(recipe)
-    recipe, folder = begin(recipe, out, resume=resume, overwrite=overwrite)
     say = printer(console)
-    data = open_with_notes(recipe, say)
+    recipe, folder = begin(recipe, out, say, resume=resume, overwrite=overwrite)
+    data, recipe = open_with_notes(recipe, say)
     pair = make_pair(
         recipe, data.classes, say, inherit_parts=not resume
     )  # a checkpoint already holds what was inherited
     options, methods = pair.methods(recipe.methods)
     recipe = recipe.model_copy(update={"methods": options})
     distillation = Distillation(pair.student, methods, schedules(options), recipe.train.balance_every)
+    recipe = with_batch_size(recipe, distillation, pair.teacher, data, folder, say)
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
+    if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
+        say(warning)
     job = Job(recipe, pair.model, data, folder, console)
     if resume and job.is_finished():
         return job.outcome()
     loader = job.prepare(resume=resume, overwrite=overwrite)
-    summary = fit(
-        distillation,
-        loader,
-        teacher=pair.teacher,
-        config=recipe.train,
-        out=folder,
-        resume=resume,
-        console=job.fit_console,
-        fingerprint=job.fingerprint(pair.teacher),
-    )
-    return job.finish(pair.student, summary)
+    return job.finish(pair.student, job.fit(distillation, loader, pair.teacher, resume))
 
 
 @dataclass(frozen=True)
@@ -130,10 +120,25 @@ class Job:
         """The folder as a run."""
         return RunFolder(self.folder)
 
-    @property
-    def fit_console(self) -> Console:
-        """The console of the training loop, silent if there is none."""
-        return self.console or Console(quiet=True)
+    def fit(
+        self, distillation: Distillation, loader: TrainLoader, teacher: Detector | None, resume: bool
+    ) -> FitSummary:
+        """Run the training loop. A new run that fails before its first step is complete leaves no folder behind."""
+        try:
+            return fit(
+                distillation,
+                loader,
+                teacher=teacher,
+                config=self.recipe.train,
+                out=self.folder,
+                resume=resume,
+                console=self.console or Console(quiet=True),
+                fingerprint=self.fingerprint(teacher),
+            )
+        except Exception:
+            if not resume and is_main() and not self.run.has_steps:
+                self.run.clear()
+            raise
 
     @property
     def splits(self) -> tuple[Split, Split]:
@@ -158,10 +163,20 @@ class Job:
         """
         training, _ = self.splits
         recipe = self.recipe
-        loader = TrainLoader(training, recipe.data, **loader_options(recipe.train), seed=recipe.train.seed)
-        if not resume:
+        options = loader_options(recipe.train)
+        images = min(recipe.train.images_per_step, len(training))
+        check_accumulate(images, options.get("processes", 1), recipe.train.accumulate)
+        loader = TrainLoader(training, recipe.data, **options, seed=recipe.train.seed, epochs=recipe.train.epochs)
+        if resume:
+            check_splits(self.data, self.folder)
+        else:
             self.run.begin(recipe, overwrite=overwrite)
+            if is_main():
+                keep_splits(self.data, self.folder)
         name, count = training.name, len(training)
+        head = self.model.name.partition(":")[0]
+        if (warning := about_rate(head, DETECTORS[head].learning_rate, recipe.train)) is not None:
+            printer(self.console)(warning)
         printer(self.console)(f"training {recipe.model.name} on {name} ({count} images), output in {self.folder}")
         return loader
 
@@ -185,9 +200,11 @@ class Job:
         _, split = self.splits
         metrics, results = measure(student, self.data, split, recipe.data, recipe.train)
         metrics |= {"train_seconds": summary.train_seconds, "images_per_second": summary.images_per_second}
-        metrics |= {"peak_memory_bytes": summary.peak_memory_bytes}
+        metrics |= {"peak_memory_bytes": summary.peak_memory_bytes, "epochs": summary.epochs, "steps": summary.steps}
         if is_main():
             self.run.end(recipe, metrics, results)
+            with Trackers(recipe.train.trackers, self.folder, summary.steps) as trackers:
+                trackers.log(metrics, summary.steps, FINAL)
         return Outcome(self.folder, metrics)
 
 

@@ -16,6 +16,7 @@ from detdistill.types import Batch, DetectorOutput, Need, Predictions, Targets
 CLASSES = ("disc", "square", "star")
 EVERYTHING = Need(pyramids=frozenset({"neck", "memory"}), predictions=True, queries=True)
 FAMILIES: dict[str, ModuleType] = {"detr": detr, "conditional_detr": conditional_detr, "dab_detr": dab_detr}
+CLASS_WEIGHTS = {"detr": 1, "conditional_detr": 2, "dab_detr": 1}  # in the loss, as published; the host has 1
 NAMES = {"classification": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
 
 
@@ -64,7 +65,10 @@ def host_forward(detector: QueryDetector, batch: Batch, targets: Targets, **opti
 def host_loss(
     detector: QueryDetector, stages: tuple[Predictions, ...], batch: Batch, targets: Targets
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective of transformers for these stages, with auxiliary losses: the weighted sum, and the plain terms."""
+    """The objective of transformers for these stages, with auxiliary losses: the weighted sum, and the plain terms.
+
+    The sum has the published weight of the class terms.
+    """
     logits = torch.stack([host_logits(stage) for stage in stages])
     boxes = torch.stack([to_relative(stage.boxes, batch.sizes) for stage in stages])
     config = detector.model.config
@@ -74,7 +78,13 @@ def host_loss(
         logits[-1], labels, torch.device("cpu"), boxes[-1], config, logits, boxes
     )
     config.auxiliary_loss = before
-    return loss, terms
+    return published_loss(detector, loss, terms), terms
+
+
+def published_loss(detector: QueryDetector, loss: Tensor, terms: dict[str, Tensor]) -> Tensor:
+    """The objective of transformers with the published weight of the class terms. terms: the plain terms."""
+    class_terms = [term for name, term in terms.items() if name.startswith("loss_ce")]
+    return loss + (CLASS_WEIGHTS[detector.info.kind] - 1) * torch.stack(class_terms).sum()
 
 
 def host_logits(stage: Predictions) -> Tensor:
@@ -100,7 +110,7 @@ def assert_same_losses(detector: QueryDetector, output: DetectorOutput, batch: B
     """Each term of each stage, and their sum, equals the host's loss of these stages."""
     loss, terms = host_loss(detector, output.stages, batch, targets)
     torch.testing.assert_close(sum(output.losses.values()), loss, rtol=1e-5, atol=1e-5)
-    weights = {"classification": 1, "box": 5, "giou": 2}
+    weights = {"classification": CLASS_WEIGHTS[detector.info.kind], "box": 5, "giou": 2}
     for name, value in output.losses.items():
         plain, _, stage = name.partition("_")
         host_term = terms["_".join(filter(None, [NAMES[plain], stage]))]
@@ -111,7 +121,8 @@ def assert_same_losses(detector: QueryDetector, output: DetectorOutput, batch: B
 def assert_same_gradients(detector: QueryDetector, batch: Batch, targets: Targets) -> None:
     """The gradients of the last stage's terms equal the host's, which trains only these without auxiliary losses."""
     parameters = list(detector.parameters())
-    host_gradients = torch.autograd.grad(host_forward(detector, batch, targets).loss, parameters)
+    host = host_forward(detector, batch, targets)
+    host_gradients = torch.autograd.grad(published_loss(detector, host.loss, host.loss_dict), parameters)
     losses = detector.observe(batch, targets).losses
     gradients = torch.autograd.grad(sum(losses[name] for name in NAMES), parameters)
     for gradient, host_gradient in zip(gradients, host_gradients, strict=True):

@@ -18,7 +18,7 @@ from detdistill.geometry import to_relative
 from detdistill.recipe import ModelConfig
 from detdistill.testing import check_detector
 from detdistill.types import Need, QuerySet
-from tests.detectors.builders import make_batch, make_targets
+from tests.detectors.builders import make_batch, make_targets, tiny
 from tests.detectors.transformers.hybrid import (
     BUILDERS,
     CLASSES,
@@ -324,7 +324,8 @@ def test_backbone_weights_are_loaded_and_their_norms_are_frozen(kind: str, tmp_p
     torch.manual_seed(5)
     source = timm.create_model("resnet18", pretrained=False)
     save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
-    detector = build(kind, backbone="resnet18", weights=str(tmp_path / "resnet18.safetensors")).train()
+    weights = str(tmp_path / "resnet18.safetensors")
+    detector = tiny(kind, backbone="resnet18", backbone_weights=weights).train()
     backbone = detector.model.model.backbone.model._backbone
     assert torch.equal(backbone.conv1.weight, source.conv1.weight)
     before = backbone.bn1.running_mean.clone()

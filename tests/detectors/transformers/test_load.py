@@ -1,6 +1,7 @@
 """Loading pretrained detectors of transformers: equal predictions, or an error."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from detdistill.detectors.weights import load_teacher
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
 from detdistill.run.models import find
-from detdistill.types import Batch, Need, Targets
+from detdistill.types import Batch, Need, Predictions, Targets
 
 NAMES = ("disc", "square", "star")
 SHAPES = ("disc", "square", "star", "cross", "plank", "ladder")
@@ -95,6 +96,20 @@ KINDS += [
 ]
 KINDS += [("deformable_detr", {"num_feature_levels": 1, "backbone_config": RESNET | {"out_features": ["stage4"]}})]
 STRIDES = {"detr": (32,), "conditional_detr": (32,), "dab-detr": (32,), "deformable_detr": (8, 16, 32, 64)}
+
+
+@pytest.mark.parametrize(("stored", "used"), [(1, 2), (2, 2), (3, 3)])
+def test_the_class_cost_of_deformable_detr_is_the_published_one_unless_its_config_has_its_own(
+    stored: int, used: int, tmp_path: Path
+):
+    """1 is the default of transformers. Published weights were trained with 2, and their configs have the 1, too."""
+    save(tmp_path, "deformable_detr", class_cost=stored)
+    detector, _ = hub.load(str(tmp_path), NAMES)
+    frame, targets = torch.tensor([[100, 100]]), Targets((torch.tensor([[20.0, 20, 60, 60]]),), (torch.tensor([0]),))
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    stage = Predictions(torch.zeros(1, 1, 1), "sigmoid", targets.boxes[0][None], valid)
+    cost = detector.family.matcher.costs([stage], frame, targets).item()
+    assert cost == pytest.approx(used * -math.log(2) / 8 - 2, rel=1e-5)  # focal cost of a score of 1/2, and -2 GIoU
 
 
 @pytest.mark.parametrize(("kind", "more"), KINDS)

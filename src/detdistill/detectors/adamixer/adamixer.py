@@ -22,7 +22,6 @@ from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
 from detdistill.detectors.queries.frames import canvas_of
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.transformers.host import has_loaded_backbone, unfreeze_backbone
 from detdistill.geometry import to_pixels
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, DetectorInfo, Predictions, QueryInfo, QuerySet
@@ -143,8 +142,7 @@ def adamixer(config: ModelConfig, backbone: str, classes: Sequence[str], **sizes
     decoder_sizes = Sizes(**sizes)
     check_channels("adamixer", config.channels, decoder_sizes.multiple)
     timm_backbone, neck = build_backbone_and_neck(config, backbone)
-    norms = unfreeze_backbone(timm_backbone, frozen_norms=has_loaded_backbone(config))
     depth = config.decoder_layers or DEPTH
     decoder = Decoder(config.channels, config.queries, depth, len(classes), decoder_sizes)
     family = AdaMixer(Model(timm_backbone, neck, decoder), classes, config.strides, config.channels)
-    return assemble(family, config, norms)
+    return assemble(family, config)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detdistill.detectors.backbone import build_backbone, check_strides, group_norm
+from detdistill.detectors.backbone import check_strides, group_norm
+from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import required

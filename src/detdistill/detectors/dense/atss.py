@@ -27,6 +27,7 @@ from detdistill.detectors.outputs import (
     observe_dense,
     prediction_strides,
 )
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.towers import TowerPair
 from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
@@ -55,7 +56,7 @@ class ATSS(nn.Module):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """See `types.Detector`."""
-        return list(self.neck.body.parameters())
+        return pretrained_parameters(self.neck.body)
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `types.Detector`. The losses are those of `atss_losses`."""

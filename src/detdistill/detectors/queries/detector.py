@@ -12,10 +12,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detdistill.detectors.backbone import rest_norms
 from detdistill.detectors.queries.frames import top_detections
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import with_assignments
 from detdistill.detectors.statistics import PixelStatistics, pixel_statistics
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
@@ -140,31 +142,25 @@ class QueryDetector(nn.Module):
     family: the steps of this kind of detector.
     detections: largest number of detections per image.
     score_threshold: only detections with a higher score are returned.
-    frozen_norms: norms of the backbone that stay in eval mode during training.
     """
 
-    def __init__(
-        self, family: Family[Any], *, detections: int, score_threshold: float, frozen_norms: Sequence[nn.Module] = ()
-    ):
+    def __init__(self, family: Family[Any], *, detections: int, score_threshold: float):
         super().__init__()
         self.family = family
         self.model = family.model
         self.info = family.info
         self.detections = detections
         self.score_threshold = score_threshold
-        self.frozen_norms = tuple(frozen_norms)
-        self.train(self.training)
 
     def train(self, mode: bool = True) -> "QueryDetector":
-        """Set the mode as usual, but keep the frozen norms in eval mode."""
+        """Set the mode as usual, but keep the frozen norms of the backbone in eval mode."""
         super().train(mode)
-        for norm in self.frozen_norms:
-            norm.eval()
+        rest_norms(self.family.backbone())
         return self
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters below the neck."""
-        return list(self.family.backbone().parameters())
+        return pretrained_parameters(self.family.backbone())
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """Run the detector on a batch; without targets it stops as soon as `need` is met.
@@ -212,14 +208,12 @@ class QueryDetector(nn.Module):
         return top_detections(last, batch.sizes, self.detections, self.score_threshold)
 
 
-def assemble(family: Family[Any], config: ModelConfig, frozen_norms: Sequence[nn.Module] = ()) -> QueryDetector:
+def assemble(family: Family[Any], config: ModelConfig) -> QueryDetector:
     """The detector of a family, with the pixel statistics, the number of detections and the score threshold of the
     config.
     """
     family.statistics = pixel_statistics(config)
-    return QueryDetector(
-        family, detections=config.detections, score_threshold=config.score_threshold, frozen_norms=frozen_norms
-    )
+    return QueryDetector(family, detections=config.detections, score_threshold=config.score_threshold)
 
 
 def _check_need(need: Need, info: DetectorInfo) -> None:

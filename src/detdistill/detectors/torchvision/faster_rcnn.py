@@ -3,7 +3,7 @@
 Ren et al., arXiv:1506.01497, with the feature pyramid of arXiv:1612.03144. An output has two stages, in this order:
 
 * RPN: class-agnostic objectness, logits (B, N, 1) with a sigmoid, whatever the number of classes K. It is dense and
-  has a layout. Deltas are (B, N, 4).
+  has a layout. Deltas are (B, N, 4). If several levels have one stride, it has the rows of the first; see `visible`.
 * RoI head (see `roi_head`): logits (B, P, K) and the background logit, with a softmax. Boxes are those of the most
   likely class, deltas (B, P, K, 4) those of all classes. Embeddings (B, P, D) are the input of the predictor. Row p
   belongs to `proposals.boxes[:, p]`.
@@ -29,16 +29,17 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from detdistill.detectors.backbone import Neck, neck_of
 from detdistill.detectors.images import host_sizes, normalize
-from detdistill.detectors.outputs import build_assignment, dense_layout
+from detdistill.detectors.outputs import build_assignment
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.roi_head import HostLevels, RoIColumns, RoIHead
 from detdistill.detectors.torchvision.shared import (
-    flatten_anchors,
     host_anchors,
     host_statistics,
     rescale_to_process_mean,
     split_anchors,
     unpadded_rows,
 )
+from detdistill.detectors.torchvision.visible import VisibleLevels
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import (
@@ -63,7 +64,8 @@ class FasterRCNN(nn.Module):
 
     columns: the host's class column of each class. None: all columns but 0, the background. The probability of all
     remaining columns is added to the background, so that the scores of the classes equal the host's.
-    strides: of the pyramid's levels, fine to coarse. The host does not declare them.
+    strides: of the host's levels, fine to coarse. The host does not declare them. If some are equal, the pyramid has
+    the first level of each stride.
     Raises UserError if classes, columns or strides do not fit the model.
     """
 
@@ -83,20 +85,26 @@ class FasterRCNN(nn.Module):
         _check_arguments(classes, columns, strides, num_columns, len(model.rpn.anchor_generator.sizes))
         self.columns = RoIColumns(columns, num_columns)
         self.roi_head = RoIHead(model, self.columns, strides)
+        self.visible = VisibleLevels(tuple(strides))
         cell_anchors = tuple(
             tuple((x1 - x0, y1 - y0) for x0, y0, x1, y1 in cell.tolist())
             for cell in model.rpn.anchor_generator.cell_anchors
         )
-        num_pooled_levels = len(model.roi_heads.box_roi_pool.featmap_names)  # the host pools from the finest levels
+        # The host pools from the finest levels. It may name more levels than there are.
+        pooled_names = model.roi_heads.box_roi_pool.featmap_names
+        laterals = getattr(getattr(model.backbone, "fpn", None), "inner_blocks", pooled_names)
+        pooled_strides = strides[: min(len(pooled_names), len(laterals))]
         self.info = DetectorInfo(
             kind=kind,
             classes=tuple(classes),
-            strides=tuple(strides),
+            strides=self.visible.strides,
             channels={"neck": model.backbone.out_channels},
             activation="softmax",
-            grid=GridInfo(anchors_per_cell=len(cell_anchors[0]), assigner="rpn", cell_anchors=cell_anchors),
+            grid=GridInfo(
+                anchors_per_cell=len(cell_anchors[0]), assigner="rpn", cell_anchors=self.visible.of(cell_anchors)
+            ),
             proposals=ProposalInfo(
-                strides=tuple(strides[:num_pooled_levels]),
+                strides=tuple(dict.fromkeys(pooled_strides)),
                 code=tuple(model.roi_heads.box_coder.weights),
                 embedding_channels=predictor.in_features,
             ),
@@ -105,24 +113,24 @@ class FasterRCNN(nn.Module):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """See `types.Detector`. Without an FPN, they are all parameters of the host's backbone."""
         backbone = self.model.backbone
-        return list(getattr(backbone, "body", backbone).parameters())
+        return pretrained_parameters(getattr(backbone, "body", backbone))
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `types.Detector`.
 
         The losses are those of torchvision, without the prefix `loss_`: objectness, rpn_box_reg, classifier, box_reg.
         """
-        levels, pyramid = self._pyramid(batch)
+        levels, anchors, pyramid = self._pyramid(batch)
         pyramids = {"neck": pyramid}
         if targets is None and not need.head:
             return DetectorOutput(pyramids)
-        anchors = flatten_anchors(pyramid.anchors or ())  # (N, 4)
         classify = partial(self.roi_head.classify, levels)
         if targets is None and not (need.predictions or need.proposals):
             # Only `classify` is needed, on boxes of the caller, so the RPN does not run.
             no_boxes = anchors.new_zeros((len(batch), 0, 4))
             return DetectorOutput(pyramids, proposals=Proposals(no_boxes, no_boxes.any(-1), classify))
-        layout = dense_layout(pyramid, required(self.info.grid).anchors_per_cell)
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels.values())
+        layout = Layout(shapes, self.visible.host_strides, required(self.info.grid).anchors_per_cell)
         rpn_stage = self._rpn_stage(levels, anchors, layout, batch.sizes)
         boxes, _ = self._host_rpn(training=targets is not None).filter_proposals(
             rpn_stage.boxes.detach(), rpn_stage.logits.detach(), host_sizes(batch.sizes), list(layout.counts)
@@ -137,10 +145,12 @@ class FasterRCNN(nn.Module):
             roi_stage = self.roi_head.predict(levels, boxes)
         return DetectorOutput(
             pyramids,
-            stages=(rpn_stage,) if roi_stage is None else (rpn_stage, roi_stage),
+            stages=(self.visible.stage(rpn_stage), *([] if roi_stage is None else [roi_stage])),
             losses=losses,
             proposals=Proposals(pad_sequence(boxes, batch_first=True), unpadded_rows(boxes), classify),
-            assign=lambda targets: build_assignment(self._match_anchors(anchors, targets), rpn_stage.valid),
+            assign=lambda targets: self.visible.assignment(
+                build_assignment(self._match_anchors(anchors, targets), rpn_stage.valid), layout
+            ),
         )
 
     @torch.no_grad()
@@ -156,14 +166,15 @@ class FasterRCNN(nn.Module):
         per_image = zip(*self.model.roi_heads.postprocess_detections(logits, deltas, boxes, sizes), strict=True)
         return tuple(Detections(image_boxes, scores, labels - 1) for image_boxes, scores, labels in per_image)
 
-    def _pyramid(self, batch: Batch) -> tuple[HostLevels, Pyramid]:
-        """The backbone's maps by the host's names, and the same maps as a pyramid with the host's anchors."""
+    def _pyramid(self, batch: Batch) -> tuple[HostLevels, Tensor, Pyramid]:
+        """The backbone's maps by the host's names, the host's anchors (N, 4), and both as a pyramid."""
         images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
         levels = self.model.backbone(images)
         levels = OrderedDict([("0", levels)]) if isinstance(levels, Tensor) else levels
         maps = tuple(levels.values())
         anchors = host_anchors(self.model.rpn.anchor_generator, images, batch, maps)
-        return levels, Pyramid(maps, self.info.strides, batch.sizes, split_anchors(anchors, maps))
+        split, visible = split_anchors(anchors, maps), self.visible
+        return levels, anchors, Pyramid(visible.of(maps), visible.strides, batch.sizes, visible.of(split))
 
     def _rpn_stage(self, levels: HostLevels, anchors: Tensor, layout: Layout, sizes: Tensor) -> Predictions:
         """The predictions of the RPN."""

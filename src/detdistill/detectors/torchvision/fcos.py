@@ -11,6 +11,7 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 from detdistill.detectors.backbone import group_norm, neck_of
 from detdistill.detectors.images import host_sizes
 from detdistill.detectors.outputs import DenseParts, build_assignment, dense_layout, observe_dense, with_centerness
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.shared import (
     ClassColumns,
     edge_predictor,
@@ -78,7 +79,7 @@ class FCOS(nn.Module):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """See `types.Detector`."""
-        return list(self.model.backbone.body.parameters())
+        return pretrained_parameters(self.model.backbone.body)
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `types.Detector`.

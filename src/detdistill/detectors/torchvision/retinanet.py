@@ -19,6 +19,7 @@ from detdistill.detectors.outputs import (
     observe_dense,
     prediction_strides,
 )
+from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.shared import (
     ClassColumns,
     edge_predictor,
@@ -94,7 +95,7 @@ class RetinaNet(nn.Module):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """See `types.Detector`."""
-        return list(self.model.backbone.body.parameters())
+        return pretrained_parameters(self.model.backbone.body)
 
     def observe(self, batch: Batch, targets: Targets | None = None, need: Need = Need()) -> DetectorOutput:
         """See `types.Detector`.

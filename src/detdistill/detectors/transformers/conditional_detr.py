@@ -1,11 +1,12 @@
 """Conditional DETR (arXiv:2108.06152) of transformers: what differs from the other detectors with one level.
 
 The decoder runs layer by layer for the same reason as in `detr`: with `auxiliary_loss` the host feeds the normed states
-to the next layer. The last stage equals the host's forward without `auxiliary_loss` (tests). The host's class
-coefficient is 1, whatever its config contains (published: 2).
+to the next layer. The last stage equals the host's forward without `auxiliary_loss` (tests). So do the losses, but for
+the weight of the class loss: it is 2 as published, and 1 in the host, whatever its config contains.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from detdistill.detectors.transformers.single_level import (
 )
 from detdistill.recipe import ModelConfig
 from detdistill.types import Predictions
+
+CLASS_WEIGHT = 2.0  # in the loss, as published; in matching, the host's config has the published 2, too
 
 
 def _decode(model: Any, position: Tensor, state: Tensor, memory: Memory) -> tuple[Predictions, ...]:
@@ -91,7 +94,7 @@ SPEC = SingleLevelSpec(
     embeddings="query_position_embeddings",
     timm_backbone="model.backbone.model",
     decode=_decode,
-    losses=focal_criterion,
+    losses=partial(focal_criterion, class_weight=CLASS_WEIGHT),
     initialize=_initialize,
 )
 

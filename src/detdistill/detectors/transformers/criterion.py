@@ -81,15 +81,25 @@ class StageCriterion:
         }
 
 
-def detr_weights(config: Any) -> dict[str, float]:
-    """The coefficients of DETR and its successors. The host's class coefficient is 1 whatever its config contains."""
-    return {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+def detr_weights(config: Any, class_weight: float) -> dict[str, float]:
+    """The coefficients of DETR and its successors.
+
+    class_weight: the published one. In the host it is 1, whatever its config contains.
+    """
+    return {
+        "loss_ce": class_weight,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
 
 
-def focal_criterion(config: Any, classes: int) -> StageCriterion:
-    """The criterion of Conditional, Deformable and DAB-DETR: focal loss, L1 and GIoU. classes: their number."""
+def focal_criterion(config: Any, classes: int, class_weight: float) -> StageCriterion:
+    """The criterion of Conditional, Deformable and DAB-DETR: focal loss, L1 and GIoU.
+
+    classes: their number. class_weight: see `detr_weights`.
+    """
     host: Any = DeformableDetrImageLoss(None, classes, config.focal_alpha, [])
-    return StageCriterion(host, detr_weights(config))
+    return StageCriterion(host, detr_weights(config, class_weight))
 
 
 def object_count(targets: Targets, like: Tensor) -> Tensor:

@@ -205,5 +205,5 @@ def _with_next_edges(stages: Sequence[Refined], next_stages: Sequence[Refined]) 
 
 def d_fine(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
     """D-FINE with published initial weights; see `hybrid_build.construct`. host: fields of `DFineConfig`."""
-    model, norms = construct(DFineConfig, DFineForObjectDetection, config, backbone, classes, host)
-    return assemble(DFINE(model, classes, config.strides), config, norms)
+    model = construct(DFineConfig, DFineForObjectDetection, config, backbone, classes, host)
+    return assemble(DFINE(model, classes, config.strides), config)

@@ -1,9 +1,11 @@
 """DAB-DETR (arXiv:2201.12329) of transformers: what differs from the other detectors with one level.
 
-Equal to the host's forward (tests). The host's class coefficient is 1, whatever its config contains (published: 2).
+Equal to the host's forward (tests). The weight of the class is 1 in the loss and 2 in matching, as published. The host
+does the same; it does not read the `cls_loss_coefficient` of 2 in its config.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from detdistill.detectors.transformers.single_level import (
 )
 from detdistill.recipe import ModelConfig
 from detdistill.types import Predictions
+
+CLASS_WEIGHT = 1.0  # in the loss, as published
 
 
 def _encode(host: Any, level: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +94,7 @@ SPEC = SingleLevelSpec(
     embeddings="query_refpoint_embeddings",
     timm_backbone="model.backbone.conv_encoder.model._backbone",
     decode=_decode,
-    losses=focal_criterion,
+    losses=partial(focal_criterion, class_weight=CLASS_WEIGHT),
     initialize=_initialize,
     encode=_encode,
     defaults={"auxiliary_loss": True},

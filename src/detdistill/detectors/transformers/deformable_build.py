@@ -11,7 +11,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
-    has_loaded_backbone,
+    for_width,
     layer_counts,
     native_config,
     timm_config,
@@ -21,12 +21,14 @@ from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
 GROUPS = 32  # groups of the group norms in the host's input projections
+CLASS_WEIGHT = 2  # in the loss and in matching, as published
+HOST_CLASS_COST = 1  # the default of `class_cost` in the host's config, also in the configs of published weights
 
 
 def construct(
     config: ModelConfig, backbone: str, classes: Sequence[str], host: Mapping[str, Any]
-) -> tuple[DeformableDetrForObjectDetection, tuple[nn.Module, ...]]:
-    """A model of transformers with published initial weights, and its frozen norms. Needs no network.
+) -> DeformableDetrForObjectDetection:
+    """A model of transformers with published initial weights. Needs no network.
 
     backbone: a timm backbone, or the native one. host: fields of `DeformableDetrConfig`; they override all others.
     Raises UserError if strides, width or backbone do not fit.
@@ -48,6 +50,7 @@ def construct(
         "num_queries": config.queries,
         "two_stage_num_proposals": config.queries,
         "auxiliary_loss": True,
+        "class_cost": CLASS_WEIGHT,
         "with_box_refine": config.box_refine or config.two_stage,
         "two_stage": config.two_stage,
     }
@@ -58,14 +61,17 @@ def construct(
         blank = DeformableDetrConfig.from_dict({"use_timm_backbone": False}).backbone_config
         fields["backbone_config"] = native_config(blank, available, config.backbone_weights)
     else:
-        timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)
+        timm_backbone, widths, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**fields | dict(host)))
     if timm_backbone is not None:
+        host_projections: Any = model.model.input_proj
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.model.backbone.model = timm_backbone
-    norms = unfreeze_backbone(model.model.backbone, frozen_norms=has_loaded_backbone(config))
+        for projection, width in zip(host_projections, widths, strict=False):  # further levels come from the coarsest
+            projection[0] = for_width(projection[0], width)
+    unfreeze_backbone(model.model.backbone)
     initialize(model)
-    return model, norms
+    return model
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Deformable DETR (arXiv:2010.04159) of transformers as a `Family`.
 
 The host's own forward is not called. Its parts are called in its order, so that `observe` can stop early and the
-decoder can run again on other queries. Equal to the host's forward (tests).
+decoder can run again on other queries. Equal to the host's forward (tests), but for the weight of the class: it is 2 in
+the loss and 2 in matching, as published. The host has 1 and 1. A `class_cost` of 1 in a config is the host's default
+and stands for 2; any other value is used as it is.
 
 Two-stage: the queries are the encoder's best proposals. The host has no loss for them, so its `enc_output` never gets a
 gradient. Here the published loss is added: every token is a proposal, and is trained as object or not. Its terms end in
@@ -24,7 +26,7 @@ from detdistill.detectors.queries.frames import expand_queries, to_batch_frame, 
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import sigmoid_stage, token_maps, with_assignments, with_suffix
 from detdistill.detectors.transformers.criterion import focal_criterion
-from detdistill.detectors.transformers.deformable_build import construct
+from detdistill.detectors.transformers.deformable_build import CLASS_WEIGHT, HOST_CLASS_COST, construct
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, DetectorInfo, Predictions, QueryInfo, QuerySet, Targets, required
@@ -72,8 +74,9 @@ class DeformableDETR(Family[Memory]):
         self.model = model
         self.two_stage = config.two_stage
         self.width = config.d_model
-        self.matcher = Matcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        self.losses = focal_criterion(config, len(classes))
+        class_cost = CLASS_WEIGHT if config.class_cost == HOST_CLASS_COST else config.class_cost
+        self.matcher = Matcher(class_cost, config.bbox_cost, config.giou_cost)
+        self.losses = focal_criterion(config, len(classes), CLASS_WEIGHT)
         self.info = DetectorInfo(
             kind="deformable_detr",
             classes=tuple(classes),
@@ -254,5 +257,5 @@ def deformable_detr(config: ModelConfig, backbone: str, classes: Sequence[str], 
 
     host: fields of `DeformableDetrConfig`.
     """
-    model, norms = construct(config, backbone, classes, host)
-    return assemble(DeformableDETR(model, classes, config.strides), config, norms)
+    model = construct(config, backbone, classes, host)
+    return assemble(DeformableDETR(model, classes, config.strides), config)

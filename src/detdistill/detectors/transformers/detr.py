@@ -31,6 +31,8 @@ from detdistill.geometry import to_pixels, to_relative
 from detdistill.recipe import ModelConfig
 from detdistill.types import Predictions, Targets, required
 
+CLASS_WEIGHT = 1.0  # in the loss, as published
+
 
 def _decode(model: Any, position: Tensor, state: Tensor, memory: Memory) -> tuple[Predictions, ...]:
     """One stage per decoder layer. A query is its position embedding; this decoder reads no reference."""
@@ -61,7 +63,7 @@ class DETRCriterion:
     def __init__(self, config: Any, classes: int):
         self.background_weight = config.eos_coefficient
         self.host: Any = ImageLoss(None, classes, config.eos_coefficient, [])
-        self.losses = StageCriterion(self.host, detr_weights(config))
+        self.losses = StageCriterion(self.host, detr_weights(config, CLASS_WEIGHT))
 
     def __call__(self, stages: Sequence[Predictions], frame: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Weighted terms of every stage; see `StageCriterion`."""

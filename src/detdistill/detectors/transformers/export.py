@@ -9,12 +9,15 @@ from typing import Any, cast
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
 from detdistill.detectors.statistics import UNCHANGED, PixelStatistics
+from detdistill.detectors.timm.extractor import Fitted, examine
+from detdistill.detectors.timm.simple_pyramid import SimplePyramid
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError
 from detdistill.geometry import to_relative
@@ -48,6 +51,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     """
     model, host = host_of(detector)
     config: Any = deepcopy(model.config)
+    _check_backbone(detector, config, size)
     _check_cells(detector, config, size)
     config.id2label = dict(enumerate(detector.info.classes))
     config.label2id = {name: column for column, name in enumerate(detector.info.classes)}
@@ -55,7 +59,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         config.freeze_backbone_batch_norms = False  # frozen norms would drop the activation inside timm's norms
     with quiet():
         exported = type(model)(config).eval()
-        target, state = exported.state_dict(), model.state_dict()
+        target, state = exported.state_dict(), _host_state(model)
         unmatched = [name for name in target.keys() ^ state.keys() if not name.endswith(COUNTER)]
         unmatched += [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
         if unmatched:
@@ -67,6 +71,30 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         exported.load_state_dict({name: value for name, value in state.items() if name in target}, strict=False)
         exported.save_pretrained(folder)
         _processor(host, size, statistics_of(detector)).save_pretrained(folder)
+
+
+def _check_backbone(detector: Detector, config: Any, size: tuple[int, int]) -> None:
+    """Raises UserError if this package does something to the backbone's images or maps that transformers does not."""
+    if not any(isinstance(module, Fitted | SimplePyramid) for module in host_of(detector)[0].modules()):
+        return
+    name = config.backbone_config.backbone
+    needs = examine(name)
+    problem = f"--format transformers: transformers alone can't run {name} as here ({needs.remark()})"
+    if not needs.only_pads():
+        raise UserError(f"{problem}; choose a backbone without such a remark in `detdistill list backbones`")
+    height, width = padded(size)
+    if height % needs.unit or width % needs.unit:
+        raise UserError(f"{problem} on images of {height} x {width}; train it with such an --image-size")
+
+
+def _host_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the host's model, without the module around a backbone that pads images."""
+    fitted = [f"{name}." for name, module in model.named_modules() if isinstance(module, Fitted)]
+    state = {}
+    for name, value in model.state_dict().items():
+        prefix = next((prefix for prefix in fitted if name.startswith(prefix)), "")
+        state[prefix + name.removeprefix(prefix).removeprefix("body.") if prefix else name] = value
+    return state
 
 
 def _check_cells(detector: Detector, config: Any, size: tuple[int, int]) -> None:

@@ -7,8 +7,7 @@ transformers treats backbones in ways that are wrong for training here (measured
   activation inside the norm.
 * `use_pretrained_backbone` of a config loads nothing.
 
-The rule here: every parameter trains, except the norms of a backbone with loaded weights. Those norms keep their
-statistics and their affine parameters.
+The rule here: every parameter trains, except what `detectors.freezing` freezes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detdistill.detectors.backbone import build_backbone
+from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 
@@ -39,24 +38,43 @@ def native_config(config: Any, strides: Sequence[int], weights: str) -> Any:
     return config
 
 
-def timm_config(config: ModelConfig, backbone: str, strides: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
-    """A timm backbone with the weights that the config names, and its backbone config for transformers.
+def timm_config(
+    config: ModelConfig, backbone: str, strides: tuple[int, ...]
+) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    """A timm backbone with the weights that the config names, the widths of its maps, and its backbone config for
+    transformers.
 
     The backbone returns maps of those `strides` that it has. Raises UserError as `build_backbone` does, and if the
     backbone does not have the finest stride.
     """
-    module, available, _ = build_backbone(backbone, strides, config.backbone_weights)
+    module, available, widths = build_backbone(backbone, strides, config.backbone_weights)
     if available != strides[: len(available)]:
         raise UserError(
             f"model.strides {strides}: backbone {backbone!r} has no map of stride {strides[0]}; it gives {available}"
         )
     features: Any = module.feature_info
-    return module, {
-        "model_type": "timm_backbone",
-        "backbone": backbone,
-        "out_indices": list(features.out_indices),
-        "use_pretrained_backbone": False,
-    }
+    indices = list(features.out_indices)
+    if len(indices) < len(widths):
+        # A simple pyramid makes several maps of one. The host's own backbone has none, so it gives the maps of several
+        # blocks. They only count, and `for_width` corrects the layers that read them.
+        indices = list(range(indices[-1] + 1 - len(widths), indices[-1] + 1))
+    return (
+        module,
+        widths,
+        {
+            "model_type": "timm_backbone",
+            "backbone": backbone,
+            "out_indices": indices,
+            "use_pretrained_backbone": False,
+        },
+    )
+
+
+def for_width(layer: nn.Conv2d, width: int) -> nn.Conv2d:
+    """The host's input projection if it reads maps of this width, else a fresh one like it."""
+    if layer.in_channels == width:
+        return layer
+    return nn.Conv2d(width, layer.out_channels, 1, bias=layer.bias is not None)
 
 
 def layer_counts(config: ModelConfig) -> dict[str, int]:
@@ -71,29 +89,16 @@ def conv_encoder(model: Any) -> Any:
     return getattr(backbone, "conv_encoder", backbone)  # DAB-DETR keeps it next to its position embedding
 
 
-def has_loaded_backbone(config: ModelConfig) -> bool:
-    """True if the backbone starts from loaded weights. Its norms are then frozen in training."""
-    return config.backbone_weights != "none"
-
-
 @torch.no_grad()
-def unfreeze_backbone(backbone: nn.Module, *, frozen_norms: bool) -> tuple[nn.Module, ...]:
-    """Let every parameter of the backbone train, in place, and return the norms that stay frozen.
+def unfreeze_backbone(backbone: nn.Module) -> None:
+    """Let every parameter of the backbone train, in place.
 
-    frozen_norms: if True, the parameters of all batch norms are frozen, and the norms are returned; the caller must
-    keep them in eval mode. If False, the host's frozen norms, which have no parameters, are replaced by batch norms
-    with the same values, and the result is empty.
+    The host's frozen norms, which have no parameters, are replaced by batch norms with the same values.
     """
     backbone.requires_grad_(True)
-    if frozen_norms:
-        norms = tuple(module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        for norm in norms:
-            norm.requires_grad_(False)
-        return norms
     for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__.endswith("FrozenBatchNorm2d"):
                 norm = nn.BatchNorm2d(len(child.weight))  # type: ignore[arg-type]
                 norm.load_state_dict(child.state_dict(), strict=False)  # a frozen norm has no num_batches_tracked
                 setattr(module, name, norm)
-    return ()

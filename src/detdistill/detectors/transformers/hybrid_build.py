@@ -10,7 +10,7 @@ from torch import nn
 from detdistill.detectors.backbone import check_channels, check_strides
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
-    has_loaded_backbone,
+    for_width,
     layer_counts,
     native_config,
     timm_config,
@@ -27,8 +27,8 @@ def construct(
     backbone: str,
     classes: Sequence[str],
     host: dict[str, Any],
-) -> tuple[Any, tuple[nn.Module, ...]]:
-    """A model of transformers with published initial weights, and its frozen norms. Needs no network.
+) -> Any:
+    """A model of transformers with published initial weights. Needs no network.
 
     config_class, model_class: classes of transformers. backbone: a timm backbone, or the family's native one. host:
     fields of the host's config; they override all others. Raises UserError if strides, width or backbone do not fit.
@@ -62,7 +62,7 @@ def construct(
     if backbone == NATIVE:
         fields["backbone_config"] = native_config(config_class().backbone_config, strides, config.backbone_weights)
     else:
-        timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)
+        timm_backbone, widths, fields["backbone_config"] = timm_config(config, backbone, strides)
         if len(fields["backbone_config"]["out_indices"]) < levels:
             raise UserError(
                 f"model.strides {strides}: {kind} uses levels of the backbone only, and {backbone!r} has none of "
@@ -71,10 +71,18 @@ def construct(
     model = model_class(config_class(**fields | host))
     model.config.encoder_in_channels = list(model.model.backbone.intermediate_channel_sizes)
     if timm_backbone is not None:
-        model.model.backbone.model._backbone = timm_backbone  # replaces the host's, which has random weights
-    norms = unfreeze_backbone(model.model.backbone, frozen_norms=has_loaded_backbone(config))
+        _replace_backbone(model, timm_backbone, widths)
+    unfreeze_backbone(model.model.backbone)
     initialize(model)
-    return model, norms
+    return model
+
+
+def _replace_backbone(model: Any, backbone: nn.Module, widths: Sequence[int]) -> None:
+    """Put a backbone with maps of these widths in the place of the host's, which has random weights."""
+    model.model.backbone.model._backbone = backbone
+    model.config.encoder_in_channels = list(widths)
+    for projection, width in zip(model.model.encoder_input_proj, widths, strict=True):
+        projection[0] = for_width(projection[0], width)
 
 
 @torch.no_grad()

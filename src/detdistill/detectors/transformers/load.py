@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from detdistill.detectors.backbone import batch_norms
 from detdistill.detectors.queries.detector import QueryDetector, assemble
 from detdistill.detectors.registry import HostRecord, host_records, resolve
 from detdistill.detectors.state_dicts import reachable
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics
-from detdistill.detectors.transformers.host import conv_encoder, unfreeze_backbone
+from detdistill.detectors.transformers.host import conv_encoder
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import required
@@ -109,8 +110,10 @@ def load(name: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     strides = _strides(host_model, getattr(config, host.levels) if host.levels else 1, source)
     names = _select_classes(host_model, host, labels, source)
     family = resolve(host.adapter)(host_model, names, strides)
-    norms = unfreeze_backbone(family.backbone(), frozen_norms=True)
-    detector = assemble(family, model.model_copy(update={"mean": mean, "std": std}), norms)
+    family.backbone().requires_grad_(True)  # transformers freezes most of it
+    for norm in batch_norms(family.backbone()):
+        norm.requires_grad_(False)
+    detector = assemble(family, model.model_copy(update={"mean": mean, "std": std}))
     detector.eval()
     return detector, matched
 

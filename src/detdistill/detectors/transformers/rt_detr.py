@@ -93,11 +93,11 @@ class RTDETR(HybridDETR):
 
 def rt_detr(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
     """RT-DETR with published initial weights; see `hybrid_build.construct`. host: fields of `RTDetrConfig`."""
-    model, norms = construct(RTDetrConfig, RTDetrForObjectDetection, config, backbone, classes, host)
-    return assemble(RTDETR(model, classes, config.strides), config, norms)
+    model = construct(RTDetrConfig, RTDetrForObjectDetection, config, backbone, classes, host)
+    return assemble(RTDETR(model, classes, config.strides), config)
 
 
 def rt_detr_v2(config: ModelConfig, backbone: str, classes: Sequence[str], **host: Any) -> QueryDetector:
     """RT-DETRv2 with published initial weights; see `hybrid_build.construct`. host: fields of `RTDetrV2Config`."""
-    model, norms = construct(RTDetrV2Config, RTDetrV2ForObjectDetection, config, backbone, classes, host)
-    return assemble(RTDETR(model, classes, config.strides), config, norms)
+    model = construct(RTDetrV2Config, RTDetrV2ForObjectDetection, config, backbone, classes, host)
+    return assemble(RTDETR(model, classes, config.strides), config)

@@ -23,7 +23,7 @@ from detdistill.detectors.queries.stages import token_maps
 from detdistill.detectors.registry import NATIVE
 from detdistill.detectors.transformers.host import (
     conv_encoder,
-    has_loaded_backbone,
+    for_width,
     layer_counts,
     native_config,
     timm_config,
@@ -223,14 +223,15 @@ def build(
         blank = spec.config(use_timm_backbone=False).backbone_config
         fields["backbone_config"] = native_config(blank, strides, config.backbone_weights)
     else:
-        timm_backbone, fields["backbone_config"] = timm_config(config, backbone, strides)
+        timm_backbone, widths, fields["backbone_config"] = timm_config(config, backbone, strides)
     model = spec.model(spec.config(**fields | dict(host)))
     if timm_backbone is not None:
         # Replaces the host's backbone, which has frozen parameters, changed norms and random weights.
         model.set_submodule(spec.timm_backbone, timm_backbone)
-    norms = unfreeze_backbone(conv_encoder(model), frozen_norms=has_loaded_backbone(config))
+        model.model.input_projection = for_width(model.model.input_projection, widths[0])
+    unfreeze_backbone(conv_encoder(model))
     spec.initialize(model)
-    return assemble(SingleLevelDETR(spec, model, classes, strides), config, norms)
+    return assemble(SingleLevelDETR(spec, model, classes, strides), config)
 
 
 def flatten(level: Tensor) -> Tensor:

@@ -1,19 +1,25 @@
-"""The typed recipe of a run. YAML, command-line flags and the reference are generated from it; unknown keys are errors.
+"""The fields of a recipe. YAML, command-line flags and the reference are generated from them; unknown keys are errors.
 
-Imports neither torch nor a detector, so that `detdistill --help` stays quick. Every default of a run is a field here;
-the defaults of a method are fields of that method's `Config` (detdistill.methods).
+Every default of a run is a field here; the defaults of a method are fields of that method's `Config`
+(detdistill.methods).
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from detdistill.errors import UserError, nearest
+from detdistill.errors import UserError
 
 
 class Part(BaseModel):
@@ -86,6 +92,16 @@ class ModelConfig(Part):
         description="standard deviation of the pixels, 0 to 1, per channel, that an image is divided by; none: of the "
         "backbone's pretrained configuration",
     )
+    freeze_norms: bool | None = Field(
+        None,
+        description="keep the batch norms of the backbone as they are; none: if the head is a DETR or AdaMixer and the "
+        "backbone starts from loaded weights",
+    )
+    freeze_stages: Annotated[int, Field(ge=0, le=4)] | None = Field(
+        None,
+        description="number of the backbone's first stages that do not train; stage 1 is everything up to stride 4, "
+        "stage 2 up to stride 8; none: 0",
+    )
     rois: int = Field(
         512, ge=1, description="proposals per image that the second stage is trained on (two-stage heads)"
     )
@@ -109,13 +125,22 @@ class SplitPaths(Part):
 class DataConfig(Part):
     """The images, and how they are prepared for the detector."""
 
-    path: str = Field("", description="folder in COCO, Pascal VOC or YOLO layout, or shapes:N for built-in images")
+    path: str = Field(
+        "",
+        description="folder or file in COCO, Pascal VOC, YOLO, LabelMe or CVAT layout, or shapes:N for built-in images",
+    )
     train: SplitPaths | None = None
     val: SplitPaths | None = None
     test: SplitPaths | None = None
     train_split: str | None = Field(None, description="name of the split to train on; none: train")
     eval_split: str | None = Field(
         None, description="name of the split to evaluate on; none: test if it exists, else val"
+    )
+    val_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as val; none: 0.1 if the data has no splits"
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, le=1, description="share of the images to hold out as test; none: 0.2 if the data has no splits"
     )
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         640, description="images are scaled to fit into a square of this side, or into (height, width)"
@@ -125,6 +150,20 @@ class DataConfig(Part):
         (1.0, 1.0), description="range of random scaling in training; 1,1: no scaling"
     )
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue in training")
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="probability of a mosaic in training: parts of four images around a random point"
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=1, description="probability that a second image is blended in, in training, with its boxes"
+    )
+    close_mosaic: float = Field(
+        0.15, ge=0, le=1, description="share of the epochs, at the end of the run, without mosaic and mixup"
+    )
+    multiscale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0),
+        description="range of a random factor of image_size in training, one per step, in multiples of 32 pixels; "
+        "1,1: one size",
+    )
     on_bad_record: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image or annotation that can't be read"
     )
@@ -136,7 +175,8 @@ class TeacherConfig(Part):
     path: str = Field(
         "",
         description="a run folder, torchvision:NAME, torchvision:NAME=FILE, hf:NAME or hf:FOLDER (transformers), "
-        "HEAD:BACKBONE=FILE with a state dict of your own, or a ViT for its features: timm:NAME, timm:NAME=FILE",
+        "HEAD:BACKBONE=FILE with weights of your own (FILE#ema: their moving average), or a ViT for its features: "
+        "timm:NAME, timm:NAME=FILE",
     )
     model: ModelConfig = Field(
         ModelConfig(), description="architecture of HEAD:BACKBONE=FILE; a run folder stores its own architecture"
@@ -156,6 +196,17 @@ class TeacherConfig(Part):
     allow_weak: bool = Field(False, description="continue with a teacher whose AP is below the floor")
 
 
+EMA_DECAY = 0.9998  # with `--ema` alone; from about 45,000 steps on, since a shorter average is used before
+
+
+def _decay(value: Any) -> Any:
+    """The decay of `on` and `off`, as text or as YAML reads them; other values stay."""
+    word = value.lower() if isinstance(value, str) else value
+    if word in ("on", "true") or word is True:
+        return EMA_DECAY
+    return None if word in ("off", "false") or word is False else value
+
+
 class TrainConfig(Part):
     """Schedule and optimizer."""
 
@@ -163,7 +214,17 @@ class TrainConfig(Part):
     seed: int = Field(
         0, ge=0, description="random seed of the initial weights, the order of the images and their augmentation"
     )
-    batch_size: int = Field(8, ge=1, description="images per step, over all processes")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8, description="images per step, over all processes; auto: as many as fit into the memory of the GPU"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches per step: batch_size is split into as many, one in memory at a time"
+    )
+    accumulate_exact: bool = Field(
+        True,
+        description="count objects over all micro-batches, as the large batch does, at the cost of a further forward "
+        "pass; false: each micro-batch by itself",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     lr: float = Field(0.001, gt=0, description="peak learning rate")
     backbone_lr_factor: float = Field(
@@ -179,7 +240,13 @@ class TrainConfig(Part):
         (0.67, 0.92), description="fractions of the run at which schedule `step` divides the rate by 10"
     )
     clip_norm: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; none: off")
+    ema: Annotated[float | None, BeforeValidator(_decay)] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"decay of the moving average of the weights; on: {EMA_DECAY}; none: off",
+        json_schema_extra={"alone": "on"},
+    )
     balance_every: int = Field(
         10, ge=1, description="steps between two measurements of gradients, for methods with a `balance`"
     )
@@ -187,7 +254,10 @@ class TrainConfig(Part):
         "fp32", description="precision of the forward pass; fp16 needs a GPU"
     )
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:1, mps")
-    workers: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="processes that read images; 0: the training process reads them; auto: as this machine needs",
+    )
     max_steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the learning-rate schedule still spans all epochs"
     )
@@ -196,6 +266,16 @@ class TrainConfig(Part):
         False, description="log the norm of every term's gradient at the neck, and its share of their sum"
     )
     checkpoint_every: int | None = Field(None, ge=1, description="steps between two checkpoints; none: every epoch")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="where the log and the metrics are also shown: tensorboard, wandb, mlflow"
+    )
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number. Raises UserError if it is still `auto`."""
+        if self.batch_size == "auto":
+            raise UserError("--batch-size auto: only `train` and `distill` can choose it; give a number")
+        return self.batch_size
 
 
 class Recipe(Part):
@@ -208,147 +288,3 @@ class Recipe(Part):
         default_factory=dict, description="method name to its options; empty: plain training"
     )
     train: TrainConfig = TrainConfig()
-
-
-Overrides = Annotated[Mapping[str, Any], "nested mapping that replaces fields of a recipe"]
-
-
-def merge(base: Mapping[str, Any], over: Overrides) -> dict[str, Any]:
-    """`base` with the values of `over`, mapping by mapping. Neither is changed."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.lr": 1} as {"train": {"lr": 1}}; dashes in names become underscores."""
-    tree: dict[str, Any] = {}
-    for name, value in dotted.items():
-        *parents, leaf = name.replace("-", "_").split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
-def packaged() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(str(files("detdistill"))).glob("recipes/*.yaml"))}
-
-
-def load(
-    source: str | None, over: Overrides | None = None, methods: Collection[str] | None = None, *, origin: str = "recipe"
-) -> Recipe:
-    """The recipe of a file, a run folder or a packaged name (None: the defaults), with the values of `over`.
-
-    methods: if given, exactly these methods stay, each with the options that the file and `over` set. origin: name of
-    `over` in messages. Raises UserError that names the file or flag, the field and the remedy.
-    """
-    content: dict[str, Any] = {}
-    if source is not None:
-        path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-        if not path.exists() and Path(source).is_dir() and source not in packaged():
-            raise UserError(f"--recipe {source}: the folder has no recipe.yaml; give a run folder or a file")
-        if not path.exists() and source not in packaged():
-            hint = nearest(source, packaged())
-            raise UserError(f"--recipe {source}: neither a file nor one of {', '.join(packaged())}{hint}")
-        path = path if path.exists() else packaged()[source]
-        content = read_yaml(path)
-        parse(content, str(path))  # without `over` first, so that the message names the file if the file is wrong
-    merged = merge(content, over or {})
-    if methods is not None:
-        options = merged.get("methods") or {}
-        merged["methods"] = {name: options.get(name, {}) for name in methods}
-    return parse(merged, origin)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # a list or a mapping, which the base class refuses
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is repeated; keep one")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe file. Raises UserError if it can't be read."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"{path}: can't read the recipe ({error.strerror}); see `detdistill list recipes`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid YAML: {yaml_problem(error)}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
-    return content
-
-
-def yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """The error in one line, with the number of the line in the file if it is known."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"the file is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
-
-
-def parse(content: Mapping[str, Any], source: str) -> Recipe:
-    """The validated recipe. Raises UserError with the field and the remedy. source: name of the file or flag in
-    messages.
-    """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
-
-
-REMEDIES = {
-    "model_type": "write its fields as a mapping, `name: value`",
-    "dict_type": "write a mapping, `name: value`, or {} if it is empty",
-    "tuple_type": "write a list, such as [8, 16, 32]",
-}
-"""What to write instead, by the type of pydantic's error, where pydantic's own words are those of Python."""
-
-
-def _explain(error: ValidationError) -> str:
-    """The first error in words. An unknown field comes first: a typo also leaves the intended field missing."""
-    errors = error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    place = [str(part) for part in first["loc"]]
-    parts = _parts(place)
-    if first["type"] == "extra_forbidden":
-        known = list(parts[-1].model_fields)
-        return f"unknown field {'.'.join(place)!r}{nearest(place[-1], known)} (known here: {', '.join(known)})"
-    # Names that pydantic adds for the alternatives of a type (`int`, `tuple`, 0) are left out.
-    fields = [name for name, part in zip(place, parts, strict=True) if part is not None or place[0] == "methods"]
-    field = ".".join(fields)
-    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
-        return f"field {field!r} is {first['input']!r}: it has too few values"
-    if first["type"] == "missing":
-        return f"field {field!r} is missing"
-    if first["type"] in REMEDIES:
-        return f"field {field!r} is {first['input']!r}: {REMEDIES[first['type']]}"
-    if field == "data.image_size":  # pydantic names only one of the two forms
-        return f"field 'data.image_size' is {first['input']!r}: give a side in pixels, or HEIGHT,WIDTH, each 1 or more"
-    return f"field {field!r} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-
-
-def _parts(place: Sequence[str]) -> list[Any]:
-    """For each name of a path, the part of the recipe that it is a field of, or None."""
-    parts: list[Any] = [Recipe]
-    for name in place[:-1]:
-        field = getattr(parts[-1], "model_fields", {}).get(name)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        parts.append(next((kind for kind in kinds if hasattr(kind, "model_fields")), None))
-    return parts

@@ -1,6 +1,7 @@
 """Recipes: how mappings are merged, and what a wrong recipe is refused with. `tests/cli/test_flags.py` tests flags."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,74 @@ def test_an_unknown_recipe_is_refused_with_a_similar_name() -> None:
         load("demo-teachr")
 
 
+def test_a_later_recipe_replaces_the_fields_of_an_earlier_one(tmp_path: Path) -> None:
+    demo, strong = load("demo"), load("strong")
+    both = load("demo, strong")
+    assert both.model == demo.model
+    assert both.train == demo.train.model_copy(update={"ema": strong.train.ema})
+    assert both.data.path == demo.data.path
+    assert (both.data.mosaic, both.data.multiscale) == (strong.data.mosaic, strong.data.multiscale)
+    assert both.data.mosaic > 0 and both.data.multiscale != (1, 1)
+    file = tmp_path / "a,b.yaml"  # a name with a comma
+    file.write_text("train: {epochs: 7}")
+    assert load(str(file)).train.epochs == 7
+    with pytest.raises(UserError, match=r"--recipe strng: neither a file nor one of .*did you mean 'strong'"):
+        load("demo,strng")
+
+
+@pytest.mark.parametrize(
+    ("source", "train", "end"),
+    [
+        (None, {"batch_size": "16"}, "rate 0.001 is meant for batches of 8 images and .* to 16 would give --lr 0.002"),
+        ("demo", {"batch_size": 4}, "rate 0.002 is meant for batches of 8 images and .* to 4 would give --lr 0.001"),
+        (None, {"batch_size": "auto"}, "rate 0.001 .* would multiply it by the batch size / 8"),
+        (None, {"batch_size": 16, "lr": 0.001}, None),
+        (None, {"batch_size": 8}, None),
+        ("demo", {"lr": 0.1}, None),
+    ],
+)
+def test_a_batch_size_without_a_learning_rate_is_noted(source: str | None, train: dict, end: str | None) -> None:
+    said: list[str] = []
+    recipe = load(source, {"train": train}, say=said.append)
+    assert str(recipe.train.lr) == str(train.get("lr", load(source).train.lr))  # the rate itself stays
+    assert len(said) == (end is not None)
+    if end is not None:
+        assert re.search(f"note: the learning {end}", said[0]), said[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "ema"), [("on", 0.9998), (True, 0.9998), ("off", None), (False, None), (None, None), ("0.99", 0.99)]
+)
+def test_the_moving_average_can_be_turned_on_by_a_word(value: Any, ema: float | None) -> None:
+    assert load(None, {"train": {"ema": value}}).train.ema == ema
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"ema": "yes"}, "'train.ema' is 'yes': give a decay between 0 and 1, such as 0.999, or on"),
+        ({"ema": 1.5}, "'train.ema' is 1.5: give a decay"),
+        ({"batch_size": "all"}, "'train.batch_size' is 'all': give a number of images, 1 or more, or auto"),
+        ({"workers": -1}, "'train.workers' is -1: give a number, 0 or more, or auto"),
+        ({"trackers": ["tensorbord"]}, "'tensorboard', 'wandb' or 'mlflow'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_the_field_may_be(train: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(None, {"train": train})
+
+
+def test_an_automatic_batch_size_is_no_number_yet() -> None:
+    train = load(None, {"train": {"batch_size": "auto"}}).train
+    with pytest.raises(UserError, match="--batch-size auto: only `train` and `distill` can choose it"):
+        _ = train.images_per_step
+
+
 def test_packaged_recipes_are_valid_short_and_begin_with_a_description() -> None:
     assert {"demo", "demo-teacher"} <= packaged().keys()
     for name, path in packaged().items():
         recipe = load(name)
-        assert recipe.model.name, name
+        assert recipe.model.name or name == "strong", name  # `strong` is laid over another recipe
         assert path.read_text().startswith("# "), name
         assert len(path.read_text().splitlines()) <= 60, name
         assert parse(recipe.model_dump(mode="json"), name) == recipe

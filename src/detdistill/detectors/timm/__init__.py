@@ -1,0 +1,1 @@
+"""Backbones of timm: examined, built for images of any size, and loaded with weights."""

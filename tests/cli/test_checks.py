@@ -1,0 +1,61 @@
+"""`inspect` and `doctor` on the command line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from detdistill.inspection import machine
+from detdistill.inspection.check import Check
+from tests.run.recipes import read_json
+
+from .commands import detdistill
+
+
+def test_a_data_set_is_inspected(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert detdistill(f"inspect shapes:8 --image-size 64 --model.strides 4,8 --json {tmp_path}/numbers.json") == 0
+    assert "findings" in capsys.readouterr().out
+    assert read_json(tmp_path / "numbers.json")["boxes"]["strides"] == [4, 8]
+
+
+def test_a_recipe_gives_data_and_model(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("data: {path: 'shapes:8', image_size: 64}\nmodel: {strides: [16]}\n")
+    assert detdistill(f"inspect --recipe {tmp_path}/recipe.yaml --json {tmp_path}/numbers.json") == 0
+    assert read_json(tmp_path / "numbers.json")["boxes"]["strides"] == [16]
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("inspect", ["no data set"]),
+        ("inspect nowhere", ["nowhere", "no such folder"]),
+        ("inspect shapes:8 --data shapes:8", ["given twice"]),
+        ("inspect shapes:8 --data.train-split tarin", ["'tarin'", "'train'"]),
+        ("inspect shapes:8 --json .", ["--json .", "name a file"]),
+        ("doctor --json .", ["--json .", "name a file"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    command: str, parts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert detdistill(command) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert [part for part in parts if part not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("state", "code"), [("warning", 0), ("problem", 1)])
+def test_the_exit_code_says_whether_training_can_work(
+    state: str, code: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check() -> Iterator[Check]:
+        yield Check("disk", state, "it is full", "free some space")
+
+    monkeypatch.setattr(machine, "CHECKS", {"disk": check})
+    assert detdistill(f"doctor --json {tmp_path}/checks.json") == code
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [state, "disk", "it", "is", "full"]
+    assert lines[1].strip() == "remedy: free some space"
+    assert read_json(tmp_path / "checks.json")["checks"][0]["state"] == state

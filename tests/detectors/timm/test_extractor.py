@@ -1,0 +1,147 @@
+"""What timm models need, found out without weights, and the module that gives it to them."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from detdistill.detectors.timm import extractor
+from detdistill.detectors.timm.extractor import Extractor, Fitted, UnfitError, count_parameters, examine
+
+
+class Cells(nn.Module):
+    """Stands for a feature extractor with maps of strides 2 and 4: the mean of each cell. It keeps its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        model = timm.create_model("test_resnet", features_only=True, out_indices=(0, 1), pretrained=False)
+        self.feature_info = model.feature_info
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.images = images
+        return [nn.functional.avg_pool2d(images, 2), nn.functional.avg_pool2d(images, 4)]
+
+
+def needs(**changes: object) -> Extractor:
+    fields = {"name": "x", "options": {}, "maps": {2: 0, 4: 1}, "widths": {2: 3, 4: 3}, "is_plain": False}
+    fields |= {"channels_last": False, "unit": 32, "cell": 1, "patch": 1, "parameters": 0, "device": "meta"}
+    return Extractor(**fields | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "remark"),
+    [
+        ("resnet18", (2, 4, 8, 16, 32), ""),
+        ("vgg11", (1, 2, 4, 8, 16, 32), ""),
+        ("convnext_atto", (4, 8, 16, 32), ""),
+        ("shvit_s1", (16, 32, 64), ""),
+        ("mobilevitv2_050", (2, 4, 8, 16, 32), "images padded to multiples of 64"),
+        ("maxvit_pico_rw_256", (2, 4, 8, 16, 32), "images padded to multiples of 256"),
+        ("mambaout_femto", (4, 8, 16, 32), "axes of its maps permuted"),
+        ("vit_tiny_patch16_224", (4, 8, 16, 32), "simple pyramid on its last map"),
+        ("xcit_nano_12_p8_224", (4, 8, 16, 32), "simple pyramid on its last map"),
+        ("vit_tiny_r_s16_p8_224", (8, 16, 32), "simple pyramid on its last map"),
+        ("eva02_tiny_patch14_224", (4, 8, 16, 32), "simple pyramid on its last map, images resized by 14/16"),
+    ],
+)
+def test_needs_are_found_by_running_a_model(name: str, strides: tuple[int, ...], remark: str) -> None:
+    found = examine(name)
+    assert (found.strides, found.remark()) == (strides, remark)
+
+
+def test_a_map_without_the_size_that_its_stride_says_is_left_out() -> None:
+    assert examine("nasnetalarge").strides == (4, 8, 16, 32)  # its map of stride 2 lacks a row and a column
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("efficientformerv2_s0", "accepts images of one size only"),
+        ("visformer_tiny", "accepts images of one size only"),
+        ("inception_v3", "the sizes of its maps are no fractions of an image"),
+        ("crossvit_9_240", "accepts images of one size only"),  # its maps have strides 12 and 17
+    ],
+)
+def test_a_model_that_cannot_serve_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(UnfitError, match=f"^{reason}$"):
+        examine(name)
+
+
+def test_the_deepest_map_of_a_stride_is_used() -> None:
+    blocks = len(timm.create_model("vit_tiny_patch16_224", pretrained=False).blocks)
+    assert dict(examine("vit_tiny_patch16_224").maps) == {16: blocks - 1}
+
+
+def test_parameters_are_those_of_the_model_below_its_deepest_map() -> None:
+    model = timm.create_model("mobilenetv2_035", pretrained=False, features_only=True)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters("mobilenetv2_035") == examine("mobilenetv2_035").parameters == expected
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_examining_changes_no_random_number(device: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert extractor._examine("vit_tiny_patch16_224", device).device == device
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_model_of_your_own_whose_code_needs_numbers_is_examined_on_the_cpu() -> None:
+    rates = []
+
+    def own_backbone(pretrained: bool = False, **options: object) -> nn.Module:
+        rates.append([rate.item() for rate in torch.linspace(0, 0.1, 4)])  # impossible on the meta device
+        return timm.create_model("test_resnet", pretrained=pretrained, **options)
+
+    own_backbone.__module__ = "timm.models.resnet"
+    timm.models.register_model(own_backbone)
+    with pytest.raises(UnfitError, match="timm can't extract feature maps from it"):
+        examine("own_backbone", quick=True)
+    found = examine("own_backbone")
+    assert (found.device, found.strides) == ("cpu", (2, 4, 8, 16, 32))
+    with found.dry():
+        assert len(found.create((8, 16))(torch.zeros(1, 3, 64, 64))) == 2
+
+
+def test_images_are_padded_and_maps_are_cut() -> None:
+    body = Cells()
+    fitted = Fitted(body, (2, 4), needs(unit=8))
+    images = torch.rand(2, 3, 10, 6)
+    fine, coarse = fitted(images)
+    assert body.images.shape == (2, 3, 16, 8)
+    assert torch.equal(body.images[..., :10, :6], images)
+    assert body.images[..., 10:, :].count_nonzero() == body.images[..., 6:].count_nonzero() == 0
+    assert fine.shape == (2, 3, 5, 3)
+    assert coarse.shape == (2, 3, 3, 2)
+    assert torch.equal(fine, nn.functional.avg_pool2d(images, 2))
+
+
+def test_images_of_the_right_size_enter_as_they_are() -> None:
+    body = Cells()
+    images = torch.rand(1, 3, 16, 24)
+    levels = Fitted(body, (2, 4), needs(unit=8))(images)
+    assert torch.equal(body.images, images)
+    assert all(torch.equal(a, b) for a, b in zip(levels, body(images), strict=True))
+
+
+def test_a_cell_becomes_a_patch_and_gives_one_cell_of_the_map() -> None:
+    body = Cells()
+    columns = torch.arange(16.0).expand(1, 3, 8, 16)
+    # A patch has 4 pixels, and a cell of the detector 8: the image is halved, and strides 2 and 4 become 4 and 8.
+    fine, coarse = Fitted(body, (4, 8), needs(unit=8, cell=8, patch=4))(columns)
+    assert body.images.shape == (1, 3, 4, 8)
+    assert fine.shape == (1, 3, 2, 4)
+    assert coarse.shape == (1, 3, 1, 2)
+    assert coarse[0, 0, 0].tolist() == pytest.approx([3.5, 11.5], abs=0.3)  # means of columns 0-7, 8-15
+
+
+def test_axes_are_permuted() -> None:
+    class Last(Cells):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [level.permute(0, 2, 3, 1) for level in super().forward(images)]
+
+    images = torch.rand(1, 3, 8, 16)
+    levels = Fitted(Last(), (2, 4), needs(channels_last=True))(images)
+    assert all(torch.equal(a, b) for a, b in zip(levels, Cells()(images), strict=True))
+    assert all(level.is_contiguous() for level in levels)
