@@ -106,7 +106,9 @@ def test_separable_students_and_teachers_train_with_plain_ones(head: str):
     plain, separable = trained(head), tiny(head, depthwise=True, neck="pafpn")
     learn(separable, None, [], EXAMPLE, steps=15, lr=1e-3)
     for student, teacher in ((separable, plain), (plain, separable)):
-        for method in build({"pkd": {}, "crosskd": {}}, student.info, teacher.info):
+        # With the published weights, the gradients of the labels of a RetinaNet are much larger than those of CrossKD.
+        weights = {"weight_class": 50.0, "weight_box": 50.0} if head == "retinanet" else {}
+        for method in build({"pkd": {}, "crosskd": weights}, student.info, teacher.info):
             check_pair(student, teacher, [method], EXAMPLE, steps=2 * STEPS)
 
 
