@@ -88,7 +88,7 @@ def test_the_info_of_the_second_stage_agrees_with_the_detector():
     assert detector.info.proposals.strides == (4, 8, 16, 32)  # only the RPN reads the fifth level
     assert detector.info.proposals.code == (10.0, 10.0, 5.0, 5.0)
     batch, _ = scene()
-    levels, _ = detector._pyramid(batch)
+    levels, _, _ = detector._pyramid(batch)
     assert tuple(detector.roi_head.pooled_strides(levels).values()) == detector.info.proposals.strides
     assert tiny("fcos").info.proposals is None
 
