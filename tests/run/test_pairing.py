@@ -5,12 +5,13 @@ from dataclasses import fields
 import pytest
 
 from detdistill.cli import flags
+from detdistill.detectors.build import build
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.presets import PRESETS
-from detdistill.recipe import load
-from detdistill.run.pairing import check_methods, configure, resolve, schedules, served
+from detdistill.recipe import ModelConfig, load
+from detdistill.run.pairing import build_methods, check_methods, configure, resolve, schedules, served
 from tests.detectors.builders import tiny
 
 SCHEDULE_OPTIONS = {item.name for item in fields(Schedule)}
@@ -50,6 +51,17 @@ def test_user_options_replace_presets_and_presets_replace_defaults() -> None:
     with_options = resolve({"crosskd": {"weight_box": 2, "student_depth": "none"}}, gfl, gfl)["crosskd"]
     assert (with_options["weight_box"], with_options["student_depth"]) == (2.0, None)
     assert resolve(published, gfl, gfl) == published  # a resolved recipe stays as it is
+
+
+def test_a_teacher_with_the_default_model_serves_the_small_recipe() -> None:
+    student, teacher = (
+        build(model.model_copy(update={"backbone_weights": "none"}), ("disc", "square"))
+        for model in (load("small").model, ModelConfig(name="gfl:mobilenetv2_035"))
+    )
+    # The towers of the teacher are deeper, so the recipe's text sets the depth of the student.
+    options = {"pkd": {}, "mimicking": {}, "ld": {}, "fgd": {}, "crosskd": {"student_depth": -1}}
+    resolved = resolve(options, student.info, teacher.info)
+    assert [method.name for method in build_methods(resolved, student.info, teacher.info)] == list(options)
 
 
 @pytest.mark.parametrize(
