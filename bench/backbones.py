@@ -3,8 +3,9 @@
     python bench/backbones.py [--json FILE] [--markdown FILE] [--backbone NAME ...]
 
 For each backbone, the plain timm model with random weights is saved to a file. A GFL is built on the backbone with
-these weights, the tensors are compared with the file, and two steps train it on two built-in images of 96 x 128. An
-RT-DETR on the backbone is exported to transformers, loaded there alone and compared. Nothing is downloaded.
+these weights, the tensors are compared with the file, two steps train it on two built-in images of 96 x 128, and it
+detects on larger ones. An RT-DETR on the backbone is exported to transformers, loaded there alone and compared. Nothing
+is downloaded.
 With --json, finished backbones are not run again, so that the script can be stopped and continued.
 The exit code is 1 if a backbone failed: it was neither refused with a reason, nor did it build, load and train.
 """
@@ -31,10 +32,20 @@ from detdistill.exporting.transformers import export
 from detdistill.recipe import ModelConfig
 from detdistill.run.backbones import describe, normalization
 from detdistill.testing import learn, scene
+from detdistill.types import Need
 
 CLASSES = ("disc", "square", "star")
-REFUSED = ("efficientformer_l1", "efficientformerv2_s0", "coat_tiny", "hiera_tiny_224", "levit_128s", "inception_v3")
+REFUSED = (
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "coat_tiny",
+    "hiera_tiny_224",
+    "levit_128s",
+    "mvitv2_tiny",
+    "inception_v3",
+)
 SIZE = (96, 128)  # of the images in training
+LARGE_SIZE = (288, 416)  # larger than most transformers of timm were designed for
 EXPORT_SIZE = (256, 256)  # a multiple of everything that a backbone needs
 STEPS = 2
 LEVELS = 3  # of the detectors' pyramids: the first of the recipe's default strides that the backbone has
@@ -90,15 +101,23 @@ def digest(tensor: Tensor) -> bytes:
 
 
 def train(detector: Any) -> str:
-    """Two steps on the built-in images. `yes` if all losses are finite and the parameters of the backbone changed."""
+    """Two steps on the built-in images, and the predictions on larger ones.
+
+    `yes` if all losses and predictions are finite and the parameters of the backbone changed.
+    """
     backbone = detector.backbone_parameters()
     before = [parameter.detach().clone() for parameter in backbone]
     try:
         rows = learn(detector, None, [], scene(len(CLASSES), SIZE), STEPS)
+        with torch.no_grad():
+            batch, _ = scene(len(CLASSES), LARGE_SIZE)
+            logits = detector.eval().observe(batch, need=Need(predictions=True)).stages[-1].logits
     except Exception as error:  # whatever fails is the result
         return reason(error)
     if not all(torch.tensor(value).isfinite() for row in rows for value in row.values()):
         return "a loss is not finite"
+    if not logits.isfinite().all():
+        return "a prediction is not finite"
     changed = sum(not torch.equal(old, new) for old, new in zip(before, backbone, strict=True))
     unused = sum(parameter.grad is None for parameter in backbone)
     if changed + unused < 0.9 * len(backbone):

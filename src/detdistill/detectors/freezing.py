@@ -16,7 +16,7 @@ from torch import nn
 
 from detdistill.detectors.backbone import batch_norms
 from detdistill.detectors.registry import DETECTORS, Group
-from detdistill.detectors.timm.extractor import examine
+from detdistill.detectors.timm.examine import examine
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Detector

@@ -9,7 +9,7 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics, pixel_statistics
 from detdistill.detectors.timm.backbone import build_backbone
-from detdistill.detectors.timm.extractor import UnfitError, examine
+from detdistill.detectors.timm.examine import UnfitError, examine
 from detdistill.errors import UserError, nearest
 from detdistill.evaluation.speed import count_operations
 from detdistill.recipe import ModelConfig

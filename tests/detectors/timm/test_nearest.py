@@ -2,7 +2,7 @@
 
 import timm
 
-from detdistill.detectors.timm.extractor import examine
+from detdistill.detectors.timm.examine import examine
 from detdistill.detectors.timm.nearest import alternative, nearest_backbone
 
 STRIDES = (8, 16, 32)
@@ -33,13 +33,13 @@ def test_among_relatives_the_size_decides(monkeypatch) -> None:
     monkeypatch.setattr(nearest + "_family", lambda name: family)
     monkeypatch.setattr(nearest + "_parameters", sizes.__getitem__)
     monkeypatch.setattr(nearest + "_has_weights", lambda name: True)
-    monkeypatch.setattr(nearest + "_serves", lambda name, strides: name.startswith("new"))
+    monkeypatch.setattr(nearest + "_serves", lambda name, strides, quick=True: name.startswith("new"))
     assert nearest_backbone("old_one", STRIDES) == "new_medium"
-    monkeypatch.setattr(nearest + "_serves", lambda name, strides: name in ("new_large", "new_small"))
+    monkeypatch.setattr(nearest + "_serves", lambda name, strides, quick=True: name in ("new_large", "new_small"))
     assert nearest_backbone("old_one", STRIDES) == "new_large"  # 9 times as large; the other is 10 times as small
     assert alternative("old_one", STRIDES) == ", such as 'new_large'"
 
 
 def test_without_any_that_serves_none_is_named(monkeypatch) -> None:
-    monkeypatch.setattr("detdistill.detectors.timm.nearest._serves", lambda name, strides: False)
+    monkeypatch.setattr("detdistill.detectors.timm.nearest._serves", lambda name, strides, quick=True: False)
     assert alternative("resnet18", STRIDES) == ""

@@ -3,7 +3,7 @@
 import timm
 from torch import nn
 
-from detdistill.detectors.timm.extractor import UnfitError, examine
+from detdistill.detectors.timm.examine import UnfitError, examine
 from detdistill.detectors.timm.nearest import alternative
 from detdistill.detectors.timm.simple_pyramid import SimplePyramid
 from detdistill.detectors.timm.weights import load_backbone

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 
 import timm
 
-from detdistill.detectors.timm.extractor import UnfitError, count_parameters, examine
+from detdistill.detectors.timm.examine import UnfitError, count_parameters, examine
 
 TRIES = 8  # models that are examined in each search; each takes a fraction of a second
 TRIES_OF_A_KIND = 2  # of them, those whose names begin with the same word: mostly they fail for the same reason
@@ -37,13 +37,13 @@ def nearest_backbone(name: str, strides: Sequence[int]) -> str | None:
     return None if first is None else _of_similar_size(name, first, strides)
 
 
-def _of_similar_size(name: str, candidate: str, strides: Sequence[int]) -> str:
+def _of_similar_size(name: str, candidate: str, strides: Sequence[int]) -> str | None:
     """Of the candidate and its relatives that serve, the one with a number of parameters most similar to `name`."""
     relatives = [other for other in _family(candidate) if _kind(other) == _kind(candidate)]
-    relatives = _by_similarity(name, relatives)[:RELATIVES]
+    relatives = list(dict.fromkeys([candidate, *_by_similarity(name, relatives)[:RELATIVES]]))
     size = _parameters(name)
     relatives.sort(key=lambda other: abs(math.log(_parameters(other) / size)))
-    return next((other for other in relatives if _serves(other, strides)), candidate)
+    return next((other for other in relatives if _serves(other, strides, quick=False)), None)
 
 
 def _by_similarity(name: str, names: Iterable[str]) -> list[str]:
@@ -68,9 +68,9 @@ def _varied(names: Iterable[str]) -> list[str]:
     return chosen[:TRIES]
 
 
-def _serves(name: str, strides: Sequence[int]) -> bool:
+def _serves(name: str, strides: Sequence[int], quick: bool = True) -> bool:
     try:
-        return min(strides) in examine(name, quick=True).strides
+        return min(strides) in examine(name, quick).strides
     except UnfitError:
         return False
 

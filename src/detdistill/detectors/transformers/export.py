@@ -16,7 +16,8 @@ from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
 from detdistill.detectors.statistics import UNCHANGED, PixelStatistics
-from detdistill.detectors.timm.extractor import Fitted, examine
+from detdistill.detectors.timm.examine import examine
+from detdistill.detectors.timm.extractor import Fitted
 from detdistill.detectors.timm.simple_pyramid import SimplePyramid
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError
