@@ -1,7 +1,9 @@
-"""Errors caused by the user's input, in contrast to defects of the package."""
+"""Errors caused by the user's input, in contrast to defects of the package, and words for messages."""
 
 import difflib
 from collections.abc import Iterable
+
+NAMED = 5  # names in a message before "and N more"
 
 
 class UserError(Exception):
@@ -17,3 +19,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     # Swapped characters are the most likely mistake.
     matches.sort(key=lambda match: sorted(match) != sorted(word))
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """The count with its noun, such as `1 image`, `3 images` or `2 boxes`.
+
+    many: the plural, if it is not the noun with `s`, or with `es` after s and x.
+    """
+    regular = f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{count} {noun if count == 1 else many or regular}"
+
+
+def some(names: Iterable[str], most: int = NAMED) -> str:
+    """The first names, and the number of the others: `a.jpg, b.jpg and 3 more`."""
+    listed = list(names)
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.inspection.findings import Finding, plural, share, verdict, worst_first
+from detdistill.inspection.findings import Finding, share, verdict, worst_first
 
 
 def test_problems_come_before_larger_warnings() -> None:
@@ -32,11 +32,3 @@ def test_problems_come_before_larger_warnings() -> None:
 )
 def test_a_share_is_short_and_never_hides_a_part(part: int, total: int, text: str) -> None:
     assert share(part, total) == text
-
-
-def test_the_plural_depends_on_the_count() -> None:
-    assert [plural(1, "box", "boxes"), plural(2, "box", "boxes"), plural(0, "image")] == [
-        "1 box",
-        "2 boxes",
-        "0 images",
-    ]

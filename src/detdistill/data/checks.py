@@ -6,9 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
-from detdistill.data.faults import NAMED, Faults, names_of, plural
+from detdistill.data.faults import Faults, names_of
 from detdistill.data.records import Contents, Record
 from detdistill.data.roles import role
+from detdistill.errors import plural, some
 
 Splits = Mapping[str, Sequence[Record]]
 
@@ -36,11 +37,11 @@ def class_notes(contents: Contents, splits: Splits) -> list[str]:
     ]
     notes = []
     if empty:
-        notes.append(f"{plural(len(empty), 'class')} without objects: {_listed(empty)}")
+        notes.append(f"{plural(len(empty), 'class')} without objects: {some(empty)}")
     if crowds:
         notes.append(
             f"{plural(len(crowds), 'class')} whose objects are all crowds or difficult, so neither learned nor "
-            f"measured: {_listed(crowds)}"
+            f"measured: {some(crowds)}"
         )
     return notes
 
@@ -74,9 +75,3 @@ def _without_repetitions(record: Record, faults: Faults) -> Record:
     kept = np.sort(first)
     names = ("corners", "class_indices", "crowds", "areas")
     return replace(record, **{name: getattr(record, name)[kept] for name in names})
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

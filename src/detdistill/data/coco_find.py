@@ -3,11 +3,11 @@
 import mmap
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from detdistill.errors import UserError
+from detdistill.errors import UserError, some
 from detdistill.text import read_text
 
 ROBOFLOW = "_annotations.coco.json"
@@ -86,13 +86,13 @@ def find(root: Path) -> dict[str, Source]:
         return {}
     own = [candidate.path.name for candidate in candidates if candidate.path.name.startswith(OBJECTS)]
     if own and not all(candidate.is_usual for candidate in candidates):
-        files = _listed(candidate.path for candidate in candidates if not candidate.is_usual)
+        files = some(candidate.path.name for candidate in candidates if not candidate.is_usual)
         notes.append(f"not read: {files}, because {own[0]} has COCO's own name; name all files of objects like it")
         candidates = [candidate for candidate in candidates if candidate.is_usual]
     named = [candidate for candidate in candidates if candidate.split is not None]
     unnamed = [candidate for candidate in candidates if candidate.split is None]
     if named and unnamed:
-        files = _listed(candidate.path for candidate in unnamed)
+        files = some(candidate.path.name for candidate in unnamed)
         notes.append(f"not read: {files}, whose name says neither train, val nor test")
     if not named and len(unnamed) == 1:
         named = [replace(unnamed[0], split=PILE)]
@@ -104,7 +104,7 @@ def find(root: Path) -> dict[str, Source]:
         chosen, yielding = _choose([candidate for candidate in named if candidate.split == split])
         sources[split] = chosen.source
         if yielding:
-            files = _listed(candidate.path for candidate in yielding)
+            files = some(candidate.path.name for candidate in yielding)
             notes.append(f"not read: {files}, because {chosen.path.name} has the split {split!r}")
     if sources and notes:
         first = next(iter(sources))
@@ -180,7 +180,8 @@ def _in_annotations(root: Path) -> tuple[list[Candidate], list[str]]:
             candidates.append(Candidate(Source(path, folders, others), split, is_usual))
         else:
             unread.append(path)
-    notes = [f"not read: {_listed(unread)}, because it has no objects of COCO's format"] if unread else []
+    names = some(path.name for path in unread)
+    notes = [f"not read: {names}, because it has no objects of COCO's format"] if unread else []
     return candidates, notes
 
 
@@ -265,9 +266,3 @@ def _names(folder: Path, folders: bool = False) -> list[str]:
         return []
     with os.scandir(folder) as entries:  # knows what is a folder without a look at each file
         return [entry.name for entry in entries if entry.is_dir() == folders and not entry.name.startswith(".")]
-
-
-def _listed(paths: Iterable[Path]) -> str:
-    """The names of the first files, and the number of the others."""
-    names = [path.name for path in paths]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

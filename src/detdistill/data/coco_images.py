@@ -10,7 +10,7 @@ from detdistill.data.coco_find import Source, subfolders
 from detdistill.data.faults import Faults, number, parsed
 from detdistill.data.ids import file_id, id_key
 from detdistill.data.locate import Locator, name_parts
-from detdistill.errors import UserError
+from detdistill.errors import UserError, some
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _without_collisions(
             repeated.append(entry.name)
         kept.append((entry, path))
     if repeated:
-        names = ", ".join(dict.fromkeys(repeated[:5])) + (f" and {len(repeated) - 5} more" if len(repeated) > 5 else "")
+        names = some(dict.fromkeys(repeated))
         notes.append(
             f"{source.annotations.name}: {len(repeated)} image{'s' * (len(repeated) > 1)} listed again with another id "
             f"({names}); each entry has only its own objects, so join the entries"

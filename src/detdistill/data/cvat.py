@@ -8,13 +8,13 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from detdistill.data.assemble import Item, assemble, in_splits, numbered
-from detdistill.data.faults import Faults, Place, names_of, number, parsed, plural, size_of
+from detdistill.data.faults import Faults, Place, names_of, number, parsed, size_of
 from detdistill.data.locate import Locator
 from detdistill.data.records import Contents, Objects
 from detdistill.data.roles import role
 from detdistill.data.tree import tree
 from detdistill.data.xml import first_element, read_xml
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 
 ROOT = "annotations"  # the root element of a file
 NOT_READ = ("tag",)  # a class of the whole image

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detdistill.errors import UserError
+from detdistill.errors import UserError, some
 
 Repair = Literal["zero", "outside", "unrotated", "rotated", "repeated"]
 
@@ -21,7 +21,6 @@ REPAIRS: dict[Repair, str] = {
     "unrotated": "kept without its EXIF rotation, because the annotations belong to the stored pixels",
     "rotated": "rotated upright, because the boxes don't fit the stored pixels, whose size the annotations give",
 }
-NAMED = 5  # file names in a note before "and N more"
 ROUNDING = 0.5  # pixels; a box that is outside by no more than this was rounded, and that is no fault
 
 logger = logging.getLogger("detdistill.data")
@@ -185,11 +184,6 @@ def size_of(height: float | None, width: float | None) -> tuple[int, int] | None
     return (int(height), int(width)) if height and width and height > 0 and width > 0 else None
 
 
-def plural(count: int, noun: str) -> str:
-    """The count with its noun, such as `1 image` or `3 images`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
-
-
 def _noun(kind: Repair, count: int) -> str:
     if kind in ("unrotated", "rotated"):
         return "image" if count == 1 else "images"
@@ -197,11 +191,9 @@ def _noun(kind: Repair, count: int) -> str:
 
 
 def names_of(files: Sequence[str]) -> str:
-    """The first NAMED different file names with their counts, and the number of the others.
+    """The first different file names with their counts, and the number of the others.
 
     Of a path, the name is what stands behind its last slash or backslash.
     """
     counts = Counter(file.replace("\\", "/").rsplit("/", 1)[-1] for file in files)
-    first = [name if times == 1 else f"{name} x{times}" for name, times in list(counts.items())[:NAMED]]
-    more = len(counts) - len(first)
-    return ", ".join(first) + (f" and {more} more" if more else "")
+    return some(name if times == 1 else f"{name} x{times}" for name, times in counts.items())

@@ -8,12 +8,12 @@ from typing import Any
 from detdistill.data import coco, cvat, labelme, shapes, unknown, voc, yolo
 from detdistill.data.checks import class_notes, shared_notes, without_repetitions
 from detdistill.data.explicit import read_explicit
-from detdistill.data.faults import Faults, plural
+from detdistill.data.faults import Faults
 from detdistill.data.images import SUFFIXES, images_in, read_headers, resolve_image
 from detdistill.data.records import Contents, Data, Objects, Record, Split
 from detdistill.data.splitting import divide
 from detdistill.data.tree import only_folder, tree
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 from detdistill.recipe import DataConfig
 
 

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from detdistill.data.faults import names_of, plural
+from detdistill.data.faults import names_of
 from detdistill.data.locate import Locator
 from detdistill.data.roles import role
 from detdistill.data.tree import Tree
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 
 IMAGES = ("jpegimages", "images", "image", "imgs", "img")
 ANNOTATIONS = ("annotations", "annotation", "xmls", "xml")

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detdistill.data.faults import plural
 from detdistill.data.tree import Tree, tree
 from detdistill.data.xml import first_element
+from detdistill.errors import plural, some
 
 SHOWN = 6  # kinds of files, and folders
 NEAREST = 2  # layouts
@@ -28,7 +28,7 @@ def message(root: Path, looked_for: Mapping[str, str]) -> str:
     kinds = Counter(path.suffix.lower() or "without an ending" for path in listed.files)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(SHOWN))
     folders = sorted({listed.parts(path)[0] for path in listed.files if listed.parts(path)})
-    inside = f" in the folders {_some(folders)}" if folders else ""
+    inside = f" in the folders {some(folders, SHOWN)}" if folders else ""
     near = "; ".join(f"{title} lacks {' and '.join(lacks)}" for title, lacks in _nearest(listed))
     others = [f"{text} ({title})" for title, text in looked_for.items() if title not in PARTS and text]
     own = f"; also looked for {', '.join(others)}" if others else ""
@@ -79,8 +79,3 @@ def _problem(title: str, files: Sequence[Path], listed: Tree) -> str | None:
     if title == "COCO JSON":
         return f"a file with images, annotations and categories beside its images ({files[0].name} is none)"
     return f"files with shapes and imagePath ({files[0].name} has none)"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

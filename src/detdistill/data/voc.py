@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from detdistill.data.assemble import Item, assemble, in_splits, numbered
-from detdistill.data.faults import Faults, Place, names_of, number, parsed, plural, size_of
+from detdistill.data.faults import Faults, Place, names_of, number, parsed, size_of
 from detdistill.data.images import images_in
 from detdistill.data.lists import image_lists, image_name, voc_lists
 from detdistill.data.locate import Locator
@@ -27,7 +27,7 @@ from detdistill.data.sidecars import (
 )
 from detdistill.data.tree import child, tree
 from detdistill.data.xml import first_element, load_xml
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ROOT = "annotation"  # the root element of a file

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detdistill.data.assemble import Item, assemble, in_splits
-from detdistill.data.faults import Faults, Place, names_of, plural
+from detdistill.data.faults import Faults, Place, names_of
 from detdistill.data.images import SUFFIXES, images_in
 from detdistill.data.lists import image_lists
 from detdistill.data.locate import Locator
@@ -27,7 +27,7 @@ from detdistill.data.yolo_files import (
     load_yaml,
 )
 from detdistill.data.yolo_rows import Reading, choose_reading, read_rows
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 
 __all__ = ["NAMES", "YAMLS", "Sources", "class_names", "find", "keypoints", "pairs_in", "read", "search", "sources"]
 

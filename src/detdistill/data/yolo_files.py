@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from detdistill.data.faults import plural
 from detdistill.data.images import images_in
 from detdistill.data.locate import Locator, name_parts
 from detdistill.data.sidecars import IMAGES
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 from detdistill.recipe import yaml_problem
 from detdistill.text import read_lines, read_text
 

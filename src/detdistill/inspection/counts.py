@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from detdistill.data import Data, Split
+from detdistill.errors import NAMED, plural
 from detdistill.evaluation.coco import health
-from detdistill.inspection.findings import NAMED, Finding, Level, plural
+from detdistill.inspection.findings import Finding, Level
 from detdistill.inspection.members import sums
 
 OWN = frozenset({"near_duplicate", "near_duplicate_check_skipped", "extreme_aspect_ratio", "zero_instance_category"})

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from detdistill.data import Data, Record
+from detdistill.errors import NAMED, plural
 from detdistill.inspection.counts import SplitCounts, class_counts, health_findings, split_counts, split_findings
 from detdistill.inspection.duplicates import duplicates
-from detdistill.inspection.findings import NAMED, Finding, plural, verdict, worst_first
+from detdistill.inspection.findings import Finding, verdict, worst_first
 from detdistill.inspection.members import Members, members, roles, separate
 from detdistill.inspection.pixels import Glance, glances
 from detdistill.inspection.samples import choose, draw_samples

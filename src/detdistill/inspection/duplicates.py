@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 
 from detdistill.data import Record, Split
-from detdistill.inspection.findings import NAMED, Finding, Level, plural
+from detdistill.errors import NAMED, plural
+from detdistill.inspection.findings import Finding, Level
 from detdistill.inspection.pixels import SIDE, Glance, equal_files
 
 BITS = 10  # difference hashes of nearly identical images differ in at most this many of 64 bits

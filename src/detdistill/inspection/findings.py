@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from detdistill.errors import plural
+
 Level = Literal["problem", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("problem", "warning", "note")
-NAMED = 5  # examples per finding
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,6 @@ def verdict(findings: Sequence[Finding]) -> str:
     counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
     listed = ", ".join(plural(count, level) for level, count in counts.items() if count)
     return f"{plural(len(findings), 'finding')} ({listed}); the worst: {worst_first(findings)[0].text}"
-
-
-def plural(count: int, noun: str, many: str = "") -> str:
-    """`1 box`, `2 boxes`: the count with its noun. many: the plural, if it does not end with s."""
-    return f"{count} {noun if count == 1 else many or noun + 's'}"
 
 
 def share(part: int, total: int) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detdistill.distributed import world_size
+from detdistill.errors import plural
 from detdistill.inspection.check import Check
-from detdistill.inspection.findings import plural
 
 GIB = 2**30
 DISK = 5 * GIB  # free space below which it is a warning

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from detdistill.errors import plural
 from detdistill.inspection.check import Check
-from detdistill.inspection.findings import plural
 from detdistill.inspection.hardware import check_caches, check_devices, check_disk, check_threads
 from detdistill.inspection.network import check_network
 from detdistill.inspection.software import check_packages, check_python, check_step, check_torchvision

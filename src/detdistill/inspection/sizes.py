@@ -8,8 +8,9 @@ import numpy as np
 
 from detdistill.data.batch import MULTIPLE
 from detdistill.data.transforms import MIN_SIDE, canvas_size, fitted_size
+from detdistill.errors import NAMED, plural
 from detdistill.inspection.coverage import ANCHOR, HEADS, resize_factors, uncovered
-from detdistill.inspection.findings import NAMED, Finding, plural, share
+from detdistill.inspection.findings import Finding, share
 from detdistill.inspection.members import Members
 from detdistill.recipe import DataConfig
 
@@ -196,7 +197,7 @@ def size_findings(images: ImageSizes, boxes: BoxSizes) -> list[Finding]:
     }
     if narrow:
         count = sum(each.narrower for each in narrow.values())
-        classes = plural(len(narrow), "class", "classes")
+        classes = plural(len(narrow), "class")
         text = f"{plural(count, 'box', 'boxes')} of {classes} are narrower than one cell of stride {finest} {place}"
         ranked = sorted(narrow.items(), key=lambda item: -item[1].narrower / item[1].boxes)
         examples = tuple(

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from detdistill.inspection.findings import NAMED, Finding, Level, plural
+from detdistill.errors import NAMED, plural
+from detdistill.inspection.findings import Finding, Level
 from detdistill.inspection.members import Members
 
 THIN = 2.0  # pixels of the file

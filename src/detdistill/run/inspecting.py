@@ -7,11 +7,11 @@ from rich.console import Console
 from detdistill.data import open_data
 from detdistill.detectors.build import split_name
 from detdistill.distributed import is_main
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 from detdistill.files import write_json
 from detdistill.inspection.coverage import ANCHOR, ASSIGNERS, HEADS
 from detdistill.inspection.data import Inspection, inspect
-from detdistill.inspection.findings import plural, share
+from detdistill.inspection.findings import share
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.defaults import with_saved_data
 from detdistill.run.folder import RunFolder, is_run, require_empty

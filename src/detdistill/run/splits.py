@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detdistill.data import Data, Split
-from detdistill.errors import UserError
+from detdistill.errors import UserError, some
 from detdistill.files import write_json
 
 FILE = "splits.json"
@@ -24,11 +24,9 @@ def check_splits(data: Data, folder: Path) -> None:
     for name in {**before, **now}:
         changed = sorted(set(before.get(name, ())) ^ set(now.get(name, ())))
         if changed:
-            shown = ", ".join(changed[:SHOWN]) + (f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
-            raise UserError(
-                f"{folder / FILE}: the images of the {name} split have changed since the run began ({shown}); restore "
-                "the data set and the fractions, or choose another --out"
-            )
+            problem = f"the images of the {name} split have changed since the run began ({some(changed, SHOWN)})"
+            remedy = "restore the data set and the fractions, or choose another --out"
+            raise UserError(f"{folder / FILE}: {problem}; {remedy}")
 
 
 def trained_on(model: Path, data: Data, split: Split) -> str | None:
