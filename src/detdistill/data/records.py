@@ -1,9 +1,9 @@
 """A data set after reading: splits of records. It does not depend on the layout of the files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -124,6 +124,15 @@ class Objects:
         )
 
 
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, spread evenly over them, in their order."""
+    total, count = len(items), min(count, len(items))
+    return [items[index * total // count] for index in range(count)]
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The images of one split.
@@ -144,9 +153,7 @@ class Split:
 
     def take(self, count: int) -> "Split":
         """A split of at most `count` images, spread evenly over this split."""
-        total = len(self.records)
-        chosen = range(total) if count >= total else [index * total // count for index in range(count)]
-        return replace(self, records=tuple(self.records[index] for index in chosen))
+        return replace(self, records=tuple(spread(self.records, count)))
 
     def ground_truth(self) -> dict[str, Any]:
         """The split as a COCO ground-truth dict.

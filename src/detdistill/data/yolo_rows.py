@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detdistill.data.faults import Faults, number, parsed
+from detdistill.data.records import spread
 from detdistill.errors import UserError
 from detdistill.text import read_text
 
@@ -47,7 +48,7 @@ def choose_reading(files: Sequence[Path], keypoints: tuple[int, ...] | None) -> 
     are none; None if it says nothing. Then the numbers decide: rows of one length have key points if their first four
     numbers are a box around all others. Raises UserError if most numbers are no fractions, or if the rows can be both.
     """
-    rows = [(path, line, values) for path in _sample(files) for line, values in _numbers(path)]
+    rows = [(path, line, values) for path in spread(files, SAMPLE) for line, values in _numbers(path)]
     _check_fractions(rows)
     if keypoints:
         return Reading(5 + keypoints[0] * keypoints[1])
@@ -124,12 +125,6 @@ def _box(values: Sequence[float], reading: Reading) -> Box:
     """The box of a row that has no problem."""
     coordinates = _coordinates(values, reading)
     return _corners(coordinates) if len(coordinates) == 4 else _hull(_points(coordinates))
-
-
-def _sample(files: Sequence[Path]) -> Sequence[Path]:
-    """At most SAMPLE files, spread evenly."""
-    count = min(len(files), SAMPLE)
-    return [files[index * len(files) // count] for index in range(count)]
 
 
 def _numbers(path: Path) -> Iterator[tuple[str, list[float]]]:

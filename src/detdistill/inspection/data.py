@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detdistill.data import Data, Record
+from detdistill.data.records import spread
 from detdistill.errors import NAMED, plural
 from detdistill.inspection.counts import SplitCounts, class_counts, health_findings, split_counts, split_findings
 from detdistill.inspection.duplicates import duplicates
@@ -68,7 +69,7 @@ def inspect(
     training, evaluation = roles(data, config)
     splits = separate(data, (training, evaluation))
     everything = members(splits, data.classes)
-    picked = _picked(everything.records)
+    picked = spread(everything.records, LOOKED_AT)
     glanced = dict(zip(picked, glances(picked), strict=True))
     images = image_sizes(everything, config, batch_size)
     boxes = box_sizes(everything, config, strides, assigners)
@@ -98,12 +99,6 @@ def inspect(
         tuple(worst_first(findings)),
         tuple(map(str, samples)),
     )
-
-
-def _picked(records: Sequence[Record]) -> list[Record]:
-    """The records whose pixels are decoded: all, or LOOKED_AT of them, spread evenly."""
-    count = min(len(records), LOOKED_AT)
-    return [records[index * len(records) // count] for index in range(count)]
 
 
 def _fault_findings(data: Data) -> list[Finding]:
