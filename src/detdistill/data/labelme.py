@@ -3,70 +3,32 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detdistill.data.assemble import Item, assemble, in_splits, numbered
-from detdistill.data.faults import Faults, Place, number, size_of
+from detdistill.data.annotated import AnnotatedObject, AnnotationFile, Kind, Sources, read_annotated
+from detdistill.data.faults import Faults, number, size_of
 from detdistill.data.locate import name_parts
-from detdistill.data.records import Contents, Objects
-from detdistill.data.sidecars import Named, Pair, Siblings, check_unique, grouped, image_folders, without_annotations
-from detdistill.data.tree import tree
-from detdistill.errors import UserError
+from detdistill.data.records import Contents
+from detdistill.data.sidecars import Named, Siblings, grouped, image_folders
+from detdistill.data.tree import probed, tree
 from detdistill.text import read_text
 
-PROBED = 5  # files that are looked at
 SHAPES, IMAGE = '"shapes"', ('"imagePath"', '"imageHeight"')  # keys of every file
 EDGE = 65536  # bytes at both ends of a file that are searched for the keys; between them may be the whole image
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One object. record: its position in the file, for messages. corners: xyxy in pixels."""
-
-    label: str
-    corners: tuple[float, float, float, float]
-    record: str
-
-
-@dataclass(frozen=True)
-class AnnotationFile:
-    """The content of one file. image: as the file names it. declared: (height, width) of the image, or None."""
-
-    shapes: tuple[Shape, ...]
-    image: str
-    declared: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The files of a data set.
-
-    splits: for each split, (JSON file, image of the same name or None).
-    folders: where images are looked for by the name in a JSON file.
-    images: all images of the folder, to tell those without annotations.
-    notes: lines for the user.
-    """
-
-    splits: Mapping[str, Sequence[Pair]]
-    folders: tuple[Path, ...]
-    images: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
 
 
 def search(root: Path) -> Sources | None:
     """The JSON files anywhere in a folder, or None if there are none of LabelMe. Folders such as `train` are splits."""
     listed = tree(root)
     paths = listed.ending(".json")
-    probed = paths[:: max(1, len(paths) // PROBED)]
-    if not any(_is_labelme(path) for path in probed):
+    if not any(_is_labelme(path) for path in probed(paths)):
         return None
     paths = [path for path in paths if _is_labelme(path)]
     images = Siblings(listed.images, listed.parts)
     splits, notes = grouped(listed, [(path, images.find(path)) for path in paths])
-    return Sources(splits, image_folders(listed), tuple(listed.images), tuple(notes))
+    return Sources(splits, image_folders(listed), tuple(notes), tuple(listed.images))
 
 
 def read(sources: Sources, faults: Faults) -> Contents:
@@ -75,39 +37,7 @@ def read(sources: Sources, faults: Faults) -> Contents:
     A rectangle and a circle give their box, every other shape the box around its points. Shapes of the same label and
     the same group are parts of one object.
     """
-    pairs = dict(sorted(dict(pair for split in sources.splits.values() for pair in split).items()))
-    files = {path: _read_file(path, faults) for path in pairs}
-    classes = tuple(sorted({shape.label for file in files.values() if file for shape in file.shapes}))
-    if not classes:
-        raise UserError(f"{next(iter(pairs)).parent}: no JSON file has a shape with a label; label the images first")
-    class_indices = {name: index for index, name in enumerate(classes)}
-    named = Named(sources.folders)
-    images = {path: _image_of(path, files[path], image, named) for path, image in pairs.items()}
-    check_unique(images.items())
-    items = {path: _item(path, files[path], image, class_indices, faults) for path, image in images.items()}
-    records = assemble(items, faults)
-    splits = in_splits({name: [path for path, _ in split] for name, split in sources.splits.items()}, records)
-    notes = (*sources.notes, *without_annotations(sources.images, images.values(), "file"))
-    return Contents(classes, numbered(classes), splits, notes)
-
-
-def _item(
-    path: Path, file: AnnotationFile | None, image: Path, class_indices: Mapping[str, int], faults: Faults
-) -> Item | None:
-    """An image with its annotations, or None if they can't be read."""
-    if file is None:
-        return None
-
-    def objects(size: tuple[int, int]) -> Objects:
-        collected = Objects.empty()
-        for shape in file.shapes:
-            inside = faults.clip_box(shape.corners, size, Place(str(path), shape.record, image.name), "shape")
-            if inside is not None:
-                collected.add(inside, class_indices[shape.label])
-        return collected
-
-    boxes = [list(map(float, shape.corners)) for shape in file.shapes]
-    return Item(image, image.name, path.name, file.declared, objects, boxes)
+    return read_annotated(sources, faults, KIND)
 
 
 def _is_labelme(path: Path) -> bool:
@@ -145,18 +75,18 @@ def _read_file(path: Path, faults: Faults) -> AnnotationFile | None:
     if not isinstance(items, list):
         faults.reject(str(path), "'shapes' is missing or not a list", "save the annotations again")
         return None
-    shapes: dict[tuple[str, object], Shape] = {}
+    shapes: dict[tuple[str, object], AnnotatedObject] = {}
     for position, item in enumerate(items):
         shape = _read_shape(item, f"shapes[{position}]", path, faults)
         if shape is not None:
             group = item.get("group_id")
-            key = (shape.label, ("group", group) if isinstance(group, int) else position)
+            key = (shape.name, ("group", group) if isinstance(group, int) else position)
             shapes[key] = _united(shapes[key], shape) if key in shapes else shape
     image, sides = content.get("imagePath"), [number(content.get(name)) for name in ("imageHeight", "imageWidth")]
-    return AnnotationFile(tuple(shapes.values()), image if isinstance(image, str) else "", size_of(*sides))
+    return AnnotationFile(tuple(shapes.values()), size_of(*sides), image if isinstance(image, str) else "")
 
 
-def _read_shape(item: Any, record: str, path: Path, faults: Faults) -> Shape | None:
+def _read_shape(item: Any, record: str, path: Path, faults: Faults) -> AnnotatedObject | None:
     """One shape, or None if it can't be read."""
     label = item.get("label") if isinstance(item, dict) else None
     if not isinstance(label, str) or not label.strip():
@@ -176,10 +106,18 @@ def _read_shape(item: Any, record: str, path: Path, faults: Faults) -> Shape | N
     if item.get("shape_type") == "circle" and len(xs) == 2:  # the center, and a point of the circle
         radius = math.dist((xs[0], ys[0]), (xs[1], ys[1]))
         corners = (xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius)
-    return Shape(label, corners, f"{record} ({label})")
+    return AnnotatedObject(label, corners, f"{record} ({label})")
 
 
-def _united(first: Shape, second: Shape) -> Shape:
+def _united(first: AnnotatedObject, second: AnnotatedObject) -> AnnotatedObject:
     """One object of two shapes."""
     left, top, right, bottom = zip(first.corners, second.corners, strict=True)
-    return Shape(first.label, (min(left), min(top), max(right), max(bottom)), first.record)
+    return replace(first, corners=(min(left), min(top), max(right), max(bottom)))
+
+
+KIND = Kind(
+    _read_file,
+    _image_of,
+    box="shape",
+    no_objects="no JSON file has a shape with a label; label the images first",
+)

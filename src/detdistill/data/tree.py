@@ -1,6 +1,7 @@
 """All files below a folder, listed once, for layouts that are recognized by their files and not by fixed names."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from detdistill.data.images import SUFFIXES
 from detdistill.errors import UserError
 
+PROBED = 5  # at least so many files are looked at, and less than twice as many
 IGNORED = frozenset({"__MACOSX"})  # folders that unpacking leaves behind; hidden files and folders are ignored too
 
 
@@ -50,6 +52,11 @@ def tree(root: Path) -> Tree:
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: can't list the folder ({error.strerror}); correct its permissions")
+
+
+def probed(paths: Sequence[Path]) -> Sequence[Path]:
+    """A few of the files, spread evenly, from which a layout is recognized."""
+    return paths[:: max(1, len(paths) // PROBED)]
 
 
 def child(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -3,81 +3,31 @@
 The splits are the lists in `ImageSets/Main`, or else the folders of the files, such as `images/train`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from detdistill.data.assemble import Item, assemble, in_splits, numbered
-from detdistill.data.faults import Faults, Place, names_of, number, parsed, size_of
+from detdistill.data.annotated import AnnotatedObject, AnnotationFile, Kind, Sources, read_annotated
+from detdistill.data.faults import Faults, names_of, number, parsed, size_of
 from detdistill.data.images import images_in
 from detdistill.data.lists import image_lists, image_name, voc_lists
 from detdistill.data.locate import Locator
-from detdistill.data.records import Contents, Objects
+from detdistill.data.records import Contents
 from detdistill.data.sidecars import (
     ANNOTATIONS,
     IMAGES,
     Named,
     Pair,
     Siblings,
-    check_unique,
     grouped,
     image_folders,
-    without_annotations,
 )
-from detdistill.data.tree import child, tree
+from detdistill.data.tree import child, probed, tree
 from detdistill.data.xml import first_element, load_xml
 from detdistill.errors import UserError, plural
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ROOT = "annotation"  # the root element of a file
-PROBED = 5  # files whose root element is looked at
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The files of a data set.
-
-    splits: for each split, (annotation file, image) of each image. The image is None if it is known only to the file.
-    folders: where images are looked for by the name in an annotation file, the most likely folder first.
-    notes: lines for the user.
-    images: all images of the folder, to tell those without annotations, if no list says which images are meant.
-    """
-
-    splits: Mapping[str, Sequence[Pair]]
-    folders: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-    images: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class VOCObject:
-    """One object as written in an annotation file.
-
-    name: of the class.
-    corners: xmin, ymin, xmax, ymax.
-    is_difficult: marked as difficult.
-    record: its position in the file, for messages.
-    """
-
-    name: str
-    corners: tuple[float | str | None, ...]
-    is_difficult: bool
-    record: str
-
-
-@dataclass(frozen=True)
-class AnnotationFile:
-    """The content of one annotation file.
-
-    objects: in the order of the file.
-    declared: (height, width) of the image, or None if the file does not have them.
-    image: the file name of the image, or an empty text.
-    """
-
-    objects: tuple[VOCObject, ...]
-    declared: tuple[int, int] | None
-    image: str
 
 
 def find(root: Path) -> Sources | None:
@@ -109,7 +59,7 @@ def search(root: Path) -> Sources | None:
     """
     listed = tree(root)
     paths = listed.ending(".xml")
-    if not any(first_element(path) == ROOT for path in _probed(paths)):
+    if not any(first_element(path) == ROOT for path in probed(paths)):
         return None
     sets = sorted({path.parent for path in listed.files if listed.parts(path)[-2:] == ("ImageSets", "Main")})
     if sets:
@@ -165,40 +115,13 @@ def read(sources: Sources, faults: Faults) -> Contents:
     (xmin - 1, ymin - 1, xmax, ymax). A `difficult` object becomes a crowd: it is not a training target, and it is
     neither a hit nor a miss in the evaluation. An image in several splits is read once and has one id.
     """
-    pairs = dict(sorted(dict(pair for split in sources.splits.values() for pair in split).items()))
-    files = {path: _read_annotations(path, faults) for path in pairs}
-    names = {voc_object.name for file in files.values() if file for voc_object in file.objects}
-    classes = tuple(sorted(names))
-    if not classes:
-        folder = min(pairs, default=Path("the splits")).parent
-        raise UserError(f"{folder}: no annotation file has an object; give the folder of the annotations")
-    class_indices = {name: index for index, name in enumerate(classes)}
-    named = Named(sources.folders)
-    images = {path: image or _image_of(path, files[path], named) for path, image in pairs.items()}
-    check_unique(images.items())
-    items = {path: _item(path, files[path], image, class_indices, faults) for path, image in images.items()}
-    records = assemble(items, faults)
-    splits = in_splits({name: [path for path, _ in split] for name, split in sources.splits.items()}, records)
-    notes = (*sources.notes, *without_annotations(sources.images, images.values(), "file"))
-    return Contents(classes, numbered(classes), splits, notes)
+    return read_annotated(sources, faults, KIND)
 
 
-def _item(
-    path: Path, file: AnnotationFile | None, image: Path, class_indices: Mapping[str, int], faults: Faults
-) -> Item | None:
-    """An image with its annotations, or None if they can't be read."""
-    if file is None:
-        return None
-
-    def objects(size: tuple[int, int]) -> Objects:
-        return _clipped_objects(path, file, class_indices, size, image.name, faults)
-
-    boxes = [[float(value) for value in voc_object.corners if value is not None] for voc_object in file.objects]
-    return Item(image, image.name, path.name, file.declared, objects, boxes)
-
-
-def _image_of(path: Path, file: AnnotationFile | None, named: Named) -> Path:
-    """The image that an annotation file names, if no image has the name of the file itself."""
+def _image_of(path: Path, file: AnnotationFile | None, image: Path | None, named: Named) -> Path:
+    """The image with the name of the annotation file, or else the image that the file names."""
+    if image is not None:
+        return image
     name = file.image if file is not None and file.image else f"{path.stem}.jpg"
     return named.anywhere(name) or named.beside(path, name) or (*named.folders, path.parent)[0] / name
 
@@ -213,14 +136,14 @@ def _read_annotations(path: Path, faults: Faults) -> AnnotationFile | None:
         return None
     objects = []
     for position, item in enumerate(root.findall("object"), start=1):
-        voc_object = _read_object(item, f"object {position}", path, faults)
-        if voc_object is not None:
-            objects.append(voc_object)
+        annotated = _read_object(item, f"object {position}", path, faults)
+        if annotated is not None:
+            objects.append(annotated)
     height, width = (number(parsed(root.findtext(f"size/{side}"))) for side in ("height", "width"))
     return AnnotationFile(tuple(objects), size_of(height, width), (root.findtext("filename") or "").strip())
 
 
-def _read_object(item: ElementTree.Element, record: str, path: Path, faults: Faults) -> VOCObject | None:
+def _read_object(item: ElementTree.Element, record: str, path: Path, faults: Faults) -> AnnotatedObject | None:
     """One object, or None if it can't be read."""
     name = (item.findtext("name") or "").strip()
     if not name:
@@ -231,33 +154,22 @@ def _read_object(item: ElementTree.Element, record: str, path: Path, faults: Fau
     if difficult not in ("0", "1"):
         faults.reject(str(path), f"{record}: difficult is {difficult!r}", "write 0 or 1")
         return None
-    corners = tuple(parsed(item.findtext(f"bndbox/{corner}")) for corner in CORNERS)
-    for corner, value in zip(CORNERS, corners, strict=True):
-        if number(value) is None:
+    values = []
+    for corner in CORNERS:
+        value = number(parsed(item.findtext(f"bndbox/{corner}")))
+        if value is None:
             problem = f"{record}: {corner} of bndbox is missing or not a number"
             faults.reject(str(path), problem, "write xmin, ymin, xmax and ymax")
             return None
-    return VOCObject(name, corners, difficult == "1", record)
+        values.append(value)
+    left, top, right, bottom = values
+    return AnnotatedObject(name, (left, top, right, bottom), record, difficult == "1")
 
 
-def _clipped_objects(
-    path: Path,
-    file: AnnotationFile,
-    class_indices: Mapping[str, int],
-    size: tuple[int, int],
-    image: str,
-    faults: Faults,
-) -> Objects:
-    """The objects of an annotation file, clipped to the image of (height, width)."""
-    objects = Objects.empty()
-    for voc_object in file.objects:
-        place = Place(str(path), voc_object.record, image)
-        inside = faults.clip_box(voc_object.corners, size, place, "bndbox", inclusive=True)
-        if inside is not None:
-            objects.add(inside, class_indices[voc_object.name], voc_object.is_difficult)
-    return objects
-
-
-def _probed(paths: Sequence[Path]) -> list[Path]:
-    """A few of the files, spread evenly."""
-    return list(paths[:: max(1, len(paths) // PROBED)])
+KIND = Kind(
+    _read_annotations,
+    _image_of,
+    box="bndbox",
+    no_objects="no annotation file has an object; give the folder of the annotations",
+    inclusive=True,
+)
