@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detdistill.data.coco_masks import Shape, read_shape
-from detdistill.data.faults import ROUNDING, number, parsed
+from detdistill.data.faults import ROUNDING, number_in
 from detdistill.data.ids import id_key
 from detdistill.errors import UserError
 
@@ -57,7 +57,7 @@ def read_object(annotation: Mapping[str, Any], class_indices: Mapping[int | str,
     is_crowd = next((meaning for value, meaning in CROWDS if crowd == value), None)
     if is_crowd is None:
         return Unreadable(f"iscrowd is {crowd!r}", "write 0 or 1")
-    box, segmentation, area = annotation.get("bbox"), annotation.get("segmentation"), _number(annotation.get("area"))
+    box, segmentation, area = annotation.get("bbox"), annotation.get("segmentation"), number_in(annotation.get("area"))
     has_area = area is not None and area > 0
     shape: Shape | None = None
     if segmentation and (not box or not has_area):
@@ -71,17 +71,12 @@ def read_object(annotation: Mapping[str, Any], class_indices: Mapping[int | str,
     index = class_indices[key]
     if not box and shape is not None:
         return Written(index, shape.corners, "segmentation", is_crowd, area, shape.size)
-    numbers = [_number(value) for value in box] if isinstance(box, list) else []
+    numbers = [number_in(value) for value in box] if isinstance(box, list) else []
     if len(numbers) != 4 or any(value is None for value in numbers):
         remedy = "write [x, y, width, height] with four finite numbers"
         return Unreadable(f"bbox is {box!r}" + ("" if box else " and there is no segmentation"), remedy)
     left, top, width, height = (value for value in numbers if value is not None)
     return Written(index, (left, top, left + width, top + height), "bbox", is_crowd, area)
-
-
-def _number(value: object) -> float | None:
-    """The value as a finite number, or None. A text may be a number."""
-    return number(parsed(value) if isinstance(value, str) else value)
 
 
 def check_unit(path: Path, boxes: Sequence[tuple[tuple[float, float, float, float], tuple[int, int]]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detdistill.data.coco_find import Source, subfolders
-from detdistill.data.faults import Faults, number, parsed
+from detdistill.data.faults import Faults, number_in
 from detdistill.data.ids import file_id, id_key
 from detdistill.data.locate import Locator, name_parts
 from detdistill.errors import UserError, some
@@ -92,7 +92,7 @@ def _side(value: object) -> int | None:
     """A width or height in pixels; 0 if it is not given, and None if it is not a number."""
     if value is None or value == "":
         return 0
-    side = number(parsed(value) if isinstance(value, str) else value)
+    side = number_in(value)
     return None if side is None else int(side)
 
 

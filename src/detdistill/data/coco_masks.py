@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detdistill.data.faults import number, parsed
+from detdistill.data.faults import number_in
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _rows(segmentation: list[object]) -> Iterator[list[object]]:
 
 def _points(row: list[object]) -> np.ndarray:
     """The points (P, 2) of a polygon. Raises ValueError if they are not at least three points of finite numbers."""
-    values = [number(parsed(value) if isinstance(value, str) else value) for value in row]
+    values = [number_in(value) for value in row]
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"has a polygon of {len(values)} numbers")
     if None in values:

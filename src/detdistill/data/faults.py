@@ -179,6 +179,11 @@ def parsed(text: str | None) -> float | str | None:
         return text
 
 
+def number_in(value: object) -> float | None:
+    """The value as a finite number, or None. A text may contain a number."""
+    return number(parsed(value) if isinstance(value, str) else value)
+
+
 def size_of(height: float | None, width: float | None) -> tuple[int, int] | None:
     """(height, width) as an annotation file declares it, or None if a side is missing, 0 or -1, as some tools write."""
     return (int(height), int(width)) if height and width and height > 0 and width > 0 else None
