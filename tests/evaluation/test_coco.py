@@ -248,6 +248,13 @@ def test_the_health_check_names_the_affected_categories() -> None:
     assert health(truth(*[[9.0 * index, 5, 8, 8] for index in range(10)])) == []
 
 
+def test_the_health_check_of_categories_that_hotcoco_cannot_read() -> None:
+    ground_truth = truth([5, 5, 20, 20])
+    ground_truth["categories"] = [{"id": "red", "name": "red cell"}]
+    ground_truth["annotations"][0]["category_id"] = "red"
+    assert [(code, ids) for code, _, ids in health(ground_truth)] == [("low_instance_category", ["red"])]
+
+
 @pytest.mark.parametrize("ids", [("a", "b"), (2**64, 7), (-1, 2)])
 def test_category_ids_that_hotcoco_cannot_read_give_the_same_metrics(ids: tuple[Any, Any]) -> None:
     ground_truth = truth([0, 0, 10, 10], [20, 0, 10, 10])

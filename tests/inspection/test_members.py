@@ -46,5 +46,7 @@ def test_the_roles_of_the_splits() -> None:
     assert roles(data, DataConfig()) == ("train", "valid")
     assert roles(data, DataConfig(train_split="mine", eval_split="val")) == ("mine", "valid")
     assert roles(data_of({"mine": [record("a")]}), DataConfig()) == ("train", None)
+    cards = data_of({"cards_train": [record("a")], "cards_test": [record("b")], "validation": [record("c")]})
+    assert roles(cards, DataConfig()) == ("cards_train", "validation")
     with pytest.raises(UserError, match="has no split 'tset'"):
         roles(data, DataConfig(eval_split="tset"))

@@ -248,6 +248,15 @@ class Data:
             f"the data set has no split {name!r}{nearest(name, self.splits)}; choose one of {', '.join(self.splits)}"
         )
 
+    def held_out(self) -> Split | None:
+        """The split for evaluation if none is named: `test`, or else `val`, or one with the same role; None without."""
+        for exact in (True, False):
+            for wanted in ("test", "val"):
+                found = wanted if wanted in self.splits else with_role(self.splits, wanted, exact=exact)
+                if found is not None:
+                    return self.splits[found]
+        return None
+
     def training_split(self, config: DataConfig) -> Split:
         """The split data.train_split, or `train`. Raises UserError if it does not exist or has no objects."""
         return _with_objects(self.split(config.train_split or "train"), "--data.train-split")
@@ -260,11 +269,8 @@ class Data:
         """
         if config.eval_split is not None:
             return _with_objects(self.split(config.eval_split), "--data.eval-split")
-        for exact in (True, False):
-            for wanted in ("test", "val"):
-                found = wanted if wanted in self.splits else with_role(self.splits, wanted, exact=exact)
-                if found is not None:
-                    return _with_objects(self.splits[found], "--data.eval-split")
+        if (held_out := self.held_out()) is not None:
+            return _with_objects(held_out, "--data.eval-split")
         for name, reason in self.absent.items():
             if role(name) in ("test", "val"):
                 raise UserError(reason)

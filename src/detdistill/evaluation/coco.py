@@ -95,15 +95,23 @@ def coco_run(
     return run
 
 
-def health(ground_truth: Mapping[str, Any]) -> list[tuple[str, str, list[int]]]:
+def health(ground_truth: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
     """hotcoco's health check of a ground truth: the code, the message and the affected ids of each finding.
 
-    The ids are those of categories, images or annotations, as the code says. ground_truth: a COCO dict.
+    The ids are those of images or annotations, or of categories if the code ends with `_category`. ground_truth: a COCO
+    dict.
     """
-    report = hotcoco.COCO(dict(ground_truth)).healthcheck()
-    return [
-        (each["code"], each["message"], list(each["affected_ids"])) for each in report["errors"] + report["warnings"]
-    ]
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    truth, _, numbered = _numbered(ground_truth, (), names)
+    categories = dict(zip(numbered, names, strict=True))
+    report = hotcoco.COCO(dict(truth)).healthcheck()
+    findings = []
+    for each in report["errors"] + report["warnings"]:
+        ids = sorted(each["affected_ids"])
+        if each["code"].endswith("_category"):
+            ids = [categories[id] for id in ids]
+        findings.append((each["code"], each["message"], ids))
+    return findings
 
 
 def _numbered(

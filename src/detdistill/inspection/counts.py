@@ -90,7 +90,7 @@ def health_findings(splits: Mapping[str, Split], classes: Mapping[str, Mapping[s
             if code in OWN:
                 continue
             if code == "low_instance_category":
-                rare = [f"{names[id]}: {classes[names[id]][name]}" for id in sorted(ids)]
+                rare = [f"{names[id]}: {classes[names[id]][name]}" for id in ids]
                 text = f"{plural(len(rare), 'class has', 'classes have')} fewer than 10 objects in {name}"
                 remedy = f"their AP on {name} says little"
                 found.append(Finding("rare-class", "warning", len(rare), text, tuple(rare[:NAMED]), remedy))

@@ -93,10 +93,9 @@ def roles(data: Data, config: DataConfig) -> tuple[str, str | None]:
 
     Raises UserError if the config names a split that does not exist.
     """
-    training = data.split(config.train_split).name if config.train_split else "train"
-    if config.eval_split:
-        return training, data.split(config.eval_split).name
-    return training, next((name for name in ("test", "val", "valid") if name in data.splits), None)
+    found = data.split(config.train_split) if config.train_split else data.find("train")
+    evaluated = data.split(config.eval_split) if config.eval_split else data.held_out()
+    return "train" if found is None else found.name, None if evaluated is None else evaluated.name
 
 
 def separate(data: Data, used: Sequence[str | None]) -> dict[str, Split]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from detdistill.errors import NAMED, plural
 from detdistill.inspection.findings import Finding, Level
@@ -86,7 +88,8 @@ def _pairs(members: Members) -> tuple[list[tuple[int, int]], list[tuple[int, int
         corners, labels = members.corners[boxes], members.labels[boxes]
         first, second = np.triu_indices(len(boxes), 1)
         same_class = labels[first] == labels[second]
-        for one, other in np.argwhere(np.triu(_iou(corners) > TWICE, 1)):
+        overlaps = box_iou(torch.from_numpy(corners), torch.from_numpy(corners)).numpy()
+        for one, other in np.argwhere(np.triu(overlaps > TWICE, 1)):
             if labels[one] == labels[other]:
                 twice.append((int(boxes[one]), int(boxes[other])))
         same_box = np.abs(corners[first] - corners[second]).max(1) <= SAME
@@ -101,16 +104,6 @@ def _by_image(members: Members) -> Iterator[np.ndarray]:
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         if end - start > 1:
             yield np.arange(start, end)
-
-
-def _iou(corners: np.ndarray) -> np.ndarray:
-    """(G, G) IoU of boxes (G, 4) xyxy."""
-    inner = np.minimum(corners[:, None, 2:], corners[None, :, 2:]) - np.maximum(
-        corners[:, None, :2], corners[None, :, :2]
-    )
-    overlap = inner.clip(min=0).prod(-1)
-    areas = (corners[:, 2:] - corners[:, :2]).prod(-1)
-    return overlap / np.maximum(areas[:, None] + areas[None] - overlap, 1e-12)
 
 
 def _boxes(members: Members, chosen: np.ndarray, kind: str, what: str, remedy: str) -> Finding | None:
