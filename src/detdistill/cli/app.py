@@ -140,15 +140,15 @@ def compare(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
-    load(recipe, over, origin=ORIGIN, say=_console().print)  # prints its notes once for all labels
-    recipes = {
-        label: load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN) for label in labels
-    }
+    console, recipes = _console(), {}
+    for label in labels:
+        say = None if recipes else console.print  # the notes are the same for all labels
+        recipes[label] = load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN, say=say)
     from detdistill import run
     from detdistill.run.comparison_runs import Entry
 
     entries = [Entry(label, resolved) for label, resolved in recipes.items()]
-    run.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=_console())
+    run.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=console)
 
 
 @app.command

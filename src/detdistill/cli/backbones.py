@@ -17,11 +17,12 @@ def backbones(pattern: str | None, image_size: int | tuple[int, int], console: C
     image_size: the images' (height, width), or the side of a square, for the operations.
     Raises UserError with a similar name if no model matches.
     """
+    from detdistill.data.transforms import sides
     from detdistill.detectors.timm.examples import EXAMPLES
     from detdistill.run.backbones import describe, matching
     from detdistill.run.tables import table
 
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = sides(image_size)
     names: Sequence[str] = EXAMPLES if pattern is None else matching(pattern)
     with console.status("running models without weights"):
         rows = [_row(describe(name, size)) for name in names[:MOST]]

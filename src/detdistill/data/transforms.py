@@ -42,10 +42,14 @@ def seeded_generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def canvas_size(config: DataConfig) -> tuple[int, int]:
     """The (height, width) that images are scaled to fit into."""
-    size = config.image_size
-    return (size, size) if isinstance(size, int) else size
+    return sides(config.image_size)
 
 
 def largest_canvas(config: DataConfig) -> tuple[int, int]:

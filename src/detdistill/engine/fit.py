@@ -19,12 +19,13 @@ from detdistill.engine.advice import Once, about_waiting, about_warmup
 from detdistill.engine.checkpoint import Training, flat, load_checkpoint, save_checkpoint
 from detdistill.engine.device import open_accelerator, peak_memory, reset_peak_memory
 from detdistill.engine.effect import EffectCheck
+from detdistill.engine.gradients import sum_of
 from detdistill.engine.interrupt import uninterrupted
 from detdistill.engine.log import Log, Meter
 from detdistill.engine.optim import build_optimizer, learning_rate, moving_average, rest_frozen, set_learning_rate
 from detdistill.engine.progress import Progress
 from detdistill.engine.resources import cpu_count, worker_count
-from detdistill.engine.step import Step, add
+from detdistill.engine.step import Step
 from detdistill.engine.trackers import Trackers
 from detdistill.engine.watch import Watch
 from detdistill.recipe import TrainConfig
@@ -156,7 +157,7 @@ def fit(
                             if not config.log_gradients:
                                 distillation.ratios, distillation.gradients = {}, {}  # not for the log
                         norm = accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf)
-                        watch.look(number, batch.names, {**terms, "total": add(terms), "grad_norm": norm})
+                        watch.look(number, batch.names, {**terms, "total": sum_of(terms), "grad_norm": norm})
                         optimizer.step()
                         optimizer.zero_grad()
                         if average is not None and not optimizer.step_was_skipped:

@@ -42,7 +42,7 @@ def neck_norms(parts: Mapping[str, Tensor], neck: Sequence[Tensor], scaler: Any 
 
 
 def sum_of(terms: Mapping[str, Tensor]) -> Tensor:
-    """The plain sum of the terms, a scalar in single precision."""
+    """The objective: the plain sum of the terms, a scalar in single precision."""
     return torch.stack([term.float() for term in terms.values()]).sum()
 
 

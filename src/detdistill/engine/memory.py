@@ -9,6 +9,7 @@ from detdistill.data.records import Record
 from detdistill.data.transforms import largest_canvas
 from detdistill.engine.device import open_accelerator, peak_memory, reset_peak_memory
 from detdistill.engine.distillation import Distillation
+from detdistill.engine.fit import freeze
 from detdistill.engine.micro import Buffers
 from detdistill.engine.step import Step
 from detdistill.recipe import DataConfig, TrainConfig
@@ -55,7 +56,7 @@ def step_fits(
     device = accelerator.device
     distillation.to(device).train()
     if teacher is not None:
-        teacher.to(device).eval().requires_grad_(False)
+        freeze(teacher, device).eval()
     buffers = Buffers(list(distillation.buffers()))
     reset_peak_memory(device)
     try:

@@ -1,6 +1,6 @@
 """The gradients of one optimizer step, from one batch or from several micro-batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detdistill.engine.gradients import sum_of
 from detdistill.engine.micro import Buffers, MicroBatches, own_buffers, split
 from detdistill.recipe import TrainConfig
 from detdistill.types import Batch, Detector, DetectorOutput, Targets, TrainState
@@ -47,7 +48,7 @@ class Step:
         pairs = split(batch, targets, self.config.accumulate)
         if len(pairs) == 1:
             terms = self._terms(self.model, 0, pairs, self._teach(batch, state), state, measure)
-            self.accelerator.backward(add(terms))
+            self.accelerator.backward(sum_of(terms))
             return terms
         if not self.config.accumulate_exact:
             return self._accumulate(pairs, None, state, measure, None)
@@ -98,7 +99,7 @@ class Step:
             output = outputs[index] if outputs is not None else self._teach(pairs[index][0], state)
             with exchange.running(index) if exchange else nullcontext(), self._synchronized(place == count - 1):
                 terms = self._terms(self.model, index, pairs, output, state, measure)
-                self.accelerator.backward(add(terms) / count)
+                self.accelerator.backward(sum_of(terms) / count)
             for name, term in terms.items():
                 means[name] = means.get(name, term.new_zeros(())) + term.detach() / count
         return means
@@ -142,8 +143,3 @@ def step_seed(seed: int, step: int, part: int) -> int:
     that the loader or an evaluation draws have no influence.
     """
     return int(np.random.SeedSequence((seed, step, part)).generate_state(1)[0])
-
-
-def add(terms: Mapping[str, Tensor]) -> Tensor:
-    """The objective: the plain sum of the terms, in single precision."""
-    return torch.stack([term.float() for term in terms.values()]).sum()

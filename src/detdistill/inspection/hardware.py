@@ -64,7 +64,9 @@ def check_threads() -> Iterator[Check]:
 
 def usable_cores() -> int:
     """The cores that this process may use: those it is bound to, and within the limit of its container."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from detdistill.engine.resources import cpu_count
+
+    bound = cpu_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(min(bound, int(int(quota) / int(period))), 1)

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from detdistill.data.transforms import MULTIPLE
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics, pixel_statistics
 from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.detectors.timm.examine import UnfitError, examine
@@ -21,7 +22,6 @@ NORMALIZATIONS = {
     PixelStatistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD): "clip",
 }
 """Short names of the statistics that most models expect."""
-MULTIPLE = 32  # batches are padded to a multiple of it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from detdistill.recipe import Recipe, parse, read_yaml
 from detdistill.run.comparison_runs import Entry, train_all, warn_if_short
 from detdistill.run.defaults import with_levels
 from detdistill.run.evaluating import measure
-from detdistill.run.folder import RunFolder, choose_folder, recipe_text
+from detdistill.run.folder import RunFolder, choose_folder, make_folder, recipe_text
 from detdistill.run.models import place
 from detdistill.run.setup import RESULT_FREE, check_recipe, check_teacher, digest, make_pair, open_with_notes
 from detdistill.run.standings import PLAIN, markdown, rows, show
@@ -216,11 +216,7 @@ def _begin(folder: Path, entries: Sequence[Entry], summary: Mapping[str, Any], *
 
     overwrite: the runs of an earlier comparison are removed, and no other files.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"the folder can't be created ({error.strerror})"
-        raise UserError(f"--out {folder}: {problem}; choose another folder") from None
+    make_folder(folder)
     if overwrite:
         runs = [path.parent for path in folder.glob("*/seed-*/recipe.yaml")]
         for run in runs:

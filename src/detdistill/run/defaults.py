@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 from detdistill.data import Data
+from detdistill.data.transforms import MULTIPLE, canvas_size, sides
 from detdistill.detectors.build import build, with_defaults
 from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.device import find_device
@@ -16,10 +17,7 @@ from detdistill.recipe import DataConfig, ModelConfig, Recipe
 from detdistill.run.folder import RunFolder, is_run
 from detdistill.run.tables import Say
 
-CPU_SIDE = (
-    320  # pixels; a CPU trains a small detector on a few images of this size per second, and on 640 on less than one
-)
-MULTIPLE = 32  # batches are padded to multiples of this
+CPU_SIDE = 320  # pixels; of this size a CPU trains on a few images per second, and of 640 on less than one
 TORCHVISION_KINDS = {
     "retinanet": "retinanet",
     "fcos": "fcos",
@@ -57,20 +55,19 @@ def with_image_size(recipe: Recipe, data: Data, say: Say) -> Recipe:
     differs from the teacher's, a line says so.
     """
     config = recipe.data
-    of_teacher = saved_size(recipe.teacher.path)
     if "image_size" in config.model_fields_set:
-        if of_teacher is not None and sides(of_teacher) != sides(config.image_size):
-            sizes = f"{shown(config.image_size)}, but the teacher was trained on {shown(of_teacher)}"
+        if (trained := other_size(recipe)) is not None:
+            sizes = f"{shown(config.image_size)}, but the teacher was trained on {shown(trained)}"
             say(f"image size: {sizes}; its predictions may be worse")
         return recipe
-    of_model = saved_size(recipe.model.name)
+    of_teacher, of_model = saved_size(recipe.teacher.path), saved_size(recipe.model.name)
     size: Size = config.image_size
     if of_teacher is not None:
         size, reason = of_teacher, "as the teacher's"
     elif of_model is not None:
         size, reason = of_model, f"as in {recipe.model.name}"
     elif find_device(recipe.train.device).type == "cpu":
-        size = min(sides(config.image_size)[0], CPU_SIDE, _typical_side(data))
+        size = min(canvas_size(config)[0], CPU_SIDE, _typical_side(data))
         reason = "because this machine trains on its CPU"
     if size == config.image_size:
         return recipe
@@ -107,7 +104,7 @@ def with_known_size(config: DataConfig, model: str | Path, say: Say) -> DataConf
             f"--model {model}: the file does not hold the image size it was trained with; give --image-size"
         )
     say(f"image size: {shown(config.image_size)}, the default; another with --image-size")
-    return config.model_copy(update={"image_size": config.image_size})
+    return config
 
 
 def saved_size(model: str) -> Size | None:
@@ -115,9 +112,10 @@ def saved_size(model: str) -> Size | None:
     return RunFolder(Path(model)).card().image_size if is_run(model) else None
 
 
-def sides(size: Size) -> tuple[int, int]:
-    """(height, width) of an image size."""
-    return (size, size) if isinstance(size, int) else size
+def other_size(recipe: Recipe) -> Size | None:
+    """The image size of a teacher that was trained on another size than this run, or None."""
+    trained = saved_size(recipe.teacher.path)
+    return None if trained is None or sides(trained) == canvas_size(recipe.data) else trained
 
 
 def shown(size: Size) -> str:

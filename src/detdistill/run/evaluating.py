@@ -8,12 +8,13 @@ from rich.console import Console
 from detdistill import evaluation
 from detdistill.data import Data, EvalLoader, Split, open_data
 from detdistill.data.ids import with_file_ids
+from detdistill.data.transforms import canvas_size
 from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
 from detdistill.files import write_json
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
-from detdistill.run.defaults import shown, sides, with_known_size, with_saved_data
+from detdistill.run.defaults import shown, with_known_size, with_saved_data
 from detdistill.run.folder import RunFolder, is_run, require_empty
 from detdistill.run.models import find_detector, place
 from detdistill.run.splits import trained_on
@@ -104,7 +105,7 @@ def measure(
     order = [ids[name] for name in detector.info.classes]
     metrics, results = evaluation.evaluate(detector, loader, split.ground_truth(), order, names, device)
     if costs:
-        metrics |= evaluation.cost(detector, sides(config.image_size), device)
+        metrics |= evaluation.cost(detector, canvas_size(config), device)
     return metrics, with_file_ids(results, split)
 
 

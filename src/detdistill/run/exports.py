@@ -5,9 +5,9 @@ from typing import get_args
 
 from rich.console import Console
 
+from detdistill.data.transforms import sides
 from detdistill.errors import UserError
 from detdistill.exporting import Format
-from detdistill.run.defaults import sides
 from detdistill.run.folder import RunFolder
 from detdistill.run.models import load
 from detdistill.run.tables import printer

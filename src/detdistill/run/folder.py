@@ -106,12 +106,7 @@ class RunFolder:
         With `overwrite`, the files of an earlier run are removed first, and no others. Raises UserError if the folder
         can't be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out {self.path}: the folder can't be created ({error.strerror}); choose another folder"
-            ) from None
+        make_folder(self.path)
         if not is_main():
             return
         if overwrite:
@@ -225,6 +220,14 @@ def _new_folder(name: str, resume: bool) -> Path:
         number += 1
         folder = Path("runs") / f"{name}-{number}"
     return folder
+
+
+def make_folder(out: Path) -> None:
+    """Create the folder of a run, unless it exists. Raises UserError if it can't be created."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: the folder can't be created ({error.strerror}); choose another folder") from None
 
 
 def require_empty(out: Path, overwrite: bool) -> None:

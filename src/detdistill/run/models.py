@@ -17,7 +17,7 @@ from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig, ModelConfig, parse
-from detdistill.run.folder import ModelCard, RunFolder, is_run, require_empty
+from detdistill.run.folder import ModelCard, RunFolder, is_run, make_folder, require_empty
 from detdistill.types import Detector
 
 logger = logging.getLogger("detdistill.run")
@@ -66,7 +66,7 @@ def save(
         image_size = DataConfig().image_size
         logger.warning("save %s: no image_size is given; %s is stored", folder, image_size)
     require_empty(out, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     RunFolder(out).save(detector, ModelCard(model=config, classes=classes, category_ids=ids, image_size=image_size))
     return out
 

@@ -14,12 +14,12 @@ from detdistill.errors import UserError
 from detdistill.methods import Method
 from detdistill.recipe import ModelConfig, Recipe
 from detdistill.run.batch_size import check_batch_size
-from detdistill.run.defaults import saved_size, shown, sides, with_image_size, with_levels
+from detdistill.run.defaults import other_size, shown, with_image_size, with_levels
 from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder, choose_folder, is_run
 from detdistill.run.models import adopt, check_not_set, find, place, start
 from detdistill.run.pairing import Options, build_methods, check_methods, resolve
-from detdistill.run.splits import stored_splits
+from detdistill.run.splits import stored_splits, training_images
 from detdistill.run.tables import Say, number
 from detdistill.types import Detector
 
@@ -137,8 +137,7 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, predictions_
 
 def _at_size(recipe: Recipe) -> str:
     """The image size in words if it differs from the teacher's, as a possible reason for a low AP."""
-    trained = saved_size(recipe.teacher.path)
-    if trained is None or sides(trained) == sides(recipe.data.image_size):
+    if (trained := other_size(recipe)) is None:
         return ""
     return f" at image size {shown(recipe.data.image_size)} (it was trained on {shown(trained)})"
 
@@ -173,8 +172,8 @@ def _images_of_teacher(data: Data, recipe: Recipe) -> set[str] | None:
     if not is_run(recipe.teacher.path):
         return None
     folder = Path(recipe.teacher.path)
-    if splits := stored_splits(folder):
-        return set(splits.get("train", ()))
+    if stored_splits(folder):
+        return training_images(folder)
     trained = RunFolder(folder).recipe()
     places = ("path", "train", "val", "test")
     if trained is None or any(getattr(trained.data, name) != getattr(recipe.data, name) for name in places):

@@ -31,17 +31,18 @@ def check_splits(data: Data, folder: Path) -> None:
 
 def trained_on(model: Path, data: Data, split: Split) -> str | None:
     """A warning if images of `split` were training images of the run `model`, whose splits were made by fractions."""
-    before = stored_splits(model)
-    if not before or data.divided is None:
-        return None
-    names = {record.name for record in split.records}
-    shared = names & set(before.get("train", ()))
-    if not shared or split.name == "train":
+    shared = {record.name for record in split.records} & training_images(model)
+    if not shared or data.divided is None or split.name == "train":
         return None
     return (
         f"warning: {len(shared)} of the {len(split)} images of the {split.name} split have the names of training "
         f"images of {model} ({FILE}); for the same data set, give the val_fraction and test_fraction of its recipe.yaml"
     )
+
+
+def training_images(folder: Path) -> set[str]:
+    """Names of the training images of a run whose splits were made by fractions; empty for any other."""
+    return set(stored_splits(folder).get("train", ()))
 
 
 def stored_splits(folder: Path) -> Mapping[str, list[str]]:
