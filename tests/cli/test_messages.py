@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.cli.app import DEMO
+from detdistill.cli.training import DEMO
 from detdistill.recipe import packaged, read_yaml
 
 from .commands import detdistill

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detdistill.cli import flags
-from detdistill.cli.app import _console, _recipe, app
+from detdistill.cli.app import app, make_console, make_recipe
 from detdistill.cli.options import RecipeFlag, Replace
 from detdistill.distributed import is_main
 from detdistill.errors import UserError
@@ -47,7 +47,7 @@ def inspect(
     """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes."""
     if data is not None and "data.path" in fields:
         raise UserError("the data set is given twice, as an argument and with --data; give it once")
-    resolved = _recipe(recipe, flags.overrides(fields if data is None else {"data.path": data, **fields}))
+    resolved = make_recipe(recipe, flags.overrides(fields if data is None else {"data.path": data, **fields}))
     from detdistill import run
 
     run.inspect_data(
@@ -57,7 +57,7 @@ def inspect(
         out=out,
         json=json,
         overwrite=overwrite,
-        console=_console(),
+        console=make_console(),
     )
 
 
@@ -73,7 +73,7 @@ def doctor(*, json: Json = None) -> int:
     # Not through `run`, which imports torch: a broken torch is one of the things to report.
     from detdistill.inspection.machine import examine, verdict
 
-    console = _console()
+    console = make_console()
     checks = []
     for check in examine():
         checks.append(check)

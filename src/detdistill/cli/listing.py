@@ -1,17 +1,32 @@
-"""What `detdistill list` prints: the detectors, methods, backbones and recipes, or everything about one of them."""
+"""`detdistill list`: the detectors, methods, backbones and recipes, or everything about one of them."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from inspect import getdoc, getmodule
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 
+from detdistill.cli import flags
+from detdistill.cli.app import ORIGIN, app, make_console
 from detdistill.cli.backbones import backbones
 from detdistill.errors import UserError, nearest
 from detdistill.recipe import load
 
 WIDE = 200  # terminal columns from which a method's row fits on one line
+
+
+@app.command(name="list")
+@flags.takes("data.image_size")
+def show(
+    what: Annotated[Literal["detectors", "methods", "backbones", "recipes"], Parameter(help="what to list")],
+    name: Annotated[str | None, Parameter(help="one detector or method, or a pattern for backbones: 'resnet*'")] = None,
+    /,
+    **fields: Any,
+) -> None:
+    """List the detectors, methods, backbones or recipes; with a name, print everything about a detector or method."""
+    listing(what, name, make_console(), flags.overrides(fields))
 
 
 def listing(what: str, name: str | None, console: Console, over: Mapping[str, Any] | None = None) -> None:
@@ -21,7 +36,7 @@ def listing(what: str, name: str | None, console: Console, over: Mapping[str, An
     Raises UserError if there is no such name, or if the list has no details.
     """
     if what == "backbones":
-        backbones(name, load(None, over, origin="command line").data.image_size, console)
+        backbones(name, load(None, over, origin=ORIGIN).data.image_size, console)
     elif over:
         raise UserError(f"list {what} --image-size: only `list backbones` reads it; leave it out")
     elif name is None:

@@ -1,0 +1,105 @@
+"""The commands that use a trained detector: `evaluate`, `predict` and `export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, validators
+
+from detdistill.cli import flags
+from detdistill.cli.app import app, make_console, make_recipe
+from detdistill.cli.options import EvaluatedModel, Model, ModelOptions, RecipeFlag, Replace, Results
+from detdistill.errors import UserError
+from detdistill.exporting import Format
+
+ARCHITECTURE = tuple(
+    path for path in flags.FIELDS if path.startswith("model.") and path not in ("model.name", "model.backbone_weights")
+)
+SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
+
+
+@app.command
+@flags.takes(
+    *ARCHITECTURE,
+    "data.",
+    "train.batch_size",
+    "train.workers",
+    "train.device",
+    defaults=SAVED_SIZE,
+    split="data.eval_split",
+)
+def evaluate(
+    *,
+    model: EvaluatedModel = None,
+    recipe: RecipeFlag = None,
+    model_options: ModelOptions = None,
+    out: Results = None,
+    overwrite: Replace = False,
+    **fields: Any,
+) -> None:
+    """Measure a detector: COCO metrics, AP per class, parameters, operations, latency."""
+    if (evaluated := model or recipe) is None:
+        raise UserError("no model: give --model, or a run folder with --recipe")
+    resolved = make_recipe(recipe, flags.overrides(fields, model=model_options))
+    from detdistill import run
+    from detdistill.run import tables
+
+    console = make_console()
+    metrics = run.evaluate(
+        evaluated,
+        resolved.data,
+        train=resolved.train,
+        built=resolved.model,
+        out=out,
+        overwrite=overwrite,
+        console=console,
+    )
+    tables.metrics(console, metrics)
+
+
+@app.command
+@flags.takes("data.image_size", "data.on_bad_record", "train.batch_size", "train.device", defaults=SAVED_SIZE)
+def predict(
+    *images: Annotated[Path, Parameter(help="image files and folders of images")],
+    model: Model,
+    out: Annotated[Path, Parameter(help="folder for the drawn images and predictions.json")],
+    threshold: Annotated[
+        float,
+        Parameter(
+            help="boxes with a lower score are not drawn; predictions.json holds them too",
+            validator=validators.Number(gte=0, lte=1),
+        ),
+    ] = 0.3,
+    overwrite: Replace = False,
+    **fields: Any,
+) -> None:
+    """Draw a detector's boxes on images, and write them as COCO-style JSON in pixels of the image files."""
+    resolved = make_recipe(None, flags.overrides(fields))
+    from detdistill import run
+
+    run.predict(
+        model,
+        images,
+        out,
+        data=resolved.data,
+        train=resolved.train,
+        threshold=threshold,
+        overwrite=overwrite,
+        console=make_console(),
+    )
+
+
+@app.command
+@flags.takes()
+def export(
+    *,
+    model: Annotated[str, Parameter(help="a run folder")],
+    out: Annotated[Path, Parameter(help="folder for the exported files")],
+    format: Annotated[
+        Format, Parameter(help="transformers: a folder that its from_pretrained loads without detdistill")
+    ] = "transformers",
+    overwrite: Replace = False,
+) -> None:
+    """Export a trained detector and verify that the exported model gives the same boxes."""
+    from detdistill import run
+
+    run.export(model, out, format=format, overwrite=overwrite, console=make_console())
