@@ -1,6 +1,7 @@
 """Tiny detectors, batches and targets for tests."""
 
 import torch
+from torchvision.models.detection import FasterRCNN
 
 from detdistill.detectors.build import build
 from detdistill.recipe import ModelConfig
@@ -94,3 +95,21 @@ def make_targets(empty: bool = False) -> Targets:
         return Targets((torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0, dtype=torch.long),) * 2)
     boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [50.0, 8.0, 90.0, 30.0], [10.0, 10.0, 60.0, 40.0]])
     return Targets((boxes[:2], boxes[2:]), (torch.tensor([0, 2]), torch.tensor([1])))
+
+
+def spread_scores(model: FasterRCNN) -> None:
+    """Change a fresh two-stage model of torchvision, in place, so that its scores differ by more than rounding.
+
+    Its batch norms get the statistics of an image of noise, and its predictors larger weights. Else all boxes have the
+    same score, and which of two overlapping boxes is kept is decided by chance.
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train().backbone(torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for layer in (model.rpn.head.cls_logits, model.roi_heads.box_predictor.cls_score):
+        torch.nn.init.normal_(layer.weight)

@@ -28,6 +28,14 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tens
     return (images - center) / scale * valid_mask(batch.sizes, *images.shape[-2:])[:, None]
 
 
+def size_tensor(values: Sequence[int], like: Tensor) -> Tensor:
+    """A tensor (len(values),) of sizes in pixels or cells, with the type and device of `like`.
+
+    Unlike `torch.tensor`, it can be exported when the sizes depend on the image, and it does not wait for a GPU.
+    """
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 def cells_to_patches(images: Tensor, cell: int, patch: int) -> Tensor:
     """Images (B, C, H, W) resized so that `cell` pixels become `patch` pixels.
 

@@ -140,4 +140,4 @@ def flatten_cells(level: Tensor, *shape: int) -> Tensor:
     level: (B, A * prod(shape), H, W). Returns (B, H * W * A, *shape), or (B, H * W * A) without `shape`.
     """
     values = level.permute(0, 2, 3, 1)  # (B, H, W, A * prod(shape))
-    return values.reshape(len(level), -1, *shape)
+    return values.reshape(level.shape[0], -1, *shape)

@@ -15,7 +15,7 @@ class Batch:
     originals: (B, 2), the (height, width) of each image file. The ratio of `originals` to `sizes`, per axis, converts
         boxes to pixels of the image file.
     ids: (B,), the image ids of the data set. They stay on the CPU.
-    names: the file names, for messages.
+    names: the file names, for messages. It may be empty.
     """
 
     images: Tensor
@@ -25,12 +25,13 @@ class Batch:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        count = len(self.images)
+        count = self.images.shape[0]
         if (
             self.images.ndim != 4
             or self.images.shape[1] != 3
             or self.sizes.shape != (count, 2)
-            or any(len(part) != count for part in (self.sizes, self.originals, self.ids, self.names))
+            or any(part.shape[0] != count for part in (self.originals, self.ids))
+            or (self.names and len(self.names) != count)
         ):
             raise ValueError(
                 "a batch needs images (B, 3, H, W), sizes (B, 2), originals (B, 2), B ids and B names, "

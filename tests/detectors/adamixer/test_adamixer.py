@@ -234,7 +234,7 @@ def test_more_padding_changes_nothing_in_the_decoder():
         near_stages = detector.family.decode(near_queries, near)
         far_stages = detector.family.decode(far_queries, far)
         for near_stage, far_stage in zip(near_stages, far_stages, strict=True):
-            torch.testing.assert_close(near_stage.boxes, far_stage.boxes, rtol=0, atol=1e-3)
+            torch.testing.assert_close(near_stage.boxes, far_stage.boxes, rtol=0, atol=3e-3)
             torch.testing.assert_close(near_stage.logits, far_stage.logits, rtol=0, atol=1e-4)
         near_assignments = detector.family.match(near_stages, near, make_targets())
         far_assignments = detector.family.match(far_stages, near, make_targets())

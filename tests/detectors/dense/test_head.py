@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detdistill.detectors.dense.head import postprocess
+from detdistill.detectors.dense.head import dense_candidates
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, Layout, Need, Predictions
 from tests.detectors.builders import CLASSES, scene, shake, tiny
@@ -134,10 +134,11 @@ def crowded_predictions(
 def assert_equals_slow_version(
     stage: Predictions, batch: Batch, threshold: float, max_iou: float, max_detections: int
 ) -> list[int]:
-    """Asserts that `postprocess` gives the detections of the slow version. Returns their number per image."""
+    """Asserts that the candidates give the detections of the slow version. Returns their number per image."""
     config = ModelConfig(name="atss:mobilenetv2_035", score_threshold=threshold, detections=max_detections)
     expected = slow_postprocess(stage, batch, threshold, max_iou, max_detections)
-    for detections, candidates in zip(postprocess(stage, batch, config, max_iou), expected, strict=True):
+    found = dense_candidates(stage, batch, config, max_iou).detections()
+    for detections, candidates in zip(found, expected, strict=True):
         assert detections.labels.tolist() == [label for _, _, label in candidates]
         torch.testing.assert_close(detections.scores, torch.tensor([score for score, _, _ in candidates]))
         boxes = torch.tensor([box for _, box, _ in candidates], dtype=torch.float32)
@@ -166,7 +167,7 @@ def test_a_thousand_candidates_of_each_level_are_kept():
     counts = assert_equals_slow_version(stage, batch, 0.001, 0.6, 5000)
     assert counts[0] > 1100
     config = ModelConfig(name="atss:mobilenetv2_035", score_threshold=0.001, detections=5000)
-    assert len(postprocess(stage, batch, config, nms_threshold=1.0)[0].boxes) == 1000 + 600
+    assert len(dense_candidates(stage, batch, config, nms_threshold=1.0).detections()[0].boxes) == 1000 + 600
 
 
 def test_a_class_does_not_suppress_another():

@@ -1,4 +1,4 @@
-"""The matcher against the matchers of transformers, and `top_detections`."""
+"""The matcher against the matchers of transformers, and `best_queries`."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
-from detdistill.detectors.queries.frames import top_detections
+from detdistill.detectors.queries.frames import best_queries
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.transformers.criterion import host_labels
 from detdistill.geometry import to_pixels
@@ -90,5 +90,5 @@ def test_more_objects_than_queries_and_no_objects():
 
 def test_a_query_gives_one_detection_per_class_with_sigmoids_and_one_with_softmax():
     for softmax, count in ((False, 9 * 4), (True, 9)):
-        detections = top_detections(random_stage(0, softmax), SIZES, 100, 0.0)
+        detections = best_queries(random_stage(0, softmax), SIZES, 100, 0.0).detections()
         assert [len(image.scores) for image in detections] == [count] * 3

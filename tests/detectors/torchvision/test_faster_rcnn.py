@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models import detection as host
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from detdistill.detectors.images import host_sizes
-from detdistill.detectors.torchvision import shared
+from detdistill.detectors.torchvision import roi_head, shared
 from detdistill.detectors.torchvision.faster_rcnn import FasterRCNN, faster_rcnn
 from detdistill.errors import UserError
 from detdistill.recipe import ModelConfig
 from detdistill.types import Batch, Need, Pyramid, Targets
+from tests.detectors.builders import spread_scores
 
 CLASSES = ("disc", "square", "cross")
 STRIDES = (8, 16, 32, 64)
@@ -143,7 +144,9 @@ def host_with_one_level() -> host.FasterRCNN:
     backbone.out_channels = 16
     anchors = host.rpn.AnchorGenerator(((16, 32),), ((0.5, 1.0),))
     pool = MultiScaleRoIAlign(["0"], 3, 2)
-    return host.FasterRCNN(backbone, 4, rpn_anchor_generator=anchors, box_roi_pool=pool)
+    model = host.FasterRCNN(backbone, 4, rpn_anchor_generator=anchors, box_roi_pool=pool)
+    spread_scores(model)
+    return model
 
 
 @pytest.mark.parametrize(("make", "strides"), [(host_with_fpn, (4, 8, 16, 32, 64)), (host_with_one_level, (16,))])
@@ -330,8 +333,9 @@ def test_scales_of_the_levels_are_declared_and_not_inferred(batch: Batch) -> Non
     """torchvision would infer them from the map's size and the largest image, here 21 pixels of 64, and keep them."""
     detector = build().eval()
     sizes = torch.full((2, 2), 21)
-    detector.observe(replace(batch, sizes=sizes), need=ALL)
-    assert detector.model.roi_heads.box_roi_pool.scales == [1 / 8, 1 / 16, 1 / 32]
+    with patch.object(roi_head, "roi_align", wraps=roi_align) as pooled:
+        detector.observe(replace(batch, sizes=sizes), need=ALL)
+    assert [call.args[3] for call in pooled.call_args_list] == [1 / 8, 1 / 16, 1 / 32]
 
 
 def test_losses_without_objects_are_finite(batch: Batch, no_targets: Targets) -> None:

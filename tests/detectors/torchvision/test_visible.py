@@ -10,7 +10,7 @@ from detdistill.detectors.torchvision.visible import VisibleLevels
 from detdistill.detectors.weights import TORCHVISION
 from detdistill.testing import check_detector
 from detdistill.types import Assignment, Batch, Layout, Need, Targets
-from tests.detectors.builders import CLASSES, scene
+from tests.detectors.builders import CLASSES, scene, spread_scores
 
 NAME = "fasterrcnn_mobilenet_v3_large_320_fpn"
 CELLS = 2 * 3 + 1 * 2  # of an image of 64 x 96 pixels at strides 32 and 64
@@ -23,6 +23,7 @@ def build() -> FasterRCNN:
     options = {"rpn_score_thresh": 0.0, "box_score_thresh": 0.0}
     model = getattr(host, NAME)(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1, **options)
     model.transform.resize = lambda image, target: (image, target)
+    spread_scores(model)
     return FasterRCNN(model, CLASSES, TORCHVISION[NAME].strides)
 
 

@@ -117,7 +117,7 @@ class AdaMixer(Family[Memory]):
     def _from_embeddings(self, embeddings: Tensor, memory: Memory) -> QuerySet:
         """Queries for every image from embeddings (Q, D), standardized."""
         standardized = F.layer_norm(embeddings, (self.width,))
-        return QuerySet(standardized.expand(len(memory.frame), -1, -1))  # (B, Q, D)
+        return QuerySet(standardized.expand(memory.frame.shape[0], -1, -1))  # (B, Q, D)
 
     def _first_boxes(self, reference: Tensor | None, memory: Memory, count: int) -> Tensor:
         """The first boxes of `count` queries, as xyzr (B, Q, 4).
@@ -126,7 +126,7 @@ class AdaMixer(Family[Memory]):
         """
         if reference is None:
             whole = memory.frame.new_tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float)
-            return to_xyzr(to_pixels(whole.expand(len(memory.frame), count, 4), memory.frame))
+            return to_xyzr(to_pixels(whole.expand(memory.frame.shape[0], count, 4), memory.frame))
         if reference.shape[-1] != 4:
             raise ValueError(
                 f"the decoder starts from boxes cx cy w h; the reference has {reference.shape[-1]} numbers per query"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -98,9 +99,15 @@ class Stage(nn.Module):
         detached = xyzr.detach()
         queries = content + position_embedding(detached, content.shape[-1]).to(content.dtype)
         bias = self.overlap[:, None, None] * log_iof(to_boxes(detached))[:, None]  # (B, heads, Q, Q)
-        bias = bias.flatten(0, 1).to(content.dtype)  # (B heads, Q, Q)
-        attended, _ = self.attention(queries, queries, queries, attn_mask=bias, need_weights=False)
-        return queries + attended
+        # Not the forward of `attention`: torch can't export it for a batch of any size.
+        attention = self.attention
+        joined = F.linear(queries, attention.in_proj_weight, attention.in_proj_bias)  # (B, Q, 3 D)
+        query, key, value = joined.unflatten(-1, (3, attention.num_heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # (B, heads, Q, d)
+        weights = (query @ key.mT * query.shape[-1] ** -0.5 + bias).softmax(-1)  # (B, heads, Q, Q)
+        attended = weights.to(value.dtype) @ value
+        return queries + attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class Decoder(nn.Module):

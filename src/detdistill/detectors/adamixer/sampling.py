@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detdistill.detectors.adamixer.boxes import sides
+from detdistill.detectors.images import size_tensor
 
 TAU = 2.0  # temperature of the softmax over levels, as published
 
@@ -64,7 +65,7 @@ def sample_levels(levels: Sequence[Tensor], strides: Sequence[int], points: Tens
     total = torch.zeros((), device=points.device, dtype=points.dtype)
     for index, (level, stride) in enumerate(zip(levels, strides, strict=True)):
         maps = level.to(points.dtype).unflatten(1, (groups, -1)).flatten(0, 1)  # (B G, C, H, W)
-        extent = points.new_tensor([level.shape[-1] * stride, level.shape[-2] * stride])
+        extent = size_tensor([level.shape[-1] * stride, level.shape[-2] * stride], points)
         grid = centers / extent * 2 - 1  # -1..1 of the map
         samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         total = total + samples * weights[..., index][:, None]  # (B G, C, Q, P)

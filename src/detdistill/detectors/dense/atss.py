@@ -10,13 +10,14 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
 from detdistill.detectors.backbone import neck_of
+from detdistill.detectors.candidates import Candidates
 from detdistill.detectors.dense.head import (
     BOX_WEIGHT,
     DenseHead,
     anchored_pyramid,
     assign_atss,
+    dense_candidates,
     dense_info,
-    postprocess,
 )
 from detdistill.detectors.outputs import (
     DenseParts,
@@ -72,7 +73,7 @@ class ATSS(nn.Module):
                 boxes = edges_to_boxes(edges, centers(anchors), prediction_strides(layout, anchors.device))
                 return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, edges=edges)
             logits, deltas, quality = self.head.predict(classification, regression, 4)
-            boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)).view_as(deltas)
+            boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(deltas.shape[0], 1)).view_as(deltas)
             return Predictions(logits, "sigmoid", boxes, valid, layout, quality=quality, deltas=deltas)
 
         def assign(targets: Targets) -> Assignment:
@@ -80,10 +81,14 @@ class ATSS(nn.Module):
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, atss_losses), targets, need)
 
-    def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. The score is the class score times the centerness."""
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression. The score is the class score times the centerness."""
         stage = self.observe(batch, need=Need(predictions=True)).stages[0]
-        return postprocess(stage, batch, self.config, self.config.nms_threshold or 0.6)
+        return dense_candidates(stage, batch, self.config, self.config.nms_threshold or 0.6)
+
+    def detect(self, batch: Batch) -> tuple[Detections, ...]:
+        """See `types.Detector`."""
+        return self.candidates(batch).detections()
 
 
 def atss_losses(stage: Predictions, assignment: Assignment, targets: Targets) -> Mapping[str, Tensor]:

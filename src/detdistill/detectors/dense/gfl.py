@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detdistill.detectors.backbone import neck_of
+from detdistill.detectors.candidates import Candidates
 from detdistill.detectors.dense.head import (
     BOX_WEIGHT,
     DenseHead,
     anchored_pyramid,
     assign_atss,
+    dense_candidates,
     dense_info,
-    postprocess,
 )
 from detdistill.detectors.outputs import (
     DenseParts,
@@ -75,10 +76,14 @@ class GFL(nn.Module):
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression."""
+        stage = self.observe(batch, need=Need(predictions=True)).stages[0]
+        return dense_candidates(stage, batch, self.config, self.config.nms_threshold or 0.6)
+
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
         """See `types.Detector`."""
-        stage = self.observe(batch, need=Need(predictions=True)).stages[0]
-        return postprocess(stage, batch, self.config, self.config.nms_threshold or 0.6)
+        return self.candidates(batch).detections()
 
 
 def distribution_focal(edges: Tensor, distances: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""What ATSS and GFL share: anchors, assignment, towers, predictors with one scale per level, and postprocessing."""
+"""What ATSS and GFL share: anchors, assignment, towers, predictors with one scale per level, and candidates."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detdistill.detectors.backbone import group_norm
+from detdistill.detectors.candidates import Candidates, best_pairs, clip
 from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment, with_centerness
 from detdistill.detectors.statistics import pixel_statistics
@@ -16,7 +16,6 @@ from detdistill.recipe import ModelConfig
 from detdistill.types import (
     Assignment,
     Batch,
-    Detections,
     DetectorInfo,
     EdgeInfo,
     GridInfo,
@@ -140,30 +139,22 @@ def assign_atss(level_anchors: Sequence[Tensor], valid: Tensor, counts: Sequence
     return with_centerness(build_assignment(matched, valid), anchors, targets)
 
 
-def postprocess(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> tuple[Detections, ...]:
-    """Turn the predictions of a dense head into detections, best first.
+def dense_candidates(stage: Predictions, batch: Batch, config: ModelConfig, nms_threshold: float) -> Candidates:
+    """The candidates of a dense head: the best (prediction, class) pairs of each level.
 
-    The score is the class score, times the quality if the head predicts one. The best candidates of each level above
-    `config.score_threshold` are clipped to the image, suppressed per class at the IoU `nms_threshold`, and at most
-    `config.detections` of them are kept.
+    The score is the class score, times the quality if the head predicts one.
     """
-    counts = required(stage.layout).counts
     scores = stage.scores()  # (B, N, K)
     if stage.quality is not None:
         scores = scores * stage.quality.sigmoid()[..., None]
     scores = torch.where(stage.valid[..., None], scores, 0.0)
-    num_classes = scores.shape[-1]
-    detections = []
-    for image, (height, width) in enumerate(batch.sizes.tolist()):
-        level_boxes, level_scores, level_labels = [], [], []
-        levels = zip(scores[image].split(counts), stage.boxes[image].split(counts), strict=True)
-        for candidate_scores, candidate_boxes in levels:
-            best, index = candidate_scores.flatten().topk(min(MAX_CANDIDATES, candidate_scores.numel()))
-            index = index[best > config.score_threshold]
-            level_boxes.append(clip_boxes_to_image(candidate_boxes[index // num_classes], (height, width)))
-            level_scores.append(best[: len(index)])
-            level_labels.append(index % num_classes)
-        boxes, image_scores, labels = torch.cat(level_boxes), torch.cat(level_scores), torch.cat(level_labels)
-        keep = batched_nms(boxes.float(), image_scores.float(), labels, nms_threshold)[: config.detections]
-        detections.append(Detections(boxes[keep], image_scores[keep], labels[keep]))
-    return tuple(detections)
+    boxes, scores, labels = best_pairs(stage.boxes, scores, required(stage.layout), MAX_CANDIDATES)
+    return Candidates(
+        clip(boxes, batch.sizes),
+        scores,
+        labels,
+        threshold=config.score_threshold,
+        nms=nms_threshold,
+        limit=config.detections,
+        classes=stage.logits.shape[-1],
+    )

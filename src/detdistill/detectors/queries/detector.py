@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from detdistill.detectors.backbone import rest_norms
-from detdistill.detectors.queries.frames import top_detections
+from detdistill.detectors.candidates import Candidates
+from detdistill.detectors.queries.frames import best_queries
 from detdistill.detectors.queries.matching import Matcher
 from detdistill.detectors.queries.stages import with_assignments
 from detdistill.detectors.statistics import PixelStatistics, pixel_statistics
@@ -201,11 +202,15 @@ class QueryDetector(nn.Module):
             criterion=lambda stages, targets: family.criterion(stages, memory, targets),
         )
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The best (query, class) pairs of the last stage, as published. They are not suppressed."""
+        last = self.observe(batch, need=Need(predictions=True)).stages[-1]
+        return best_queries(last, batch.sizes, self.detections, self.score_threshold)
+
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """Final detections, as published: the best (query, class) pairs of the last stage, without NMS."""
-        last = self.observe(batch, need=Need(predictions=True)).stages[-1]
-        return top_detections(last, batch.sizes, self.detections, self.score_threshold)
+        """See `types.Detector`."""
+        return self.candidates(batch).detections()
 
 
 def assemble(family: Family[Any], config: ModelConfig) -> QueryDetector:

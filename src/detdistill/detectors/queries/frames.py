@@ -1,4 +1,4 @@
-"""Frames of the boxes of a detector with queries, its learned queries per image, and its final detections.
+"""Frames of the boxes of a detector with queries, its learned queries per image, and its candidates.
 
 Relative boxes are cx cy w h in 0..1 of a frame. The frame is the valid area of each image, or the whole padded batch.
 Boxes in `Predictions` are always xyxy in pixels of the padded batch.
@@ -13,13 +13,14 @@ padded, so this package does not do it.
 import torch
 from torch import Tensor
 
-from detdistill.geometry import extents
-from detdistill.types import Detections, Predictions
+from detdistill.detectors.candidates import Candidates, clip
+from detdistill.detectors.images import size_tensor
+from detdistill.types import Predictions
 
 
 def canvas_of(sizes: Tensor, height: int, width: int) -> Tensor:
     """(height, width) of the padded batch as the frame of every image, (B, 2). sizes (B, 2): valid sizes."""
-    return sizes.new_tensor([height, width]).expand(len(sizes), 2)
+    return size_tensor([height, width], sizes).expand(sizes.shape[0], 2)
 
 
 def valid_fraction(sizes: Tensor, canvas: tuple[int, int]) -> Tensor:
@@ -27,7 +28,7 @@ def valid_fraction(sizes: Tensor, canvas: tuple[int, int]) -> Tensor:
 
     sizes (B, 2): valid (height, width). canvas: (height, width) of the padded batch.
     """
-    return sizes.flip(-1)[:, None] / sizes.new_tensor(canvas).flip(-1)
+    return sizes.flip(-1)[:, None] / size_tensor(canvas, sizes).flip(-1)
 
 
 def to_batch_frame(reference: Tensor, fraction: Tensor) -> Tensor:
@@ -53,20 +54,16 @@ def expand_queries(embeddings: Tensor, count: int) -> Tensor:
     return learned.expand(count, -1, -1)
 
 
-def top_detections(stage: Predictions, sizes: Tensor, count: int, threshold: float) -> tuple[Detections, ...]:
-    """The `count` highest scores over all (query, class) pairs of each image, best first, if above `threshold`.
+def best_queries(stage: Predictions, sizes: Tensor, count: int, threshold: float) -> Candidates:
+    """The `count` highest scores over all (query, class) pairs of each image, best first.
 
     Boxes are clipped to the valid sizes (B, 2). With sigmoids one query can give detections of several classes. With
-    softmax a query gives a detection of its best class only, as published.
+    softmax a query gives a detection of its best class only, as published. threshold: see `Candidates`.
     """
     scores = stage.scores()
+    classes = scores.shape[-1]
     if stage.activation == "softmax":
-        scores = torch.where(scores == scores.amax(-1, keepdim=True), scores, -1.0)
-    best, index = scores.flatten(1).topk(min(count, scores[0].numel()), dim=1)  # (B, count)
-    queries, labels = index // scores.shape[-1], index % scores.shape[-1]
-    boxes = stage.boxes.clamp(min=0).minimum(extents(sizes)).gather(1, queries[..., None].expand(-1, -1, 4))
-    kept = best > threshold
-    return tuple(
-        Detections(image_boxes[keep], image_scores[keep], image_labels[keep])
-        for image_boxes, image_scores, image_labels, keep in zip(boxes, best, labels, kept, strict=True)
-    )
+        scores = torch.where(scores == scores.amax(-1, keepdim=True), scores, 0.0)
+    best, index = scores.flatten(1).topk(min(count, scores.shape[1] * classes), dim=1)  # (B, count)
+    boxes = clip(stage.boxes, sizes).gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+    return Candidates(boxes, best, index % classes, threshold=threshold, nms=None, limit=count, classes=classes)

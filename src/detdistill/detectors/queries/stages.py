@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from detdistill.detectors.images import size_tensor
 from detdistill.geometry import to_pixels
 from detdistill.types import Assignment, Predictions
 
@@ -49,3 +50,9 @@ def token_maps(tokens: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tenso
     cells = [rows * columns for rows, columns in shapes]
     levels = tokens.transpose(1, 2).split(cells, dim=2)  # each (B, D, HW)
     return tuple(level.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True))
+
+
+def shape_table(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(rows, columns) of each level as a tensor of integers, (levels, 2)."""
+    integer = torch.zeros((), dtype=torch.long, device=device)
+    return torch.stack([size_tensor(shape, integer) for shape in shapes])

@@ -28,7 +28,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from detdistill.detectors.backbone import Neck, neck_of
-from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.candidates import Candidates, best_first, best_pairs, clip, large_boxes, suppress
+from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment
 from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.roi_head import HostLevels, RoIColumns, RoIHead
@@ -57,6 +58,9 @@ from detdistill.types import (
     Targets,
     required,
 )
+
+MAX_CANDIDATES = 10_000  # (proposal, class) pairs of an image that enter the suppression
+SMALLEST_BOX = 1e-2  # pixels; a detection with a smaller side is dropped, as in the host
 
 
 class FasterRCNN(nn.Module):
@@ -127,14 +131,12 @@ class FasterRCNN(nn.Module):
         classify = partial(self.roi_head.classify, levels)
         if targets is None and not (need.predictions or need.proposals):
             # Only `classify` is needed, on boxes of the caller, so the RPN does not run.
-            no_boxes = anchors.new_zeros((len(batch), 0, 4))
+            no_boxes = anchors.new_zeros((batch.images.shape[0], 0, 4))
             return DetectorOutput(pyramids, proposals=Proposals(no_boxes, no_boxes.any(-1), classify))
-        shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels.values())
-        layout = Layout(shapes, self.visible.host_strides, required(self.info.grid).anchors_per_cell)
+        layout = self._layout(levels)
         rpn_stage = self._rpn_stage(levels, anchors, layout, batch.sizes)
-        boxes, _ = self._host_rpn(training=targets is not None).filter_proposals(
-            rpn_stage.boxes.detach(), rpn_stage.logits.detach(), host_sizes(batch.sizes), list(layout.counts)
-        )
+        padded, valid = self._propose(rpn_stage, batch.sizes, training=targets is not None)
+        boxes = [image_boxes[rows] for image_boxes, rows in zip(padded, valid, strict=True)]
         losses: dict[str, Tensor] = {}
         roi_stage = None
         if targets is not None:
@@ -153,18 +155,36 @@ class FasterRCNN(nn.Module):
             ),
         )
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression: every class of every proposal, with its own box.
+
+        torchvision has no limit for their number. Here they are the best `MAX_CANDIDATES` of each image.
+        """
+        levels, anchors, _ = self._pyramid(batch)
+        rpn_stage = self._rpn_stage(levels, anchors, self._layout(levels), batch.sizes)
+        boxes, valid = self._propose(rpn_stage, batch.sizes, training=False)
+        scores, deltas = self.roi_head.score(levels, boxes)  # (B, P, K), (B, P, K, 4)
+        roi_heads = self.model.roi_heads
+        boxes = boxes[:, :, None].expand_as(deltas)
+        decoded = roi_heads.box_coder.decode_single(deltas.flatten(0, 2), boxes.flatten(0, 2)).view_as(deltas)
+        decoded = clip(decoded.flatten(1, 2), batch.sizes)  # (B, P K, 4)
+        is_box = valid.repeat_interleave(scores.shape[2], 1) & large_boxes(decoded, SMALLEST_BOX)
+        pairs = torch.where(is_box, scores.flatten(1), 0.0)
+        best, index = best_first(pairs, MAX_CANDIDATES)
+        return Candidates(
+            decoded.gather(1, index[..., None].expand(-1, -1, 4)),
+            best,
+            index % scores.shape[2],
+            threshold=roi_heads.score_thresh,
+            nms=roi_heads.nms_thresh,
+            limit=roi_heads.detections_per_img,
+            classes=scores.shape[2],
+        )
+
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. Runs torchvision's postprocessing, with its thresholds and number of detections."""
-        output = self.observe(batch, need=Need(predictions=True))
-        stage, proposals = output.stages[-1], required(output.proposals)
-        boxes = [image_boxes[valid] for image_boxes, valid in zip(proposals.boxes, proposals.valid, strict=True)]
-        # The host expects the background in the first column, and deltas for it.
-        logits = torch.cat([required(stage.background)[..., None], stage.logits], dim=-1)[stage.valid]
-        deltas = nn.functional.pad(required(stage.deltas)[stage.valid], (0, 0, 1, 0)).flatten(1)
-        sizes = host_sizes(batch.sizes)
-        per_image = zip(*self.model.roi_heads.postprocess_detections(logits, deltas, boxes, sizes), strict=True)
-        return tuple(Detections(image_boxes, scores, labels - 1) for image_boxes, scores, labels in per_image)
+        """See `types.Detector`. The result is that of torchvision's postprocessing."""
+        return self.candidates(batch).detections()
 
     def _pyramid(self, batch: Batch) -> tuple[HostLevels, Tensor, Pyramid]:
         """The backbone's maps by the host's names, the host's anchors (N, 4), and both as a pyramid."""
@@ -172,16 +192,39 @@ class FasterRCNN(nn.Module):
         levels = self.model.backbone(images)
         levels = OrderedDict([("0", levels)]) if isinstance(levels, Tensor) else levels
         maps = tuple(levels.values())
-        anchors = host_anchors(self.model.rpn.anchor_generator, images, batch, maps)
+        anchors = host_anchors(self.model.rpn.anchor_generator, images, maps)
         split, visible = split_anchors(anchors, maps), self.visible
         return levels, anchors, Pyramid(visible.of(maps), visible.strides, batch.sizes, visible.of(split))
+
+    def _layout(self, levels: HostLevels) -> Layout:
+        """The layout of the RPN's predictions."""
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels.values())
+        return Layout(shapes, self.visible.host_strides, required(self.info.grid).anchors_per_cell)
+
+    def _propose(self, stage: Predictions, sizes: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """The RPN's proposals, best first: boxes (B, P, 4), and valid (B, P), False for rows without a proposal.
+
+        They are the host's: the best of each level, without small boxes, suppressed per level. training: use the host's
+        numbers for training.
+        """
+        rpn = self.model.rpn
+        mode = "training" if training else "testing"
+        layout = required(stage.layout)
+        boxes, logits, _ = best_pairs(stage.boxes.detach(), stage.logits.detach(), layout, rpn._pre_nms_top_n[mode])
+        counts = [torch.sym_min(count, rpn._pre_nms_top_n[mode]) for count in layout.counts]
+        labels = torch.cat([stage.valid.new_full((n,), level, dtype=torch.long) for level, n in enumerate(counts)])
+        boxes, scores = clip(boxes, sizes), logits.sigmoid()
+        scores = torch.where(large_boxes(boxes, rpn.min_size) & (scores >= rpn.score_thresh), scores, 0.0)
+        scores = suppress(boxes, scores, labels.expand_as(scores), rpn.nms_thresh, len(counts))
+        best, index = best_first(scores, rpn._post_nms_top_n[mode])
+        return boxes.gather(1, index[..., None].expand(-1, -1, 4)), best > 0
 
     def _rpn_stage(self, levels: HostLevels, anchors: Tensor, layout: Layout, sizes: Tensor) -> Predictions:
         """The predictions of the RPN."""
         objectness, deltas = concat_box_prediction_layers(*self.model.rpn.head(list(levels.values())))
         objectness, deltas = objectness.float(), deltas.float()  # (B * N, 1), (B * N, 4)
-        boxes = self.model.rpn.box_coder.decode(deltas, [anchors] * len(sizes))
-        rows = (len(sizes), len(anchors))
+        rows = (sizes.shape[0], anchors.shape[0])
+        boxes = self.model.rpn.box_coder.decode_single(deltas, anchors.repeat(rows[0], 1))
         return Predictions(
             logits=objectness.view(*rows, 1),
             activation="sigmoid",

@@ -9,7 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from detdistill.detectors.backbone import group_norm, neck_of
-from detdistill.detectors.images import host_sizes
+from detdistill.detectors.candidates import Candidates
 from detdistill.detectors.outputs import DenseParts, build_assignment, dense_layout, observe_dense, with_centerness
 from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
 from detdistill.detectors.torchvision.shared import (
@@ -20,7 +20,7 @@ from detdistill.detectors.torchvision.shared import (
     host_statistics,
     host_targets,
     make_separable,
-    to_detections,
+    one_stage_candidates,
     valid_anchors,
 )
 from detdistill.detectors.towers import TowerPair, flatten_cells
@@ -119,20 +119,15 @@ class FCOS(nn.Module):
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression, with the thresholds and the score of torchvision."""
+        stage = self.observe(batch, need=Need(predictions=True)).stages[0]
+        scores = (stage.scores() * required(stage.quality).sigmoid()[..., None]).sqrt()
+        return one_stage_candidates(self.model, stage, scores, batch)
+
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. Runs torchvision's postprocessing, whose score is sqrt(class score * centerness)."""
-        output = self.observe(batch, need=Need(predictions=True))
-        stage = output.stages[0]
-        counts = list(required(stage.layout).counts)
-        host_predictions = {
-            "cls_logits": stage.logits,
-            "bbox_regression": required(stage.deltas),
-            "bbox_ctrness": required(stage.quality)[..., None],
-        }
-        per_level = {name: list(values.split(counts, 1)) for name, values in host_predictions.items()}
-        level_anchors = list(flatten_anchors(output.pyramids["neck"].anchors or ()).split(counts))
-        image_anchors, sizes = [level_anchors] * len(batch), host_sizes(batch.sizes)
-        return to_detections(self.model.postprocess_detections(per_level, image_anchors, sizes))
+        """See `types.Detector`. The result is that of torchvision's postprocessing."""
+        return self.candidates(batch).detections()
 
     def _predict(
         self, classification: Sequence[Tensor], regression: Sequence[Tensor]

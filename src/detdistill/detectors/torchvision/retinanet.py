@@ -10,7 +10,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
 from detdistill.detectors.backbone import group_norm, neck_of
-from detdistill.detectors.images import host_sizes
+from detdistill.detectors.candidates import Candidates
 from detdistill.detectors.outputs import (
     DenseParts,
     build_assignment,
@@ -28,7 +28,7 @@ from detdistill.detectors.torchvision.shared import (
     host_statistics,
     host_targets,
     make_separable,
-    to_detections,
+    one_stage_candidates,
     valid_anchors,
 )
 from detdistill.detectors.towers import TowerPair, flatten_cells
@@ -110,7 +110,7 @@ class RetinaNet(nn.Module):
 
         def predict(classification: Sequence[Tensor], regression: Sequence[Tensor]) -> Predictions:
             logits, values = self._predict(classification, regression)
-            batch_anchors = anchors.repeat(len(values), 1)  # (B * N, 4)
+            batch_anchors = anchors.repeat(values.shape[0], 1)  # (B * N, 4)
             coder = self.model.box_coder
             if self.edge_bins:
                 strides = prediction_strides(layout, anchors.device)
@@ -130,18 +130,14 @@ class RetinaNet(nn.Module):
 
         return observe_dense(pyramid, self.towers, DenseParts(predict, assign, losses), targets, need)
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression, with torchvision's thresholds."""
+        stage = self.observe(batch, need=Need(predictions=True)).stages[0]
+        return one_stage_candidates(self.model, stage, stage.scores(), batch)
+
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. Runs torchvision's postprocessing."""
-        output = self.observe(batch, need=Need(predictions=True))
-        stage = output.stages[0]
-        counts = list(required(stage.layout).counts)
-        per_level = {
-            "cls_logits": list(stage.logits.split(counts, 1)),
-            "bbox_regression": list(required(stage.deltas).split(counts, 1)),
-        }
-        level_anchors = list(flatten_anchors(output.pyramids["neck"].anchors or ()).split(counts))
-        image_anchors, sizes = [level_anchors] * len(batch), host_sizes(batch.sizes)
-        return to_detections(self.model.postprocess_detections(per_level, image_anchors, sizes))
+        """See `types.Detector`. The result is that of torchvision's postprocessing."""
+        return self.candidates(batch).detections()
 
     def _predict(self, classification: Sequence[Tensor], regression: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Apply the predictors to the last features of both towers, per level.

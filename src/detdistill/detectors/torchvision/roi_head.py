@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models import detection as host
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import roi_align
+from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
 from detdistill.detectors.outputs import build_assignment
@@ -108,16 +110,41 @@ class RoIHead:
 
         Returns logits (n, columns), deltas (n, 4 * columns) and embeddings (n, D).
         """
+        return self._run_rows(levels, convert_boxes_to_roi_format(boxes))
+
+    def _run_rows(self, levels: HostLevels, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for rows (n, 5): the index of the image, and its box."""
         roi_heads = self.model.roi_heads
-        pool, strides = roi_heads.box_roi_pool, self.pooled_strides(levels).values()
-        # Set for every batch. The host would infer the scales from the first batch and keep them, and a first batch
-        # with much padding would give wrong ones.
-        depths = [int(math.log2(stride)) for stride in strides]
-        pool.scales = [1 / stride for stride in strides]
-        pool.map_levels = LevelMapper(depths[0], depths[-1], pool.canonical_scale, pool.canonical_level)
-        embeddings = roi_heads.box_head(pool(levels, boxes, []))
+        embeddings = roi_heads.box_head(self._pool(levels, rows))
         logits, deltas = roi_heads.box_predictor(embeddings)
         return logits.float(), deltas.float(), embeddings
+
+    def _pool(self, levels: HostLevels, rows: Tensor) -> Tensor:
+        """Features of rows (n, 5), from the level that fits the size of their box: (n, C, size, size).
+
+        It is the host's pooling with the declared strides. The host would infer the strides from the first batch and
+        keep them, and a first batch with much padding would give wrong ones.
+        """
+        pool, strides = self.model.roi_heads.box_roi_pool, self.pooled_strides(levels)
+        depths = [int(math.log2(stride)) for stride in strides.values()]
+        mapper = LevelMapper(depths[0], depths[-1], pool.canonical_scale, pool.canonical_level)
+        level_of_row = mapper([rows[:, 1:]])
+        width = next(iter(levels.values())).shape[1]
+        pooled = rows.new_zeros((rows.shape[0], width, *pool.output_size))
+        for number, (name, stride) in enumerate(strides.items()):
+            (index,) = (level_of_row == number).nonzero(as_tuple=True)
+            features = roi_align(levels[name], rows[index], pool.output_size, 1 / stride, pool.sampling_ratio)
+            pooled = pooled.index_put((index,), features.to(pooled.dtype))
+        return pooled
+
+    def score(self, levels: HostLevels, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, P, K) and deltas (B, P, K, 4) of boxes (B, P, 4)."""
+        count, per_image = boxes.shape[:2]
+        image = torch.arange(count, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, per_image, 1)
+        logits, deltas, _ = self._run_rows(levels, torch.cat([image, boxes], dim=-1).flatten(0, 1))
+        scores = logits.softmax(-1)[:, self.columns.index]
+        deltas = deltas.unflatten(1, (-1, 4))[:, self.columns.index]
+        return scores.unflatten(0, (count, per_image)), deltas.unflatten(0, (count, per_image))
 
     def _stage(
         self, logits: Tensor, deltas: Tensor, embeddings: Tensor, boxes: list[Tensor], valid: Tensor

@@ -1,4 +1,4 @@
-"""What the torchvision adapters share: class columns, anchors, targets and detections in the forms of torchvision."""
+"""What the torchvision adapters share: class columns, anchors, targets, and candidates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,14 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.models import detection as host
 from torchvision.models.detection.image_list import ImageList
 
-from detdistill.detectors.images import host_sizes, normalize
+from detdistill.detectors.candidates import Candidates, best_pairs, clip
+from detdistill.detectors.images import normalize
 from detdistill.detectors.statistics import pixel_statistics
 from detdistill.detectors.towers import separable_tower
 from detdistill.distributed import mean_over_processes
 from detdistill.geometry import centers
 from detdistill.recipe import ModelConfig
-from detdistill.types import Batch, Detections, Pyramid, Targets, required
+from detdistill.types import Batch, Predictions, Pyramid, Targets, required
 
 
 class ClassColumns(nn.Module):
@@ -70,12 +71,26 @@ def host_targets(targets: Targets) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes, "labels": labels} for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
 
 
-def to_detections(host_detections: list[dict[str, Tensor]]) -> tuple[Detections, ...]:
-    """torchvision's detections as ours. torchvision already sorts them, best first."""
-    return tuple(Detections(image["boxes"], image["scores"], image["labels"]) for image in host_detections)
+def one_stage_candidates(
+    model: host.RetinaNet | host.FCOS, stage: Predictions, scores: Tensor, batch: Batch
+) -> Candidates:
+    """The candidates of a one-stage host, with its thresholds: the best (prediction, class) pairs of each level.
+
+    scores: (B, N, K).
+    """
+    boxes, pair_scores, labels = best_pairs(stage.boxes, scores, required(stage.layout), model.topk_candidates)
+    return Candidates(
+        clip(boxes, batch.sizes),
+        pair_scores,
+        labels,
+        threshold=model.score_thresh,
+        nms=model.nms_thresh,
+        limit=model.detections_per_img,
+        classes=scores.shape[-1],
+    )
 
 
-def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Sequence[Tensor]) -> Tensor:
+def host_anchors(generator: nn.Module, images: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """The host's anchors (N, 4), the same for every image of the batch, in pixels.
 
     They must be the host's, because its weights were trained with integer steps (image size // grid size), which differ
@@ -83,7 +98,7 @@ def host_anchors(generator: nn.Module, images: Tensor, batch: Batch, levels: Seq
     bfloat16 can't represent coordinates above 256. It therefore gets empty maps in single precision.
     """
     empty_maps = [level.new_empty((1, 1, *level.shape[-2:]), dtype=torch.float32) for level in levels]
-    return generator(ImageList(images, host_sizes(batch.sizes)), empty_maps)[0]
+    return generator(ImageList(images, [(images.shape[-2], images.shape[-1])]), empty_maps)[0]
 
 
 def valid_anchors(anchors: Tensor, sizes: Tensor) -> Tensor:
@@ -98,7 +113,7 @@ def valid_anchors(anchors: Tensor, sizes: Tensor) -> Tensor:
 def split_anchors(anchors: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Anchors (N, 4) to (H, W, A, 4) per level. levels: the maps, for their sizes."""
     cells = [level.shape[-2] * level.shape[-1] for level in levels]
-    per_cell = len(anchors) // sum(cells)
+    per_cell = anchors.shape[0] // sum(cells)
     parts = anchors.split([count * per_cell for count in cells])
     return tuple(part.view(*level.shape[-2:], per_cell, 4) for part, level in zip(parts, levels, strict=True))
 
@@ -118,7 +133,7 @@ def host_pyramid(model: host.RetinaNet | host.FCOS, batch: Batch, strides: Seque
     """The neck's levels of a one-stage host, with the host's normalization and anchors, and the declared strides."""
     images = normalize(batch, model.transform.image_mean, model.transform.image_std)
     levels = tuple(model.backbone(images).values())
-    anchors = host_anchors(model.anchor_generator, images, batch, levels)
+    anchors = host_anchors(model.anchor_generator, images, levels)
     return Pyramid(levels, tuple(strides), batch.sizes, split_anchors(anchors, levels))
 
 

@@ -24,6 +24,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 from torchvision.ops import box_iou
 
+from detdistill.detectors.candidates import Candidates, clip
 from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment
 from detdistill.detectors.torchvision.roi_head import RoIColumns
@@ -80,7 +81,7 @@ class SSDLite(nn.Module):
         images = self._stretched_images(batch)
         if targets is None and not need.head:
             return DetectorOutput({"neck": self._neck(self.model.backbone.features[0](images), batch)})
-        level, host_predictions, anchors = self._run(images, batch)
+        level, host_predictions, anchors = self._run(images)
         stage = self._stage(host_predictions, anchors, batch)
         losses: Mapping[str, Tensor] = {}
         if targets is not None:
@@ -89,37 +90,53 @@ class SSDLite(nn.Module):
             stage = replace(stage, assignment=build_assignment(matched, stage.valid))
         return DetectorOutput({"neck": self._neck(level, batch)}, (stage,), losses)
 
+    def candidates(self, batch: Batch) -> Candidates:
+        """The candidates before suppression, with torchvision's thresholds: the best boxes of each class."""
+        _, host_predictions, anchors = self._run(self._stretched_images(batch))
+        stage = self._stage(host_predictions, anchors, batch)
+        scores = stage.scores().transpose(1, 2)  # (B, K, N)
+        best, index = scores.topk(min(self.model.topk_candidates, scores.shape[2]), dim=2)  # (B, K, n)
+        labels = torch.arange(scores.shape[1], device=scores.device)[:, None].expand_as(index)
+        boxes = clip(stage.boxes, batch.sizes).gather(1, index.flatten(1)[..., None].expand(-1, -1, 4))
+        return Candidates(
+            boxes,
+            best.flatten(1),
+            labels.flatten(1),
+            threshold=self.model.score_thresh,
+            nms=self.model.nms_thresh,
+            limit=self.model.detections_per_img,
+            classes=scores.shape[1],
+        )
+
     @torch.no_grad()
     def detect(self, batch: Batch) -> tuple[Detections, ...]:
-        """See `types.Detector`. Runs torchvision's postprocessing, with its thresholds and number of detections."""
-        _, host_predictions, anchors = self._run(self._stretched_images(batch), batch)
-        logits, background = self._class_logits(host_predictions["cls_logits"])
-        # The host expects the background in the first column.
-        host_predictions["cls_logits"] = torch.cat([background[..., None], logits], dim=-1)
-        sizes = [self.size] * len(batch)
-        results = self.model.postprocess_detections(host_predictions, [anchors] * len(batch), sizes)
-        detections = []
-        for image, factors, (height, width) in zip(results, self._factors(batch), batch.sizes.tolist(), strict=True):
-            boxes = image["boxes"] * factors
-            limit = boxes.new_tensor([width, height, width, height])
-            detections.append(Detections(boxes.minimum(limit), image["scores"], image["labels"] - 1))
-        return tuple(detections)
+        """See `types.Detector`. The result is that of torchvision's postprocessing."""
+        return self.candidates(batch).detections()
 
-    def _run(self, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _run(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Run the host on stretched images (B, 3, 320, 320).
 
         Returns the finest map, the host's predictions by its names, and its default boxes (N, 4) in these images.
         """
         maps = list(self.model.backbone(images).values())
         host_predictions = {name: values.float() for name, values in self.model.head(maps).items()}
-        return maps[0], host_predictions, host_anchors(self.model.anchor_generator, images, batch, maps)
+        return maps[0], host_predictions, host_anchors(self.model.anchor_generator, images, maps)
 
     def _stretched_images(self, batch: Batch) -> Tensor:
-        """(B, 3, 320, 320): each image without its padding, normalized, then stretched, as the host does."""
+        """(B, 3, 320, 320): each image without its padding, normalized, then stretched, as the host does.
+
+        The result is that of a bilinear `F.interpolate` of each image alone.
+        """
         images = normalize(batch, self.model.transform.image_mean, self.model.transform.image_std)
-        pairs = zip(images, batch.sizes.tolist(), strict=True)
-        parts = [image[None, :, :height, :width] for image, (height, width) in pairs]
-        return torch.cat([F.interpolate(part, self.size, mode="bilinear", align_corners=False) for part in parts])
+        axes = []
+        for axis, side in enumerate(self.size):
+            sides = batch.sizes[:, axis, None].float()
+            places = (torch.arange(side, device=images.device) + 0.5) * (sides / side) - 0.5  # (B, side), in pixels
+            places = places.clamp(min=0).minimum(sides - 1)
+            axes.append((places + 0.5) * (2 / images.shape[2 + axis]) - 1)  # -1..1 of the padded batch
+        y, x = axes[0][:, :, None], axes[1][:, None]
+        grid = torch.stack([x.expand(-1, self.size[0], -1), y.expand(-1, -1, self.size[1])], dim=-1)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
     def _factors(self, batch: Batch) -> Tensor:
         """(B, 4): pixels of the batch per pixel of the stretched image, for x1 y1 x2 y2."""
@@ -149,7 +166,9 @@ class SSDLite(nn.Module):
     def _stage(self, host_predictions: Mapping[str, Tensor], anchors: Tensor, batch: Batch) -> Predictions:
         """The predictions, with boxes in pixels of the batch."""
         deltas = host_predictions["bbox_regression"]
-        boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(batch), 1)).view_as(deltas)
+        boxes = self.model.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(deltas.shape[0], 1)).view_as(
+            deltas
+        )
         logits, background = self._class_logits(host_predictions["cls_logits"])
         return Predictions(
             logits=logits,

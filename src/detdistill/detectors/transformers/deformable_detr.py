@@ -24,7 +24,13 @@ from detdistill.detectors.images import normalize, valid_mask
 from detdistill.detectors.queries.detector import Family, Features, QueryDetector, assemble
 from detdistill.detectors.queries.frames import expand_queries, to_batch_frame, to_valid_frame, valid_fraction
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.queries.stages import sigmoid_stage, token_maps, with_assignments, with_suffix
+from detdistill.detectors.queries.stages import (
+    shape_table,
+    sigmoid_stage,
+    token_maps,
+    with_assignments,
+    with_suffix,
+)
 from detdistill.detectors.transformers.criterion import focal_criterion
 from detdistill.detectors.transformers.deformable_build import CLASS_WEIGHT, HOST_CLASS_COST, construct
 from detdistill.errors import UserError
@@ -145,7 +151,7 @@ class DeformableDETR(Family[Memory]):
         device = memory.tokens.device
         if self.two_stage:
             boxes = torch.rand(n, 4, generator=generator, device=generator.device).to(device)
-            reference = boxes.expand(len(memory.tokens), -1, -1)
+            reference = boxes.expand(memory.tokens.shape[0], -1, -1)
             return self._from_boxes(to_batch_frame(reference, memory.fraction), memory)
         embeddings = torch.randn(n, 2 * self.width, generator=generator, device=generator.device)
         return self._from_embeddings(embeddings.to(device), memory)
@@ -188,7 +194,7 @@ class DeformableDETR(Family[Memory]):
 
     def _from_embeddings(self, embeddings: Tensor, memory: Memory) -> QuerySet:
         """One-stage: queries for every image from embeddings (Q, 2 D), position then content."""
-        position, content = expand_queries(embeddings, len(memory.tokens)).chunk(2, dim=-1)
+        position, content = expand_queries(embeddings, memory.tokens.shape[0]).chunk(2, dim=-1)
         return self._fill(QuerySet(content, position), memory)
 
     def _from_boxes(self, reference: Tensor, memory: Memory) -> QuerySet:
@@ -232,7 +238,7 @@ class DeformableDETR(Family[Memory]):
 
 def _layout(shapes: tuple[tuple[int, int], ...], ratios: Tensor) -> dict[str, Any]:
     """The arguments of encoder and decoder that describe how tokens are arranged in levels."""
-    table = torch.tensor(shapes, device=ratios.device)  # (levels, 2)
+    table = shape_table(shapes, ratios.device)
     starts = F.pad(table.prod(1).cumsum(0)[:-1], (1, 0))  # (levels,)
     return {
         "spatial_shapes": table,

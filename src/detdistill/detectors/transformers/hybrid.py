@@ -15,7 +15,7 @@ from detdistill.detectors.images import normalize
 from detdistill.detectors.queries.detector import Family, Features
 from detdistill.detectors.queries.frames import canvas_of, to_batch_frame, valid_fraction
 from detdistill.detectors.queries.matching import Matcher
-from detdistill.detectors.queries.stages import sigmoid_stage, token_maps
+from detdistill.detectors.queries.stages import shape_table, sigmoid_stage, token_maps
 from detdistill.errors import UserError
 from detdistill.types import Batch, DetectorInfo, EdgeInfo, Predictions, QueryInfo, QuerySet
 
@@ -55,7 +55,7 @@ class Memory:
 
     def layout(self) -> dict[str, Any]:
         """The arguments of a decoder layer that hold the tokens and their arrangement in levels."""
-        shapes = torch.tensor(self.shapes, device=self.tokens.device)
+        shapes = shape_table(self.shapes, self.tokens.device)
         return {
             "encoder_hidden_states": self.tokens,
             "spatial_shapes": shapes,
@@ -163,7 +163,9 @@ class HybridDETR(Family[Memory]):
         best = logits.amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         content = vectors.gather(1, best.expand(-1, -1, vectors.shape[-1]))  # (B, Q, D)
         shift = host.enc_bbox_head(content).float()
-        boxes = (shift + anchors.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))).sigmoid()  # (B, Q, 4)
+        boxes = (
+            shift + anchors.expand(tokens.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
+        ).sigmoid()  # (B, Q, 4)
         return Memory(
             tokens=tokens,
             shapes=shapes,

@@ -158,7 +158,7 @@ class SingleLevelDETR(Family[Memory]):
     def queries(self, memory: Memory) -> QuerySet:
         """The learned queries, the same for every image. A reference box covers the same part of every valid area."""
         embeddings = getattr(self.model.model, self.spec.embeddings).weight
-        return self._query_set(expand_queries(embeddings, len(memory.tokens)), memory)
+        return self._query_set(expand_queries(embeddings, memory.tokens.shape[0]), memory)
 
     def sample(self, n: int, generator: torch.Generator, memory: Memory) -> QuerySet:
         """Embeddings from a standard normal distribution, like the published embeddings before training.
@@ -168,7 +168,7 @@ class SingleLevelDETR(Family[Memory]):
         """
         width = self.width if self.spec.part == "position" else 4
         values = torch.randn(n, width, generator=generator, device=generator.device)
-        return self._query_set(values.to(memory.tokens.device).expand(len(memory.tokens), -1, -1), memory)
+        return self._query_set(values.to(memory.tokens.device).expand(memory.tokens.shape[0], -1, -1), memory)
 
     def decode(self, queries: QuerySet, memory: Memory) -> tuple[Predictions, ...]:
         """Run decoder and heads. Only `part` of the spec and `content` are read; a missing content counts as zeros."""
