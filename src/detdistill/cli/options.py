@@ -43,11 +43,12 @@ TeacherOptions = Annotated[
         negative=(),
     ),
 ]
-Model = Annotated[str, Parameter(help=f"a run folder, or {PRETRAINED}")]
+Model = Annotated[str, Parameter(help=f"a run folder, an exported file, or {PRETRAINED}")]
 EvaluatedModel = Annotated[
     str | None,
     Parameter(
-        help=f"a run folder, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict [default: the run folder --recipe]"
+        help=f"a run folder, an exported file, {PRETRAINED}, or HEAD:BACKBONE=FILE with a state dict "
+        "[default: the run folder --recipe]"
     ),
 ]
 Results = Annotated[

@@ -9,7 +9,7 @@ from detdistill.cli import flags
 from detdistill.cli.app import app, make_console, make_recipe
 from detdistill.cli.options import EvaluatedModel, Model, ModelOptions, RecipeFlag, Replace, Results
 from detdistill.errors import UserError
-from detdistill.exporting import Format
+from detdistill.exporting import Format, Precision
 
 ARCHITECTURE = tuple(
     path for path in flags.FIELDS if path.startswith("model.") and path not in ("model.name", "model.backbone_weights")
@@ -89,17 +89,47 @@ def predict(
 
 
 @app.command
-@flags.takes()
+@flags.takes("data.", "train.batch_size", "train.workers", defaults=SAVED_SIZE)
 def export(
     *,
-    model: Annotated[str, Parameter(help="a run folder")],
-    out: Annotated[Path, Parameter(help="folder for the exported files")],
+    model: Model,
+    out: Annotated[Path, Parameter(help="NAME.onnx, NAME.xml (openvino) or NAME.pt2 (torch), or a folder")],
     format: Annotated[
-        Format, Parameter(help="transformers: a folder that its from_pretrained loads without detdistill")
-    ] = "transformers",
+        Format | None,
+        Parameter(
+            help="onnx, openvino and torch: one graph from pixels to detections; transformers: a folder that its "
+            "from_pretrained loads without detdistill [default: by the name of --out]"
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision, Parameter(help="of the network; fp16 for GPUs, int8 for CPUs, with training images of --data")
+    ] = "fp32",
+    opset: Annotated[
+        int, Parameter(help="version of ONNX's operators", validator=validators.Number(gte=17, lte=21))
+    ] = 18,
+    fixed: Annotated[bool, Parameter(help="accept one image size only", negative=())] = False,
+    max_loss: Annotated[
+        float, Parameter(help="AP that fp16 or int8 may cost, with --data", validator=validators.Number(gte=0))
+    ] = 1.0,
+    force: Annotated[bool, Parameter(help="write the file even if it costs more AP", negative=())] = False,
     overwrite: Replace = False,
+    **fields: Any,
 ) -> None:
-    """Export a trained detector and verify that the exported model gives the same boxes."""
+    """Export a detector, load the exported file again, and verify that it gives the same detections."""
+    resolved = make_recipe(None, flags.overrides(fields))
     from detdistill import run
 
-    run.export(model, out, format=format, overwrite=overwrite, console=make_console())
+    run.export(
+        model,
+        out,
+        format=format,
+        precision=precision,
+        opset=opset,
+        fixed=fixed,
+        max_loss=max_loss,
+        force=force,
+        data=resolved.data,
+        train=resolved.train,
+        overwrite=overwrite,
+        console=make_console(),
+    )

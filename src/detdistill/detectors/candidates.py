@@ -62,7 +62,8 @@ class Candidates:
             scores = suppress(self.boxes, scores, self.labels, self.nms, self.classes)
         scores = F.pad(scores, (0, self.limit))  # so that there are always D rows
         boxes, labels = F.pad(self.boxes, (0, 0, 0, self.limit)), F.pad(self.labels, (0, self.limit))
-        best, index = best_first(scores, self.limit)  # (B, D)
+        best, index = scores.sort(dim=1, descending=True, stable=True)
+        best, index = best.narrow(1, 0, self.limit), index.narrow(1, 0, self.limit)  # (B, D)
         is_detection = best > 0
         boxes = torch.where(is_detection[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), 0.0)
         return boxes, best, torch.where(is_detection, labels.gather(1, index), -1)
@@ -96,7 +97,8 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` best scores of each row of (B, M) and their places, or all M. Equal scores keep their order."""
     best, index = scores.sort(dim=1, descending=True, stable=True)
-    return best[:, :count], index[:, :count]
+    size = torch.sym_min(count, scores.shape[1])
+    return best.narrow(1, 0, size), index.narrow(1, 0, size)
 
 
 def large_boxes(boxes: Tensor, smallest: float) -> Tensor:

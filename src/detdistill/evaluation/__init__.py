@@ -4,4 +4,4 @@ from detdistill.evaluation.bootstrap import average_precision, gain_interval, ma
 from detdistill.evaluation.coco import coco_metrics, to_original, to_results
 from detdistill.evaluation.draw import draw
 from detdistill.evaluation.evaluate import evaluate, evaluating
-from detdistill.evaluation.speed import cost
+from detdistill.evaluation.speed import cost, count_operations, noise_batch

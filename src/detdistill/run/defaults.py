@@ -13,6 +13,7 @@ from detdistill.detectors.build import build, with_defaults
 from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
+from detdistill.exporting.runtime import ExportedDetector, is_exported
 from detdistill.recipe import DataConfig, ModelConfig, Recipe
 from detdistill.run.folder import RunFolder, is_run
 from detdistill.run.tables import Say
@@ -94,11 +95,13 @@ def with_saved_data(config: DataConfig, model: str | Path) -> DataConfig:
 def with_known_size(config: DataConfig, model: str | Path, say: Say) -> DataConfig:
     """The config for a detector that is not trained here. Raises UserError if its image size can't be known.
 
-    A run folder stores the size. Published weights are used at the default size, which a line says. A state dict was
-    trained at a size that only the user knows.
+    A run folder and an exported file store the size. Published weights are used at the default size, which a line says.
+    A state dict was trained at a size that only the user knows.
     """
     if "image_size" in config.model_fields_set:
         return config
+    if is_exported(model):
+        return config.model_copy(update={"image_size": ExportedDetector(Path(model)).card.image_size})
     if "=" in str(model):
         raise UserError(
             f"--model {model}: the file does not hold the image size it was trained with; give --image-size"

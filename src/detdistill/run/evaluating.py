@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from detdistill import evaluation
@@ -12,6 +13,7 @@ from detdistill.data.transforms import canvas_size
 from detdistill.distributed import is_initialized, is_main, rank, world_size
 from detdistill.engine.resources import worker_count
 from detdistill.errors import UserError
+from detdistill.exporting.runtime import ExportedDetector
 from detdistill.files import write_json
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.defaults import shown, with_known_size, with_saved_data
@@ -98,7 +100,7 @@ def measure(
 
     The detector must be on its device. costs: also measure parameters, operations and latency.
     """
-    device = next(detector.parameters()).device
+    device = next((parameter.device for parameter in detector.parameters()), torch.device("cpu"))
     loader = EvalLoader(split, config, **loader_options(train))
     ids = dict(zip(data.classes, data.category_ids, strict=True))
     names = dict(zip(data.category_ids, data.classes, strict=True))
@@ -106,6 +108,8 @@ def measure(
     metrics, results = evaluation.evaluate(detector, loader, split.ground_truth(), order, names, device)
     if costs:
         metrics |= evaluation.cost(detector, canvas_size(config), device)
+        if isinstance(detector, ExportedDetector):  # its weights and operations can't be counted
+            metrics |= {"params": detector.card.parameters, "flops": detector.card.operations}
     return metrics, with_file_ids(results, split)
 
 

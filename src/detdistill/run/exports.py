@@ -1,40 +1,262 @@
-"""A trained detector in the format of another library."""
+"""A trained detector in the format of another library, verified."""
 
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
-from detdistill.data.transforms import sides
+from detdistill.data import Data, EvalLoader, Split, open_data
+from detdistill.data.records import spread
+from detdistill.data.transforms import MULTIPLE, sides
 from detdistill.errors import UserError
-from detdistill.exporting import Format
+from detdistill.exporting import SUFFIXES, Format, Precision
+from detdistill.files import replacing, write_json
+from detdistill.recipe import DataConfig, TrainConfig
+from detdistill.run.defaults import with_known_size, with_saved_data
+from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder
-from detdistill.run.models import load
-from detdistill.run.tables import printer
+from detdistill.run.models import category_ids_of, find_detector, load
+from detdistill.run.tables import Say, printer
+from detdistill.types import Batch, Detector
+
+if TYPE_CHECKING:
+    from detdistill.exporting.card import ExportCard
+
+SAMPLES = 9  # images of the comparison
+TIMED = 20  # runs of one image, of which the median is taken
+AP_TOLERANCE = 0.05  # in percent points: AP of the file and of the detector that count as equal
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a file is made. The fields are arguments of `export`."""
+
+    precision: Precision
+    opset: int
+    fixed: bool
+    max_loss: float
+    force: bool
 
 
 def export(
     model: str | Path,
     out: Path,
     *,
-    format: Format = "transformers",
+    format: Format | None = None,
+    precision: Precision = "fp32",
+    opset: int = 18,
+    fixed: bool = False,
+    max_loss: float = 1.0,
+    force: bool = False,
+    data: DataConfig | None = None,
+    train: TrainConfig = TrainConfig(),
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Export the detector of a run folder and verify that the exported model gives the same boxes. Returns `out`.
+    """Export a detector, load the exported file again, and verify that it gives the same detections. Returns `out`.
 
-    transformers: a folder that its from_pretrained loads without detdistill, with the image processor. Raises UserError
-    if that library has no such detector or if the exported model differs; then nothing is written.
+    model: a run folder or a pretrained detector. format: onnx, openvino and torch write one graph from pixels to
+    detections; transformers writes a folder that its from_pretrained loads without detdistill. None: by the suffix of
+    `out`. precision: of the network's products; boxes and scores are always in single precision. opset: of ONNX. fixed:
+    accept one size of images only, even if the detector allows any. max_loss: largest loss of AP that fp16 or int8 may
+    cost, in percent points. force: write the file even if it loses more.
+    data: with a path, the images of the comparison come from its evaluation split, and the AP of the file is measured
+    there; else the images are drawn. A record of the comparison is written beside the file, as NAME.json.
+    Raises UserError if the detector can't be exported or if the exported one differs; then nothing is written.
     """
-    from detdistill.exporting import transformers  # importing that library takes seconds
+    say = printer(console)
+    kind = _format(format, out)
+    options = ExportOptions(precision, opset, fixed, max_loss, force)
+    if kind == "transformers":
+        return _export_folder(model, out, overwrite, say)
+    _check_file(out, SUFFIXES[kind], overwrite)
+    config = data or DataConfig()
+    given = data is not None and bool(data.path or data.train or data.val or data.test)
+    config = with_known_size(with_saved_data(config, model), model, say)
+    opened = open_data(config) if given else None
+    detector, report = find_detector(str(model), opened.classes if opened else ())
+    say(f"model: {report}")
+    record = _write(detector.to("cpu").eval(), model, out, kind, options, config, opened, train, say)
+    write_json(record_path(out), record)
+    return out
 
+
+def record_path(out: Path) -> Path:
+    """Where the record of the comparison of an exported file lies."""
+    return out.with_name(f"{out.name}.json")
+
+
+def _format(format: Format | None, out: Path) -> str:
+    """The format that is meant. Raises UserError if it is unknown or does not fit the file's name."""
+    by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}
+    if format is None:
+        return by_suffix.get(out.suffix.lower(), "transformers")
     if format not in get_args(Format):
         raise UserError(f"--format {format!r}: choose one of {', '.join(get_args(Format))}")
-    size = RunFolder(Path(model)).card().image_size
-    height, width = sides(size)
+    if format in SUFFIXES and out.suffix.lower() != SUFFIXES[format]:
+        raise UserError(f"--out {out}: a file of --format {format} ends in {SUFFIXES[format]}")
+    return format
+
+
+def _export_folder(model: str | Path, out: Path, overwrite: bool, say: Say) -> Path:
+    """Write the folder of transformers."""
+    from detdistill.exporting import transformers  # importing that library takes seconds
+
+    height, width = sides(RunFolder(Path(model)).card().image_size)
     transformers.export(load(model), out, (height, width), overwrite=overwrite)
-    printer(console)(
+    say(
         f"{out}: AutoModelForObjectDetection.from_pretrained loads it; its boxes equal those of {model} on images of "
         f"{height} x {width}"
     )
     return out
+
+
+def _check_file(out: Path, suffix: str, overwrite: bool) -> None:
+    """Raises UserError if a file must not be written to `out`."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file, such as {out / f'model{suffix}'}")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {out} exists: replace it with --overwrite, or choose another name")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"--out {out}: {parent} is a file, not a folder")
+
+
+def _write(
+    detector: Detector,
+    model: str | Path,
+    out: Path,
+    kind: str,
+    options: ExportOptions,
+    config: DataConfig,
+    data: Data | None,
+    train: TrainConfig,
+    say: Say,
+) -> dict[str, Any]:
+    """Write and verify one file, and return the record of the comparison."""
+    from detdistill.exporting import check  # these import libraries that are extras
+    from detdistill.exporting.formats import GRAPH_FORMATS
+    from detdistill.exporting.runtime import ExportedDetector
+    from detdistill.exporting.trace import trace
+
+    size = sides(config.image_size)
+    say(f"exporting {detector.info.kind} for images of {size[0]} x {size[1]}")
+    canvas = (-(-size[0] // MULTIPLE) * MULTIPLE, -(-size[1] // MULTIPLE) * MULTIPLE)
+    traced = trace(detector, canvas, fixed=options.fixed, half=options.precision == "fp16")
+    card = make_card(detector, model, size, canvas if not traced.dynamic else None, options)
+    if traced.reason:
+        say(f"note: images are padded to {canvas[0]} x {canvas[1]} inside, because {traced.reason}")
+    split = data.evaluation_split(config) if data is not None else None
+    with replacing(out) as temporary:
+        GRAPH_FORMATS[kind].write(traced, card, temporary, options.opset)
+        exported = ExportedDetector(temporary)
+        tolerance = check.TOLERANCES[options.precision]
+        images = sample_images(split, config, size)
+        found = check.compare(detector, exported, check.sample_batches(images), card, tolerance)
+        if not found.fits(tolerance):
+            raise UserError(
+                f"{out}: {GRAPH_FORMATS[kind].runtime} gives other detections than {model}: {found.text()}; nothing is "
+                "written"
+            )
+        say(f"equal to {model} on {len(images)} images, a batch of three and an empty picture: {found.text()}")
+        record: dict[str, Any] = {**asdict(card), "format": kind, "difference": asdict(found)}
+        if data is not None and split is not None:
+            record["AP"] = _measured(check.Alone(detector, card), exported, data, split, config, train)
+            _check_ap(record["AP"], out, options, say)
+        record |= _latencies(detector, exported, check.padded(images[0][None], card))
+        record["bytes"] = temporary.stat().st_size
+    say(_summary(out, record))
+    return record
+
+
+def make_card(
+    detector: Detector,
+    model: str | Path,
+    size: tuple[int, int],
+    canvas: tuple[int, int] | None,
+    options: ExportOptions,
+) -> "ExportCard":
+    """The description that goes into the file. canvas: the fixed padded size, or None."""
+    from detdistill.detectors.statistics import statistics_of
+    from detdistill.evaluation import count_operations, noise_batch
+    from detdistill.exporting.card import ExportCard
+
+    classes, pixels = detector.info.classes, statistics_of(detector)
+    batch = noise_batch(size)
+    with torch.no_grad():
+        rules: Any = detector.candidates(batch)  # type: ignore[attr-defined]
+        operations = count_operations(lambda: detector.detect(batch))
+    return ExportCard(
+        head=detector.info.kind,
+        classes=classes,
+        category_ids=category_ids_of(str(model), detector),
+        image_size=size,
+        multiple=MULTIPLE if canvas is None else None,
+        canvas=canvas or (0, 0),
+        mean=None if pixels is None else pixels.mean,
+        std=None if pixels is None else pixels.std,
+        precision=options.precision,
+        threshold=rules.threshold,
+        detections=rules.limit,
+        parameters=sum(parameter.numel() for parameter in detector.parameters()),
+        operations=operations,
+        version=version("detdistill"),
+    )
+
+
+def sample_images(split: Split | None, config: DataConfig, size: tuple[int, int]) -> list[Tensor]:
+    """Images for a comparison, (3, H, W) uint8 each: of the split, spread over it, or drawn if there is none."""
+    if split is None or len(split) < 3:
+        split = open_data(DataConfig(path=f"shapes:{SAMPLES}")).split("train")
+    loader = EvalLoader(replace(split, records=tuple(spread(split.records, SAMPLES))), config, batch_size=1)
+    return [batch.images[0, :, :height, :width] for batch, _ in loader for height, width in batch.sizes.tolist()]
+
+
+def _measured(
+    own: Any, exported: Any, data: Data, split: Split, config: DataConfig, train: TrainConfig
+) -> dict[str, float | None]:
+    """The AP of the detector and of the file on the split, in percent."""
+    sides_of = {"detector": own, "file": exported}
+    return {
+        name: measure(detector, data, split, config, train, costs=False)[0]["AP"] for name, detector in sides_of.items()
+    }
+
+
+def _check_ap(values: dict[str, float | None], out: Path, options: ExportOptions, say: Say) -> None:
+    """Raises UserError if the file loses more AP than it may."""
+    own, exported = values["detector"], values["file"]
+    if own is None or exported is None:
+        return
+    allowed = AP_TOLERANCE if options.precision == "fp32" else options.max_loss
+    say(f"AP of the detector {own:.2f}, of the file {exported:.2f}")
+    if own - exported > allowed and not options.force:
+        remedy = "" if options.precision == "fp32" else "; accept it with --max-loss or --force, or export fp32"
+        raise UserError(f"{out}: the file loses {own - exported:.2f} AP, and {allowed:g} is allowed{remedy}")
+
+
+def _latencies(detector: Detector, exported: Detector, batch: Batch) -> dict[str, float | int]:
+    """Milliseconds of one image in PyTorch and in the file's runtime, measured in turn, with torch's threads."""
+    times: dict[str, list[float]] = {"torch_ms": [], "file_ms": []}
+    with torch.no_grad():
+        for turn in range(TIMED + 3):
+            for name, side in zip(times, (detector, exported), strict=True):
+                begin = time.perf_counter()
+                side.detect(batch)
+                if turn >= 3:  # the first runs choose kernels
+                    times[name].append(1000 * (time.perf_counter() - begin))
+    return {**{name: statistics.median(values) for name, values in times.items()}, "threads": torch.get_num_threads()}
+
+
+def _summary(out: Path, record: dict[str, Any]) -> str:
+    """One line on a written file."""
+    sizes = "any size" if record["multiple"] else "at most {} x {}".format(*record["canvas"])
+    return (
+        f"{out}: {record['bytes'] / 2**20:.1f} MiB, {record['precision']}, images of {sizes}; {record['file_ms']:.1f} "
+        f"ms per image, {record['torch_ms']:.1f} ms in PyTorch ({record['threads']} threads)"
+    )

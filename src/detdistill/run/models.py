@@ -16,6 +16,7 @@ from detdistill.detectors.weights import load_teacher
 from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
 from detdistill.errors import UserError
+from detdistill.exporting.runtime import ExportedDetector, is_exported
 from detdistill.recipe import DataConfig, ModelConfig, parse
 from detdistill.run.folder import ModelCard, RunFolder, is_run, make_folder, require_empty
 from detdistill.types import Detector
@@ -151,7 +152,13 @@ def check_not_set(path: str, model: ModelConfig) -> None:
 
 
 def find_detector(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) -> tuple[Detector, str]:
-    """As `find`, for --model. Raises UserError if the model only gives features and detects nothing."""
+    """As `find`, for --model, which can also be an exported file.
+
+    Raises UserError if the model only gives features and detects nothing.
+    """
+    if is_exported(path):
+        exported = ExportedDetector(Path(path))
+        return exported, f"{path}: exported {exported.card.head}, {exported.card.precision}"
     detector, report = find(path, classes, model)
     if not detector.info.classes:
         raise UserError(f"--model {path}: it only gives features and detects nothing; use it as a teacher of features")
@@ -184,6 +191,15 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
         )
     builders.remember(detector, model.model_copy(update=saved))
     return detector.eval()
+
+
+def category_ids_of(model: str, detector: Detector) -> tuple[int | str, ...]:
+    """The category ids of a model's classes in its data set. 1, 2, ... if the model does not store them."""
+    if isinstance(detector, ExportedDetector):
+        return detector.card.category_ids
+    return (
+        RunFolder(Path(model)).card().category_ids if is_run(model) else tuple(range(1, len(detector.info.classes) + 1))
+    )
 
 
 def place(detector: Detector, device: str) -> torch.device:

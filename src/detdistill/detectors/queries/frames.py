@@ -64,6 +64,6 @@ def best_queries(stage: Predictions, sizes: Tensor, count: int, threshold: float
     classes = scores.shape[-1]
     if stage.activation == "softmax":
         scores = torch.where(scores == scores.amax(-1, keepdim=True), scores, 0.0)
-    best, index = scores.flatten(1).topk(min(count, scores.shape[1] * classes), dim=1)  # (B, count)
+    best, index = scores.flatten(1).topk(torch.sym_min(count, scores.shape[1] * classes), dim=1)  # (B, count)
     boxes = clip(stage.boxes, sizes).gather(1, (index // classes)[..., None].expand(-1, -1, 4))
     return Candidates(boxes, best, index % classes, threshold=threshold, nms=None, limit=count, classes=classes)

@@ -139,7 +139,9 @@ class DeformableDETR(Family[Memory]):
             return self._from_embeddings(self.model.model.query_position_embeddings.weight, memory)
         tokens, boxes = self._proposals(memory)
         scores = self.model.model.decoder.class_embed[-1](tokens)[..., 0]  # (B, S)
-        best = scores.topk(min(self.model.config.two_stage_num_proposals, scores.shape[1]), dim=1).indices  # (B, Q)
+        best = scores.topk(
+            torch.sym_min(self.model.config.two_stage_num_proposals, scores.shape[1]), dim=1
+        ).indices  # (B, Q)
         reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
         return self._from_boxes(to_batch_frame(reference, memory.fraction), memory)
 

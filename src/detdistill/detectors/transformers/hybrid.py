@@ -159,7 +159,7 @@ class HybridDETR(Family[Memory]):
         anchors, inside = host.generate_anchors(shapes, device=tokens.device, dtype=torch.float32)
         vectors = host.enc_output(inside.to(tokens.dtype) * tokens)
         logits = host.enc_score_head(vectors).float()  # (B, S, K)
-        count = min(host.config.num_queries, logits.shape[1])
+        count = torch.sym_min(host.config.num_queries, logits.shape[1])
         best = logits.amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         content = vectors.gather(1, best.expand(-1, -1, vectors.shape[-1]))  # (B, Q, D)
         shift = host.enc_bbox_head(content).float()

@@ -1,0 +1,103 @@
+"""A detector as one graph of torch operations, from padded images to detections."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from detdistill.data.transforms import MULTIPLE
+from detdistill.detectors.candidates import Candidates
+from detdistill.detectors.transformers.symbolic import symbolic_sizes
+from detdistill.errors import UserError
+from detdistill.evaluation.evaluate import evaluating
+from detdistill.types import Batch, Detector
+
+# Large enough for two cells in each direction on a level of stride 128: torch takes a size of 1 for fixed.
+EXAMPLE = (288, 416)
+MOST_CELLS = 256  # per side and multiple of 32 pixels: images up to 8192 pixels
+
+
+class Detect(nn.Module):
+    """forward: images (B, 3, H, W) uint8, padded, and their valid sizes (B, 2), to boxes (B, D, 4), scores and labels.
+
+    See `Candidates.table`.
+    """
+
+    def __init__(self, detector: Any):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch = Batch(images, sizes, sizes, sizes[:, 0], ())
+        candidates: Candidates = self.detector.candidates(batch)
+        return candidates.table()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The exported graph of a detector.
+
+    program: `Detect` as a program of torch.
+    dynamic: True if the padded images can have any multiple of 32 pixels; else they have the traced size.
+    reason: why the size is fixed, on one line, or ''.
+    """
+
+    program: ExportedProgram
+    dynamic: bool
+    reason: str = ""
+
+
+def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, half: bool = False) -> Trace:
+    """Trace a detector in evaluation mode, for batches of any number, and images of any size where it allows that.
+
+    canvas: (height, width) of the padded images if the size is fixed. fixed: fix it in any case. half: run the network
+    in half precision; boxes and scores stay in single precision. Raises UserError if torch can't export the detector.
+    """
+    if not hasattr(detector, "candidates"):
+        problem = f"{detector.info.kind} has no method `candidates`, which gives its boxes before suppression"
+        raise UserError(f"export: {problem}; add it, as the guide shows")
+    reason = ""
+    if not fixed:
+        try:
+            return Trace(_program(detector, EXAMPLE, dynamic=True, half=half), dynamic=True)
+        except Exception as error:  # torch raises errors of many types for what it can't trace
+            reason = _one_line(error)
+    try:
+        return Trace(_program(detector, canvas, dynamic=False, half=half), dynamic=False, reason=reason)
+    except Exception as error:
+        raise UserError(
+            f"export: torch can't export {detector.info.kind} with this backbone ({_one_line(error)}); train another "
+            "backbone"
+        ) from error
+
+
+def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, half: bool) -> ExportedProgram:
+    # Two images, and not one: torch takes a size of 1 for fixed.
+    images = torch.zeros(2, 3, *canvas, dtype=torch.uint8)
+    sizes = torch.tensor([canvas, canvas])
+    batch = Dim("batch", min=1, max=4096)
+    shapes: dict[str, dict[int, Any]] = {"images": {0: batch}, "sizes": {0: batch}}
+    if dynamic:
+        for axis, name in ((2, "rows"), (3, "columns")):
+            shapes["images"][axis] = MULTIPLE * Dim(name, min=1, max=MOST_CELLS)
+    with evaluating(detector), torch.no_grad(), symbolic_sizes(), _precision(half):
+        return torch.export.export(Detect(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _precision(half: bool) -> Iterator[None]:
+    if not half:
+        yield
+        return
+    # Without the cache, each use of a weight has its own conversion, which an export folds into the weight.
+    with torch.autocast("cpu", torch.float16, cache_enabled=False):
+        yield
+
+
+def _one_line(error: Exception) -> str:
+    """The beginning of an error's message, on one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
