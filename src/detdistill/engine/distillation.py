@@ -14,7 +14,7 @@ from detdistill.engine.balance import Balance
 from detdistill.engine.gradients import neck_norms, shares, sum_of
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
-from detdistill.methods import Method
+from detdistill.methods import METHODS, Method
 from detdistill.methods.method import problems
 from detdistill.types import Batch, Detector, DetectorOutput, Need, Targets, TrainState
 
@@ -89,25 +89,36 @@ class Distillation(nn.Module):
     def forward(
         self,
         batch: Batch,
-        targets: Targets,
+        targets: Targets | None,
         teacher_output: DetectorOutput | None = None,
         state: TrainState = TrainState(),
         measure: bool = False,
+        student_output: DetectorOutput | None = None,
     ) -> Terms:
         """Weighted scalar terms, named `task_<name>` and `<method>_<part>`. The objective is their plain sum.
 
+        targets: None for a batch without labels. A detector then computes no task losses, and only methods that read
+        no targets (`Method.unlabeled`) may be active. student_output: the student's output for this batch if the
+        training loop has computed it (see `FeatureModel.output`); its `losses` are the task terms.
         measure: also measure gradients at the student's neck. `gradients` then holds the norm of every term's gradient
         as `gradient_<term>` and its share of the sum of norms as `share_<term>`; `ratios` holds, as `ratio_<method>`,
         the norm of each method's summed terms divided by that of the task. This costs one backward pass through the
         head per term and does not change the terms. Raises ValueError if a method is active and there is no
-        `teacher_output`.
+        `teacher_output`, if an active method reads targets and there are none, if there is nothing to train on, and if
+        a method is to be balanced with a task that has no terms.
         """
         active = self.active(state)
         if active and teacher_output is None:
             raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
-        student_output = self.student.observe(batch, targets, need=_needs(active)[1])
+        if targets is None:
+            _require_unlabeled(active)
+        if student_output is None:
+            student_output = self.student.observe(batch, targets, need=_needs(active)[1])
+        targets = Targets.empty(batch) if targets is None else targets
         neck = student_output.pyramids["neck"].levels
         task = {f"task_{name}": term for name, term in student_output.losses.items()}
+        if not task and not active:
+            raise ValueError("there are no terms: the student has no task losses here, and no method is active")
         state = state if state.ids is not None else replace(state, ids=batch.ids)
         terms: dict[str, Terms] = {}
         for method in active:
@@ -135,6 +146,12 @@ class Distillation(nn.Module):
         """Measure the gradients of the task and of these methods, and update the methods' factors."""
         if not terms:
             return
+        if not task:
+            names = ", ".join(terms)
+            raise ValueError(
+                f"{names}: `balance` compares a method with the task, which has no terms here; leave it out, or give "
+                "the task losses"
+            )
         task_sum = sum_of(task)
         sums = {name: sum_of(parts) for name, parts in terms.items()}
         norms = neck_norms({"task": task_sum, **sums}, neck, self.scaler)
@@ -145,12 +162,25 @@ class Distillation(nn.Module):
     def _measure_gradients(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:
         """Fill `ratios` and `gradients`; see `forward`."""
         norms = neck_norms(reduce(or_, terms.values(), task), neck, self.scaler)
-        sums = {name: sum_of(parts) for name, parts in terms.items()}
-        sum_norms = neck_norms({"": sum_of(task), **sums}, neck, self.scaler)
-        task_norm = sum_norms.pop("")
-        self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
+        self.ratios = {}
+        if task:
+            sums = {name: sum_of(parts) for name, parts in terms.items()}
+            sum_norms = neck_norms({"": sum_of(task), **sums}, neck, self.scaler)
+            task_norm = sum_norms.pop("")
+            self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
         self.gradients = {f"gradient_{name}": norm for name, norm in norms.items()}
         self.gradients |= {f"share_{name}": share for name, share in shares(norms).items()}
+
+
+def _require_unlabeled(methods: Iterable[Method]) -> None:
+    """Raises ValueError if one of the methods reads targets."""
+    readers = [method.name for method in methods if not method.unlabeled]
+    if readers:
+        free = ", ".join(name for name, method in METHODS.items() if method.unlabeled)
+        raise ValueError(
+            f"targets are None, but these methods read boxes, labels or an assignment: {', '.join(readers)}; pass "
+            f"Targets, or use methods that read none: {free}"
+        )
 
 
 def _scalars(method: str, parts: Any) -> Terms:
