@@ -1,4 +1,4 @@
-"""The pages for code of one's own are true: their loops run, agree with our engine, resume, and leave the teacher out."""
+"""The pages for code of your own are true: the loops run, agree with our engine, resume, and leave out the teacher."""
 
 import json
 import logging
