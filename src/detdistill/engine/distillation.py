@@ -99,7 +99,8 @@ class Distillation(nn.Module):
 
         targets: None for a batch without labels. A detector then computes no task losses, and only methods that read
         no targets (`Method.unlabeled`) may be active. student_output: the student's output for this batch if the
-        training loop has computed it (see `FeatureModel.output`); its `losses` are the task terms.
+        training loop has computed it (see `FeatureModel.output`); its `losses` are the task terms. Not for
+        DistributedDataParallel, which must run the student itself.
         measure: also measure gradients at the student's neck. `gradients` then holds the norm of every term's gradient
         as `gradient_<term>` and its share of the sum of norms as `share_<term>`; `ratios` holds, as `ratio_<method>`,
         the norm of each method's summed terms divided by that of the task. This costs one backward pass through the
@@ -110,7 +111,8 @@ class Distillation(nn.Module):
         active = self.active(state)
         if active and teacher_output is None:
             raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
-        if targets is None:
+        unlabeled = targets is None
+        if unlabeled:
             _require_unlabeled(active)
         if student_output is None:
             student_output = self.student.observe(batch, targets, need=_needs(active)[1])
@@ -125,7 +127,8 @@ class Distillation(nn.Module):
             parts = _scalars(method.name, method(student_output, teacher_output, targets, state))
             terms[method.name] = {f"{method.name}_{part}": term for part, term in parts.items()}
         if self.training and torch.is_grad_enabled():
-            self._update_balances(task, {name: terms[name] for name in self.due(state)}, neck, targets)
+            due = {name: terms[name] for name in self.due(state)}
+            self._update_balances(task, due, neck, len(batch) if unlabeled else sum(map(len, targets.labels)))
         for name, parts in terms.items():
             factor: float | Tensor = self.schedules[name].factor(state)
             if name in self.balances:
@@ -140,10 +143,11 @@ class Distillation(nn.Module):
         """The factor of each balanced method's terms, as `balance_<method>`."""
         return {f"balance_{name}": cast(Balance, balance).factor.item() for name, balance in self.balances.items()}
 
-    def _update_balances(
-        self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets
-    ) -> None:
-        """Measure the gradients of the task and of these methods, and update the methods' factors."""
+    def _update_balances(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], objects: int) -> None:
+        """Measure the gradients of the task and of these methods, and update the methods' factors.
+
+        objects: number of objects that the task is trained on; without targets, of images.
+        """
         if not terms:
             return
         if not task:
@@ -155,9 +159,9 @@ class Distillation(nn.Module):
         task_sum = sum_of(task)
         sums = {name: sum_of(parts) for name, parts in terms.items()}
         norms = neck_norms({"task": task_sum, **sums}, neck, self.scaler)
-        objects, _ = sum_over_processes(task_sum.new_tensor(sum(len(labels) for labels in targets.labels)))
+        total, _ = sum_over_processes(task_sum.new_tensor(objects))
         for name in () if self.rehearsing else sums:
-            cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=objects.item() > 0)
+            cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=total.item() > 0)
 
     def _measure_gradients(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:
         """Fill `ratios` and `gradients`; see `forward`."""
