@@ -109,11 +109,8 @@ class Distillation(nn.Module):
         a method is to be balanced with a task that has no terms.
         """
         active = self.active(state)
-        if active and teacher_output is None:
-            raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
         unlabeled = targets is None
-        if unlabeled:
-            _require_unlabeled(active)
+        _require_inputs(active, unlabeled, teacher_output)
         if student_output is None:
             student_output = self.student.observe(batch, targets, need=_needs(active)[1])
         targets = Targets.empty(batch) if targets is None else targets
@@ -176,10 +173,12 @@ class Distillation(nn.Module):
         self.gradients |= {f"share_{name}": share for name, share in shares(norms).items()}
 
 
-def _require_unlabeled(methods: Iterable[Method]) -> None:
-    """Raises ValueError if one of the methods reads targets."""
+def _require_inputs(methods: Sequence[Method], unlabeled: bool, teacher_output: DetectorOutput | None) -> None:
+    """Raises ValueError if there is no output of the teacher, or if there are no targets and a method reads them."""
+    if methods and teacher_output is None:
+        raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
     readers = [method.name for method in methods if not method.unlabeled]
-    if readers:
+    if unlabeled and readers:
         free = ", ".join(name for name, method in METHODS.items() if method.unlabeled)
         raise ValueError(
             f"targets are None, but these methods read boxes, labels or an assignment: {', '.join(readers)}; pass "
