@@ -1,8 +1,8 @@
 """Knowledge distillation for object detectors.
 
     teacher = dd.load("runs/teacher")
-    student = dd.build("gfl:resnet18", classes=["circle", "square"])
-    distillation = dd.Distillation(student, [method])
+    student = dd.build("gfl:resnet18", classes=teacher.info.classes)
+    distillation = dd.pair(student, teacher, "pkd,crosskd")
     teacher_output = teacher.observe(batch, need=distillation.need)
     terms = distillation(batch, targets, teacher_output=teacher_output)
 
@@ -16,6 +16,8 @@ from detdistill.errors import UserError
 
 if TYPE_CHECKING:
     from detdistill import geometry, losses, methods, testing, types
+    from detdistill.data import collate_samples
+    from detdistill.detectors.features import FeatureModel
     from detdistill.engine.distillation import Distillation
     from detdistill.engine.fit import fit
     from detdistill.engine.schedule import Schedule
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         export,
         inspect_data,
         load,
+        pair,
         predict,
         save,
         train,
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
 MODULES = ("geometry", "losses", "methods", "testing", "types")
 HOMES = {
     "Distillation": "detdistill.engine.distillation",
+    "FeatureModel": "detdistill.detectors.features",
     "Schedule": "detdistill.engine.schedule",
+    "collate_samples": "detdistill.data",
     "fit": "detdistill.engine.fit",
     **dict.fromkeys(
         (
@@ -48,6 +53,7 @@ HOMES = {
             "export",
             "inspect_data",
             "load",
+            "pair",
             "predict",
             "save",
             "train",

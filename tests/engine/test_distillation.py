@@ -102,3 +102,27 @@ def test_a_module_that_is_not_a_method_is_refused_with_what_it_lacks():
 def test_without_methods_no_part_of_the_teacher_is_needed():
     student, _ = pair("fcos")
     assert Distillation(student).need == Need()
+
+
+def test_images_without_labels_have_the_terms_of_methods_that_read_none() -> None:
+    student, teacher = pair("gfl")
+    methods = [built(name, student, teacher) for name in ("pkd", "cwd")]
+    batch, targets = scene()
+    teacher_output = teacher.observe(batch, need=methods[0].need)
+    terms = Distillation(student, methods)(batch, None, teacher_output)
+    assert terms.keys() == {"pkd_features", "cwd_features"}
+    labeled = Distillation(student, methods)(batch, targets, teacher_output)
+    assert all(torch.equal(term, labeled[name]) for name, term in terms.items())
+    distillation = Distillation(student, [*methods, built("crosskd", student, teacher)])
+    with pytest.raises(ValueError, match="read boxes, labels or an assignment: crosskd; pass Targets"):
+        distillation(batch, None, teacher.observe(batch, need=distillation.need))
+
+
+def test_gradients_are_measured_without_a_task_too() -> None:
+    student, teacher = pair("gfl")
+    distillation = Distillation(student, [built("pkd", student, teacher)])
+    batch, _ = scene()
+    teacher_output = teacher.observe(batch, need=distillation.need)
+    distillation(batch, None, teacher_output, measure=True)
+    assert distillation.ratios == {}
+    assert distillation.gradients["share_pkd_features"] == pytest.approx(1)

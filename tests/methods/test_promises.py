@@ -91,3 +91,24 @@ def test_a_doubled_batch_changes_a_term_by_its_stated_factor(name: str) -> None:
     for part, value in single.items():
         factor = SUMS.get(f"{name}_{part}", 1.0)
         torch.testing.assert_close(double[part], factor * value, rtol=TOLERANCE.get(part, 1e-4), atol=1e-6)
+
+
+class Unread:
+    """Targets that must not be read."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"targets.{name} is read")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_exactly_the_unlabeled_methods_read_no_targets_and_no_assignment(name: str) -> None:
+    student, teacher, method = pair_and_method(name)
+    batch, _ = scene()
+    state = TrainState(ids=batch.ids, generator=torch.Generator().manual_seed(1))
+    student_output = student.observe(batch, None, need=method.student_need)
+    teacher_output = teacher.observe(batch, need=method.need)
+    try:
+        terms = method(student_output, teacher_output, Unread(), state)
+    except (AssertionError, ValueError, IndexError):  # what it reads is not there
+        terms = {}
+    assert bool(terms) == method.unlabeled

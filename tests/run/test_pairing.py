@@ -11,7 +11,7 @@ from detdistill.errors import UserError
 from detdistill.methods import METHODS
 from detdistill.methods.presets import PRESETS
 from detdistill.recipe import ModelConfig, load
-from detdistill.run.pairing import build_methods, check_methods, configure, resolve, schedules, served
+from detdistill.run.pairing import build_methods, check_methods, configure, pair, resolve, schedules, served
 from tests.detectors.builders import tiny
 
 SCHEDULE_OPTIONS = {item.name for item in fields(Schedule)}
@@ -98,3 +98,25 @@ def test_a_method_serves_the_heads_that_have_what_it_reads() -> None:
     assert heads.keys() == {"crosskd", "kd"}
     assert "gfl" in heads["crosskd"] and "faster_rcnn" not in heads["crosskd"]
     assert "faster_rcnn" in heads["kd"] and "gfl" not in heads["kd"]
+
+
+def test_a_pair_has_the_published_options_and_schedules() -> None:
+    student, teacher = tiny("gfl"), tiny("gfl", seed=1)
+    distillation = pair(student, teacher, "pkd, crosskd,fgfi")
+    assert [method.name for method in distillation.methods] == ["pkd", "crosskd", "fgfi"]
+    assert distillation.methods[1].config.weight_box == 4.0  # published for GFL
+    assert distillation.schedules["fgfi"] == Schedule(warmup_steps=400)  # published
+    assert not any(part is teacher for part in distillation.modules())
+    chosen = pair(student, teacher, {"pkd": {"weight": 3, "stop": 0.5}})
+    assert chosen.methods[0].config.weight == 3.0
+    assert chosen.schedules == {"pkd": Schedule(stop=0.5)}
+    assert [method.name for method in pair(student, teacher, ["mgd"]).methods] == ["mgd"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [("pdk", "did you mean 'pkd'"), ({"pkd": {"wait": 1}}, "unknown option 'wait'"), ("kd", "RoI")],
+)
+def test_a_wrong_pair_is_refused(methods: object, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        pair(tiny("gfl"), tiny("gfl"), methods)  # type: ignore[arg-type]

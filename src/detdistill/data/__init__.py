@@ -5,6 +5,7 @@ from detdistill.data.examples import Example
 from detdistill.data.faults import Faults
 from detdistill.data.layout import open_data, read_images
 from detdistill.data.records import Data, Record, Split
+from detdistill.data.samples import collate_samples
 
 __all__ = [
     "Data",
@@ -15,6 +16,7 @@ __all__ = [
     "Split",
     "TrainLoader",
     "collate",
+    "collate_samples",
     "open_data",
     "read_images",
 ]

@@ -26,7 +26,7 @@ def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | 
         readable.append(example)
     sizes = torch.tensor([example.image.shape[-2:] for example in readable]).reshape(-1, 2)
     height, width = [-(-int(side) // MULTIPLE) * MULTIPLE for side in sizes.amax(0)]
-    images = torch.zeros(len(readable), 3, height, width, dtype=torch.uint8)
+    images = torch.zeros(len(readable), 3, height, width, dtype=readable[0].image.dtype)
     for image, example in zip(images, readable, strict=True):
         image[:, : example.image.shape[-2], : example.image.shape[-1]] = example.image
     originals = torch.tensor([example.original for example in readable])

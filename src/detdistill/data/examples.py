@@ -34,7 +34,7 @@ Key = tuple[int, int, int]  # epoch, step in the epoch, index of the record
 class Example:
     """One image, ready for a batch.
 
-    image: (3, H, W) uint8.
+    image: (3, H, W) uint8; of a data set of the user's own also float in 0..1.
     boxes: (G, 4) xyxy in pixels of the image.
     labels: (G,).
     original: (height, width) of the image file.

@@ -165,8 +165,8 @@ def _why_nothing_fits(part: Part, student_info: DetectorInfo, teacher_info: Dete
     if mixed:
         problem = "separable and plain convolutions have no common layers, and only one of the two has them separable"
         return f"{problem}; give student and teacher the same --model.depthwise, or leave --inherit out"
-    student_size = f"{student_info.channels['neck']} channels on strides {student_info.strides}"
-    teacher_size = f"{teacher_info.channels['neck']} channels on strides {teacher_info.strides}"
+    student_size = f"{student_info.width()} channels on strides {student_info.strides}"
+    teacher_size = f"{teacher_info.width()} channels on strides {teacher_info.strides}"
     sizes = f"the student has {student_size}, the teacher {teacher_size}"
     problem = f"no layer of the teacher's {part} has the names and shapes of the student's"
     return f"{problem} ({sizes}); set the student's --model.channels and --model.strides to the teacher's"

@@ -18,6 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from detdistill.detectors.features import require_only_neck
 from detdistill.detectors.images import cells_to_patches, normalize
 from detdistill.detectors.state_dicts import published_weights, unmatched_tensors
 from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -83,20 +84,7 @@ class FeatureTeacher(nn.Module):
 
         Raises ValueError if targets are given, or if `need` asks for anything but this pyramid.
         """
-        requests = {
-            "towers": need.towers,
-            "predictions": need.predictions,
-            "queries": need.queries,
-            "proposals": need.proposals or need.classify,
-        }
-        missing = [f"pyramid {name!r}" for name in sorted(need.pyramids - {"neck"})]
-        missing += [name for name, is_needed in requests.items() if is_needed]
-        if targets is not None:
-            missing.append("task losses")
-        if missing:
-            raise ValueError(
-                f"{self.vit.name} is a ViT and has no {', '.join(missing)}; it has the pyramid 'neck' only"
-            )
+        require_only_neck(self.vit.name, "a ViT", need, targets)
         level = self._token_map(self._resized_images(batch))
         return DetectorOutput({"neck": Pyramid((level,), self.info.strides, batch.sizes)})
 

@@ -14,7 +14,7 @@ from detdistill.engine.balance import Balance
 from detdistill.engine.gradients import neck_norms, shares, sum_of
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError
-from detdistill.methods import Method
+from detdistill.methods import METHODS, Method
 from detdistill.methods.method import problems
 from detdistill.types import Batch, Detector, DetectorOutput, Need, Targets, TrainState
 
@@ -89,32 +89,43 @@ class Distillation(nn.Module):
     def forward(
         self,
         batch: Batch,
-        targets: Targets,
+        targets: Targets | None,
         teacher_output: DetectorOutput | None = None,
         state: TrainState = TrainState(),
         measure: bool = False,
+        student_output: DetectorOutput | None = None,
     ) -> Terms:
         """Weighted scalar terms, named `task_<name>` and `<method>_<part>`. The objective is their plain sum.
 
+        targets: None for a batch without labels. A detector then computes no task losses, and only methods that read
+        no targets (`Method.unlabeled`) may be active. student_output: the student's output for this batch if the
+        training loop has computed it (see `FeatureModel.output`); its `losses` are the task terms. Not for
+        DistributedDataParallel, which must run the student itself.
         measure: also measure gradients at the student's neck. `gradients` then holds the norm of every term's gradient
         as `gradient_<term>` and its share of the sum of norms as `share_<term>`; `ratios` holds, as `ratio_<method>`,
         the norm of each method's summed terms divided by that of the task. This costs one backward pass through the
         head per term and does not change the terms. Raises ValueError if a method is active and there is no
-        `teacher_output`.
+        `teacher_output`, if an active method reads targets and there are none, if there is nothing to train on, and if
+        a method is to be balanced with a task that has no terms.
         """
         active = self.active(state)
-        if active and teacher_output is None:
-            raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
-        student_output = self.student.observe(batch, targets, need=_needs(active)[1])
+        unlabeled = targets is None
+        _require_inputs(active, unlabeled, teacher_output)
+        if student_output is None:
+            student_output = self.student.observe(batch, targets, need=_needs(active)[1])
+        targets = Targets.empty(batch) if targets is None else targets
         neck = student_output.pyramids["neck"].levels
         task = {f"task_{name}": term for name, term in student_output.losses.items()}
+        if not task and not active:
+            raise ValueError("there are no terms: the student has no task losses here, and no method is active")
         state = state if state.ids is not None else replace(state, ids=batch.ids)
         terms: dict[str, Terms] = {}
         for method in active:
             parts = _scalars(method.name, method(student_output, teacher_output, targets, state))
             terms[method.name] = {f"{method.name}_{part}": term for part, term in parts.items()}
         if self.training and torch.is_grad_enabled():
-            self._update_balances(task, {name: terms[name] for name in self.due(state)}, neck, targets)
+            due = {name: terms[name] for name in self.due(state)}
+            self._update_balances(task, due, neck, len(batch) if unlabeled else sum(map(len, targets.labels)))
         for name, parts in terms.items():
             factor: float | Tensor = self.schedules[name].factor(state)
             if name in self.balances:
@@ -129,28 +140,50 @@ class Distillation(nn.Module):
         """The factor of each balanced method's terms, as `balance_<method>`."""
         return {f"balance_{name}": cast(Balance, balance).factor.item() for name, balance in self.balances.items()}
 
-    def _update_balances(
-        self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], targets: Targets
-    ) -> None:
-        """Measure the gradients of the task and of these methods, and update the methods' factors."""
+    def _update_balances(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor], objects: int) -> None:
+        """Measure the gradients of the task and of these methods, and update the methods' factors.
+
+        objects: number of objects that the task is trained on; without targets, of images.
+        """
         if not terms:
             return
+        if not task:
+            names = ", ".join(terms)
+            raise ValueError(
+                f"{names}: `balance` compares a method with the task, which has no terms here; leave it out, or give "
+                "the task losses"
+            )
         task_sum = sum_of(task)
         sums = {name: sum_of(parts) for name, parts in terms.items()}
         norms = neck_norms({"task": task_sum, **sums}, neck, self.scaler)
-        objects, _ = sum_over_processes(task_sum.new_tensor(sum(len(labels) for labels in targets.labels)))
+        total, _ = sum_over_processes(task_sum.new_tensor(objects))
         for name in () if self.rehearsing else sums:
-            cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=objects.item() > 0)
+            cast(Balance, self.balances[name]).update(norms[name], norms["task"], objects=total.item() > 0)
 
     def _measure_gradients(self, task: Terms, terms: Mapping[str, Terms], neck: Sequence[Tensor]) -> None:
         """Fill `ratios` and `gradients`; see `forward`."""
         norms = neck_norms(reduce(or_, terms.values(), task), neck, self.scaler)
-        sums = {name: sum_of(parts) for name, parts in terms.items()}
-        sum_norms = neck_norms({"": sum_of(task), **sums}, neck, self.scaler)
-        task_norm = sum_norms.pop("")
-        self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
+        self.ratios = {}
+        if task:
+            sums = {name: sum_of(parts) for name, parts in terms.items()}
+            sum_norms = neck_norms({"": sum_of(task), **sums}, neck, self.scaler)
+            task_norm = sum_norms.pop("")
+            self.ratios = {f"ratio_{name}": norm / task_norm if task_norm else 0.0 for name, norm in sum_norms.items()}
         self.gradients = {f"gradient_{name}": norm for name, norm in norms.items()}
         self.gradients |= {f"share_{name}": share for name, share in shares(norms).items()}
+
+
+def _require_inputs(methods: Sequence[Method], unlabeled: bool, teacher_output: DetectorOutput | None) -> None:
+    """Raises ValueError if there is no output of the teacher, or if there are no targets and a method reads them."""
+    if methods and teacher_output is None:
+        raise ValueError("methods need teacher_output=teacher.observe(batch, need=distillation.need)")
+    readers = [method.name for method in methods if not method.unlabeled]
+    if unlabeled and readers:
+        free = ", ".join(name for name, method in METHODS.items() if method.unlabeled)
+        raise ValueError(
+            f"targets are None, but these methods read boxes, labels or an assignment: {', '.join(readers)}; pass "
+            f"Targets, or use methods that read none: {free}"
+        )
 
 
 def _scalars(method: str, parts: Any) -> Terms:

@@ -60,6 +60,7 @@ class AttentionTransfer(Method):
     copies = "where the neck features are strong, without their channels"
     requires = "a level with the same stride on both sides"
     reads = "neck features"
+    unlabeled = True
     Config = AttentionTransferConfig
 
     def __init__(self, config: AttentionTransferConfig, strides: list[Strides]):

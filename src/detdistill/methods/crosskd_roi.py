@@ -58,7 +58,7 @@ class CrossKDRoI(Method):
         has_levels = set(strides) <= set(student.strides)
         require(has_levels, cls.name, levels, "give the student the teacher's --model.strides, or use proposal_kd")
         shared = SharedClasses.between(cls.name, student, teacher)
-        return cls(config, shared, strides, (student.channels["neck"], teacher.channels["neck"]))
+        return cls(config, shared, strides, (student.width(), teacher.width()))
 
     def forward(
         self,

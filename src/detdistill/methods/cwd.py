@@ -64,6 +64,7 @@ class CWD(Method):
     reads = "neck features, or class logits"
     learns = "a 1x1 convolution per level, only if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 40.5 (RetinaNet X101)"
+    unlabeled = True
     Config = CWDConfig
 
     def __init__(self, config: CWDConfig, levels: PairedLevels | None, shared: SharedClasses | None):

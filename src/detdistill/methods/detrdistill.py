@@ -179,7 +179,7 @@ class DETRDistill(Method):
         if config.weight_feature:
             connect = when_channels_differ if config.adapter == "when_needed" else always
             levels = PairedLevels.build(cls.name, config, student, teacher, connect)
-            channels, width = teacher.channels[config.pyramid], teacher_queries.width
+            channels, width = teacher.width(config.pyramid), teacher_queries.width
             problem = f"the teacher's {config.pyramid} has {channels} channels, its queries have width {width}"
             fits = channels == width or not config.mask_uses_queries
             require(fits, cls.name, problem, "set methods.detrdistill.pyramid to memory, or mask to box")

@@ -27,6 +27,7 @@ Paper and published code:
 - A 1x1 convolution is learned if the channel counts differ, as in the code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from detdistill.geometry import focal_masks
 from detdistill.losses import attention_distance, focal_distance, squared_distance
 from detdistill.methods.method import Method, Weight, require
-from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import Level, LevelConfig, PairedLevels, pair_widths
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
@@ -109,15 +110,15 @@ class FGD(Method):
     gain = "RetinaNet R50 37.4 to 40.4 (RetinaNet X101)"
     Config = FGDConfig
 
-    def __init__(self, config: FGDConfig, levels: PairedLevels, channels: int):
-        """channels: the teacher's, which the student's maps also have after the connectors."""
+    def __init__(self, config: FGDConfig, levels: PairedLevels, channels: Sequence[int]):
+        """channels: of the teacher's levels, which the student's maps also have after the connectors."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
-        count = len(levels.strides) if config.weight_relation else 0
-        self.student_blocks = nn.ModuleList(ContextBlock(channels) for _ in range(count))
+        widths = channels if config.weight_relation else ()
+        self.student_blocks = nn.ModuleList(ContextBlock(width) for width in widths)
         self.teacher_blocks = nn.ModuleList(
-            ContextBlock(channels) if config.teacher_context else nn.Identity() for _ in range(count)
+            ContextBlock(width) if config.teacher_context else nn.Identity() for width in widths
         )
 
     @classmethod
@@ -125,7 +126,7 @@ class FGD(Method):
         """Raises UserError if no level can be paired or if all weights are 0."""
         require(bool(config.weights), cls.name, "all its weights are 0", "see the options of methods.fgd")
         levels = PairedLevels.build(cls.name, config, student, teacher)
-        return cls(config, levels, teacher.channels[config.pyramid])
+        return cls(config, levels, [width for _, width in pair_widths(config, levels.strides, student, teacher)])
 
     def forward(
         self,

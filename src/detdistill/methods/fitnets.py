@@ -55,6 +55,7 @@ class FitNets(Method):
     reads = "neck features"
     learns = "a 1x1 convolution per level"
     gain = "GFL R50 40.1 to 40.7 (GFL R101)"
+    unlabeled = True
     Config = FitNetsConfig
 
     def __init__(self, config: FitNetsConfig, levels: PairedLevels):

@@ -59,6 +59,7 @@ class FRS(Method):
     reads = "neck features, the teacher's class scores or objectness"
     learns = "a 1x1 convolution per level if the channel counts differ; two on every level with form ultralytics"
     gain = "RetinaNet R50 37.4 to 39.7 (RetinaNet R101), with the class term"
+    unlabeled = True
     Config = FRSConfig
 
     def __init__(self, config: FRSConfig, levels: PairedLevels, shared: SharedClasses | None):

@@ -83,7 +83,7 @@ class GID(Method):
     def build(cls, config: GIDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError in the same cases as `SameGrid.build`."""
         grid = SameGrid.build(cls.name, student, teacher)
-        connector = nn.Conv2d(student.channels["neck"], teacher.channels["neck"], 3, padding=1)
+        connector = nn.Conv2d(student.width(), teacher.width(), 3, padding=1)
         return cls(config, connector, grid)
 
     def forward(

@@ -63,7 +63,7 @@ class GIDLD(Method):
     def build(cls, config: GIDLDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError in the same cases as `SameGrid.build`."""
         grid = SameGrid.build(cls.name, student, teacher)
-        return cls(config, when_channels_differ(student.channels["neck"], teacher.channels["neck"]), grid)
+        return cls(config, when_channels_differ(student.width(), teacher.width()), grid)
 
     def forward(
         self,

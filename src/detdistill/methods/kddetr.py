@@ -68,6 +68,7 @@ class KDDETR(Method):
     requires = "queries of equal width on both sides; the teacher's have every part that the student's decoder reads"
     reads = "queries, decoder stages"
     gain = "DAB-DETR R50 42.2 to 45.7 (DAB-DETR R101)"
+    unlabeled = True
     Config = KDDETRConfig
 
     def __init__(self, config: KDDETRConfig, shared: SharedClasses, parts: frozenset[QueryPart]):

@@ -36,6 +36,8 @@ class Method(nn.Module):
     learns: text: the learned parts; empty if there are none.
     gain: published AP on COCO, plain student to distilled student (teacher); empty if no published value could be
         verified.
+    unlabeled: True if the method reads no targets: neither ground truth nor an assignment. It then also serves batches
+        without targets.
     need: parts of the teacher's output that the method reads.
     student_need: parts of the student's output that the method reads and the task losses do not compute anyway.
     """
@@ -49,6 +51,7 @@ class Method(nn.Module):
     reads: ClassVar[str] = ""
     learns: ClassVar[str] = ""
     gain: ClassVar[str] = ""
+    unlabeled: ClassVar[bool] = False
     need: Need = Need()
     student_need: Need = Need()
 

@@ -13,6 +13,7 @@ weight 5e-7 and drop 0.45 with two-stage heads (`methods.presets`). A 1x1 convol
 channel counts differ, as published.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from detdistill.losses import masked_generation
 from detdistill.methods.method import Method, Weight
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, pair_widths
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 
@@ -48,19 +49,21 @@ class MGD(Method):
     reads = "neck features"
     learns = "two 3x3 convolutions per level; a 1x1 convolution per level if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 41.0 (RetinaNet X101)"
+    unlabeled = True
     Config = MGDConfig
 
-    def __init__(self, config: MGDConfig, levels: PairedLevels, channels: int):
-        """channels: the teacher's, which the student's maps also have after the connectors."""
+    def __init__(self, config: MGDConfig, levels: PairedLevels, channels: Sequence[int]):
+        """channels: of the teacher's levels, which the student's maps also have after the connectors."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
-        self.generators = nn.ModuleList(generation_block(channels) for _ in levels.strides)
+        self.generators = nn.ModuleList(generation_block(width) for width in channels)
 
     @classmethod
     def build(cls, config: MGDConfig, student: DetectorInfo, teacher: DetectorInfo) -> Self:
         """Raises UserError if no level can be paired."""
-        return cls(config, PairedLevels.build(cls.name, config, student, teacher), teacher.channels[config.pyramid])
+        levels = PairedLevels.build(cls.name, config, student, teacher)
+        return cls(config, levels, [width for _, width in pair_widths(config, levels.strides, student, teacher)])
 
     def forward(
         self,

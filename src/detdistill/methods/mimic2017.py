@@ -27,7 +27,7 @@ from torch import Tensor
 from detdistill.distributed import mean_over_processes
 from detdistill.geometry import general_instances, pool_rois
 from detdistill.losses import region_distance
-from detdistill.methods.method import Method, Weight
+from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.shared.levels import LevelConfig, PairedLevels, always
 from detdistill.types import DetectorInfo, DetectorOutput, Need, Targets, TrainState
 
@@ -60,6 +60,7 @@ class Mimic2017(Method):
     requires = "a level with the same stride on both sides"
     reads = "neck features, proposals"
     learns = "a 1x1 convolution per level"
+    unlabeled = True
     Config = Mimic2017Config
 
     def __init__(self, config: Mimic2017Config, levels: PairedLevels, proposer: DetectorInfo):
@@ -73,9 +74,13 @@ class Mimic2017(Method):
 
     @classmethod
     def build(cls, config: Mimic2017Config, student: DetectorInfo, teacher: DetectorInfo) -> Self:
-        """Raises UserError if no level can be paired."""
-        levels = PairedLevels.build(cls.name, config, student, teacher, always)
-        return cls(config, levels, student if config.proposals == "student" else teacher)
+        """Raises UserError if no level can be paired, or if the detector that gives the proposals detects nothing."""
+        proposer = student if config.proposals == "student" else teacher
+        problem = f"the {config.proposals} ({proposer.kind}) detects nothing, so it has no proposals"
+        other = "teacher" if config.proposals == "student" else "student"
+        remedy = f"if the {other} is a detector, set methods.{cls.name}.proposals to {other}; otherwise use pkd or mgd"
+        require(bool(proposer.classes), cls.name, problem, remedy)
+        return cls(config, PairedLevels.build(cls.name, config, student, teacher, always), proposer)
 
     def forward(
         self,

@@ -62,6 +62,7 @@ class PKD(Method):
     reads = "neck features"
     learns = "a 1x1 convolution per level, only if the channel counts differ"
     gain = "RetinaNet R50 37.4 to 40.8 (RetinaNet X101)"
+    unlabeled = True
     Config = PKDConfig
 
     def __init__(self, config: PKDConfig, levels: PairedLevels | PairedTowers):

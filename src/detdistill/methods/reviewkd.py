@@ -24,7 +24,7 @@ use a smaller weight. The blocks are learned, so in general the loss is not 0 fo
 weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from detdistill.losses import hierarchical_context
 from detdistill.methods.method import Method, Weight, require
 from detdistill.methods.reviewkd_fusion import FusedLevels, SeparateLevels
-from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, require_two_cells
+from detdistill.methods.shared.levels import LevelConfig, PairedLevels, level_at, pair_widths, require_two_cells
 from detdistill.types import DetectorInfo, DetectorOutput, Targets, TrainState
 
 Paths = Literal["review", "same", "deeper", "all"]
@@ -51,7 +51,8 @@ TEACHES: dict[Paths, Callable[[int, int], bool]] = {
 @dataclass(frozen=True)
 class ReviewKDConfig(LevelConfig):
     """weight: weight of the sum over levels.
-    mid_channels: number of channels at which levels are fused; none: the student's, at most 512. Published: 256.
+    mid_channels: number of channels at which levels are fused; none: the student's (of its coarsest level), at most
+        512. Published: 256.
     paths: the teacher levels that teach a student level. `review`: the level of equal stride and every finer one, as
         published. `same`: the level of equal stride. `deeper`: the level of equal stride and every coarser one, the
         reverse of a review. `all`: every level.
@@ -80,17 +81,18 @@ class ReviewKD(Method):
     requires = "a level with the same stride on both sides"
     reads = "neck features"
     learns = "a fusion block per level: two convolutions with batch norm, and an attention"
+    unlabeled = True
     Config = ReviewKDConfig
 
-    def __init__(self, config: ReviewKDConfig, levels: PairedLevels, student_channels: int, teacher_channels: int):
-        """levels: paired levels without connectors."""
+    def __init__(self, config: ReviewKDConfig, levels: PairedLevels, channels: Sequence[tuple[int, int]]):
+        """levels: paired levels without connectors. channels: of the student's and the teacher's level of each pair."""
         super().__init__()
         self.config, self.levels = config, levels
         self.need = self.student_need = levels.need
         count = len(levels.strides)
         pairs = level_pairs(config.paths, count)
-        middle = config.mid_channels or min(512, student_channels)
-        student_levels, teacher_levels = [student_channels] * count, [teacher_channels] * count  # channels
+        student_levels, teacher_levels = [own for own, _ in channels], [other for _, other in channels]
+        middle = config.mid_channels or min(512, student_levels[-1])
         self.blocks: FusedLevels | SeparateLevels
         self.teacher_indices: list[int]  # index of the teacher level that each output of the blocks is compared with
         if config.fusion and config.paths == "review":
@@ -107,7 +109,7 @@ class ReviewKD(Method):
         problem = f"paths `{config.paths}` can't be fused, because fusion goes from deep levels to finer ones"
         require(can_fuse or not config.fusion, cls.name, problem, "set methods.reviewkd.fusion to false")
         levels = PairedLevels.build(cls.name, config, student, teacher, connect=lambda *_: nn.Identity())
-        return cls(config, levels, student.channels[config.pyramid], teacher.channels[config.pyramid])
+        return cls(config, levels, pair_widths(config, levels.strides, student, teacher))
 
     def forward(
         self,

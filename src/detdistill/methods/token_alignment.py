@@ -56,6 +56,7 @@ class TokenAlignment(Method):
     requires = "a level with the same stride on both sides"
     reads = "one level of neck features or memory"
     learns = "a 1x1 convolution"
+    unlabeled = True
     Config = TokenAlignmentConfig
 
     def __init__(self, config: TokenAlignmentConfig, stride: int, teacher_pyramid: str, channels: tuple[int, int]):
@@ -88,7 +89,7 @@ class TokenAlignment(Method):
         stride = max(common) if config.stride is None else config.stride
         problem = f"methods.{cls.name}.stride is {stride}, which is not a stride of both detectors"
         require(stride in common, cls.name, problem, f"choose from {', '.join(map(str, common))}")
-        channels = student.channels[config.pyramid], teacher.channels[teacher_pyramid]
+        channels = student.width(config.pyramid, stride), teacher.width(teacher_pyramid, stride)
         return cls(config, stride, teacher_pyramid, channels)
 
     def forward(

@@ -6,5 +6,6 @@ from detdistill.run.evaluating import evaluate
 from detdistill.run.exports import export
 from detdistill.run.inspecting import inspect_data
 from detdistill.run.models import build, load, save
+from detdistill.run.pairing import pair
 from detdistill.run.predicting import predict
 from detdistill.run.training import Outcome, distill, train

@@ -1,6 +1,6 @@
 """The methods of a run and their options. Whatever is wrong with them is found here, before the first step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from types import NoneType
@@ -10,12 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from detdistill.detectors.build import build
 from detdistill.detectors.registry import DETECTORS
+from detdistill.engine.distillation import Distillation
 from detdistill.engine.schedule import Schedule
 from detdistill.errors import UserError, nearest
 from detdistill.methods import METHODS, Method
 from detdistill.methods.presets import preset
 from detdistill.recipe import ModelConfig, merge
-from detdistill.types import DetectorInfo
+from detdistill.types import Detector, DetectorInfo
 
 Options = Mapping[str, Mapping[str, Any]]
 BUILT_IN = frozenset(DETECTORS)  # at import, before --import adds the user's own
@@ -92,6 +93,21 @@ def build_methods(options: Options, student: DetectorInfo, teacher: DetectorInfo
 def schedules(options: Options) -> dict[str, Schedule]:
     """The schedule of each method's weight in a resolved recipe."""
     return {name: configure(name, values)[1] for name, values in options.items()}
+
+
+def pair(student: Detector, teacher: Detector, methods: str | Sequence[str] | Options) -> Distillation:
+    """The `Distillation` of a student by these methods, with the options published for this pair, as the commands use.
+
+    methods: names, such as "pkd,crosskd", or a mapping from names to options, such as {"pkd": {"weight": 4}}. Options
+    include those of the schedule: `warmup_steps`, `stop`, `decay` and `balance`. The teacher is not part of the result.
+    Raises UserError if a name or an option is unknown, or if a method can't serve this pair.
+    """
+    if isinstance(methods, str):
+        methods = [name for part in methods.split(",") if (name := part.strip())]
+    options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    check_methods(options)
+    resolved = resolve(options, student.info, teacher.info)
+    return Distillation(student, build_methods(resolved, student.info, teacher.info), schedules(resolved))
 
 
 def served(methods: Iterable[str] | None = None) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ def check_resume(detector: Any, batch: Batch, targets: Targets) -> None:
     detector.requires_grad_(False)
     for depth, state in towers.states.items():
         levels = (*state.classification, *state.regression)
-        width = info.towers.channels if depth else info.channels["neck"]
+        width = info.towers.channels if depth else info.width()
         field = "info.towers.channels" if depth else "info.channels['neck']"
         widths = sorted({level.shape[1] for level in levels})
         problem = f"the tower state of depth {depth} has {widths} channels, expected {width} ({field})"

@@ -21,7 +21,7 @@ def check_pyramids(detector: Any, batch: Batch, targets: Targets) -> None:
     names = set(info.channels)
     problem = f"output.pyramids has {sorted(output.pyramids)}, but info.channels names {sorted(names)}"
     expect(names <= set(output.pyramids), problem, "DetectorOutput")
-    for name, width in info.channels.items():
+    for name in info.channels:
         pyramid = output.pyramids[name]
         problem = f"pyramid {name!r} has the strides {pyramid.strides}, but info.strides is {info.strides}"
         expect(pyramid.strides == info.strides, problem, "DetectorInfo")
@@ -29,7 +29,7 @@ def check_pyramids(detector: Any, batch: Batch, targets: Targets) -> None:
         expect(torch.equal(pyramid.sizes, batch.sizes), problem, "Pyramid")
         for level, stride in zip(pyramid.levels, pyramid.strides, strict=True):
             cells = tuple(-(-side // stride) for side in batch.images.shape[-2:])
-            shape, expected = tuple(level.shape), (len(batch), width, *cells)
+            shape, expected = tuple(level.shape), (len(batch), info.width(name, stride), *cells)
             problem = f"pyramid {name!r}: the level of stride {stride} has the shape {shape}, expected {expected}"
             expect(shape == expected, problem, "Pyramid")
         _check_anchors(name, pyramid, info)

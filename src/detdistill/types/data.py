@@ -39,6 +39,13 @@ class Batch:
                 f"originals {tuple(self.originals.shape)}, {len(self.ids)} ids and {len(self.names)} names"
             )
 
+    @classmethod
+    def of(cls, images: Tensor) -> "Batch":
+        """The batch of images (B, 3, H, W) without padding. They get the ids and names 0, 1, ..."""
+        count, (height, width) = len(images), images.shape[-2:]
+        sizes = torch.tensor([[height, width]], device=images.device).repeat(count, 1)
+        return cls(images, sizes, sizes, torch.arange(count), tuple(str(index) for index in range(count)))
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -70,6 +77,12 @@ class Targets:
                     "targets need boxes (G, 4) and integer labels (G,), "
                     f"got boxes {tuple(boxes.shape)} and {labels.dtype} labels {tuple(labels.shape)}"
                 )
+
+    @classmethod
+    def empty(cls, batch: Batch) -> "Targets":
+        """The targets of a batch without objects."""
+        boxes = batch.sizes.new_zeros(0, 4, dtype=torch.float32)
+        return cls((boxes,) * len(batch), (boxes.new_zeros(0, dtype=torch.int64),) * len(batch))
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from detdistill.errors import UserError
 from detdistill.types.outputs import Activation, QueryPart
 
 
@@ -82,7 +83,8 @@ class DetectorInfo:
     kind: name of the head in DETECTORS, for messages and presets.
     classes: class names, in the order of the logits.
     strides: of the pyramid levels, fine to coarse.
-    channels: width of each pyramid, by the name of the pyramid. "neck" is always present.
+    channels: width of each pyramid, by the name of the pyramid: a number, or one number per level if the levels differ.
+        "neck" is always present. `width` reads it.
     activation: the function that converts logits to scores.
 
     The other fields describe parts of the detector. They are None if the detector does not have the part.
@@ -96,13 +98,31 @@ class DetectorInfo:
     kind: str
     classes: tuple[str, ...]
     strides: tuple[int, ...]
-    channels: Mapping[str, int]
+    channels: Mapping[str, int | tuple[int, ...]]
     activation: Activation
     grid: GridInfo | None = None
     towers: TowerInfo | None = None
     edges: EdgeInfo | None = None
     queries: QueryInfo | None = None
     proposals: ProposalInfo | None = None
+
+    def width(self, pyramid: str = "neck", stride: int | None = None) -> int:
+        """The number of channels of a pyramid's level.
+
+        stride: of the level; None: the width that all levels share. Raises UserError if they have different widths.
+        """
+        widths = self.channels[pyramid]
+        if isinstance(widths, int):
+            return widths
+        if stride is not None:
+            return widths[self.strides.index(stride)]
+        if len(set(widths)) > 1:
+            raise UserError(
+                f"{self.kind}: the levels of its pyramid {pyramid!r} have different widths "
+                f"({', '.join(map(str, widths))}), but this method reads all levels with one layer; use a model whose "
+                "levels have the same width, or a method that treats each level by itself, such as pkd or mgd"
+            )
+        return widths[0]
 
     @property
     def cell_anchors(self) -> tuple[tuple[tuple[float, float], ...], ...]:

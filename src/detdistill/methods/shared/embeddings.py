@@ -56,7 +56,7 @@ class InstanceEmbeddings:
         teacher_width = None if teacher.proposals is None else teacher.proposals.embedding_channels
         has_embeddings = student_width is not None and teacher_width is not None
         if config.embedding == "neck" or (config.embedding == "auto" and not has_embeddings):
-            return cls("neck", (student.channels["neck"], teacher.channels["neck"]))
+            return cls("neck", (student.width(), teacher.width()))
         remedy = f"use faster_rcnn or mask_rcnn for both, or set methods.{method}.embedding=neck"
         require_roi_heads(method, student, teacher, remedy)
         require(has_embeddings, method, "an RoI head has no embeddings", remedy)

@@ -91,6 +91,14 @@ def pair_levels(method: str, config: LevelConfig, student: DetectorInfo, teacher
     return pairs[: config.levels]
 
 
+def pair_widths(
+    config: LevelConfig, strides: Sequence[Strides], student: DetectorInfo, teacher: DetectorInfo
+) -> list[tuple[int, int]]:
+    """Returns the channels of the student's and the teacher's level of each pair. strides: as from `pair_levels`."""
+    name = config.pyramid
+    return [(student.width(name, own), teacher.width(name, other)) for own, other in strides]
+
+
 class PairedLevels(nn.Module):
     """Paired levels of the student's and the teacher's pyramid. The connectors are learned with the student."""
 
@@ -112,8 +120,8 @@ class PairedLevels(nn.Module):
     ) -> Self:
         """Builds one connector per pair with `connect`. Raises UserError in the same cases as `pair_levels`."""
         strides = pair_levels(method, config, student, teacher)
-        student_channels, teacher_channels = student.channels[config.pyramid], teacher.channels[config.pyramid]
-        return cls(config, strides, [connect(student_channels, teacher_channels) for _ in strides])
+        widths = pair_widths(config, strides, student, teacher)
+        return cls(config, strides, [connect(*pair) for pair in widths])
 
     def forward(self, student_output: DetectorOutput, teacher_output: DetectorOutput) -> list[Level]:
         """Returns the pairs, from fine to coarse."""
