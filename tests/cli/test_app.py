@@ -123,7 +123,8 @@ def test_the_help_of_a_command_shows_every_flag(capsys: pytest.CaptureFixture, m
         ("predict --model x --out y", ["no images"]),
         ("predict nothing.png --model x --out y", ["nothing.png"]),
         ("export --model nowhere --out y", ["nowhere", "not a run folder"]),
-        ("export --model nowhere --out y --format onnx", ["onnx", "transformers"]),
+        ("export --model nowhere --out y --format tflite", ["tflite", "transformers"]),
+        ("export --model nowhere --out y --format onnx", ["--out y", ".onnx"]),
         ("list models", ["models", "methods"]),
     ],
 )

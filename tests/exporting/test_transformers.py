@@ -216,8 +216,8 @@ def test_a_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
         dd.export(tmp_path / "run", tmp_path / "run", overwrite=True)
     with pytest.raises(UserError, match=r"no model\.json"):
         dd.export(out, tmp_path / "other")
-    with pytest.raises(UserError, match="--format 'onnx'"):
-        dd.export(tmp_path / "run", tmp_path / "other", format="onnx")
+    with pytest.raises(UserError, match="--format 'tflite'"):
+        dd.export(tmp_path / "run", tmp_path / "other", format="tflite")
     dd.export(tmp_path / "run", out, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "notes.txt"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "run"]

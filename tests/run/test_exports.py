@@ -30,8 +30,8 @@ def test_a_wrong_export_is_refused_and_nothing_is_written(teacher_run: Path, tmp
     out = tmp_path / "out"
     with pytest.raises(UserError, match="not a run folder"):
         run.export(tmp_path / "nowhere", out)
-    with pytest.raises(UserError, match="--format 'onnx': choose one of transformers"):
-        run.export(teacher_run, out, format="onnx")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--format 'tflite': choose one of onnx, openvino, torch, transformers"):
+        run.export(teacher_run, out, format="tflite")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="gfl is not a detector of transformers"):
         run.export(teacher_run, out)
     assert list(tmp_path.iterdir()) == []
