@@ -81,12 +81,15 @@ def draw(
         _draw_outline(picture, outline, fill, line)
     texts = [(names[kind], _short(names[kind])) for kind in kinds]
     if scores is not None:
-        texts = [(f"{name} {float(scores[index]):.2f}", name, short) for (name, short), index in zip(texts, order)]
+        texts = [
+            (f"{name} {float(scores[index]):.2f}", name, short)
+            for (name, short), index in zip(texts, order, strict=True)
+        ]
     around = np.asarray([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4)
     left_out = _draw_labels(picture, around, texts, fills, fonts.font(path, style.text), style)
     if left_out and legend:
         counts = Counter(kinds)
-        entries = {kind: fill for kind, fill in zip(kinds, fills, strict=True)}
+        entries = dict(zip(kinds, fills, strict=True))
         rows = [(f"{names[kind]} ({counts[kind]})", entries[kind]) for kind in sorted(entries)]
         picture = _with_legend(picture, rows, fonts.font(path, max(style.text, round(max(picture.size) / 60))))
     return picture
