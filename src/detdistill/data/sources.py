@@ -1,17 +1,21 @@
 """What a person names as input of a prediction: image files, folders, patterns, videos and cameras."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from detdistill.data.faults import Faults
-from detdistill.data.images import SUFFIXES, read_headers, resolve_image
+from detdistill.data.images import READERS, SUFFIXES, read_headers, resolve_image
 from detdistill.data.records import Objects, Record
 from detdistill.data.video import VIDEO_SUFFIXES, Camera, VideoFile
 from detdistill.errors import UserError, plural
 from detdistill.recipe import DataConfig
 
+MOST_PIXELS = 64 * 2**20  # of the decoded images that are in memory at a time, if there are several
 REMEDY = "give images, videos, folders, or patterns in quotes such as 'photos/*.jpg'"
 
 
@@ -76,6 +80,28 @@ def read_images(paths: Sequence[Path | str], config: DataConfig) -> list[Record]
     return records
 
 
+def decoded(records: Sequence[Record], count: int) -> Iterator[list[tuple[Record, Image.Image]]]:
+    """The records with their images, at most `count` at a time, in their order. The next ones are decoded meanwhile.
+
+    There are fewer at a time if they are large. Raises UserError if an image can't be decoded.
+    """
+    groups: list[list[Record]] = []
+    pixels = 0
+    for record in records:
+        size = record.height * record.width
+        if not groups or len(groups[-1]) == count or pixels + size > MOST_PIXELS:
+            groups.append([])
+            pixels = 0
+        groups[-1].append(record)
+        pixels += size
+    with ThreadPoolExecutor(READERS) as pool:
+        following = [pool.submit(record.image) for record in groups[0]] if groups else []
+        for index, group in enumerate(groups):
+            current = following
+            following = [pool.submit(record.image) for record in groups[index + 1]] if index + 1 < len(groups) else []
+            yield [(record, image.result()) for record, image in zip(group, current, strict=True)]
+
+
 def _files_of(path: Path) -> list[Path]:
     """The images and videos of a file, folder or pattern. Raises UserError if there is none."""
     if path.is_dir():
@@ -95,13 +121,11 @@ def _files_of(path: Path) -> list[Path]:
     return found
 
 
-def _visible(paths: Sequence[Path] | object) -> list[Path]:
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    """The images and videos among the paths, sorted, without hidden files."""
     known = SUFFIXES | VIDEO_SUFFIXES
-    return sorted(
-        path
-        for path in paths  # type: ignore[attr-defined]
-        if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
-    )
+    shown = (path for path in paths if path.suffix.lower() in known and not path.name.startswith("."))
+    return sorted(path for path in shown if path.is_file())
 
 
 def _endings() -> str:

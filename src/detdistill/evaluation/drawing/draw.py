@@ -79,12 +79,9 @@ def draw(
     outlines = [_outline(box, style.line, picture.size) for box in corners.tolist()]
     for (outline, line), fill in reversed(list(zip(outlines, fills, strict=True))):
         _draw_outline(picture, outline, fill, line)
-    texts = [(names[kind], _short(names[kind])) for kind in kinds]
+    texts: list[tuple[str, ...]] = [(names[kind], _short(names[kind])) for kind in kinds]
     if scores is not None:
-        texts = [
-            (f"{name} {float(scores[index]):.2f}", name, short)
-            for (name, short), index in zip(texts, order, strict=True)
-        ]
+        texts = [(f"{each[0]} {float(scores[index]):.2f}", *each) for each, index in zip(texts, order, strict=True)]
     around = np.asarray([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4)
     left_out = _draw_labels(picture, around, texts, fills, fonts.font(path, style.text), style)
     if left_out and legend:
