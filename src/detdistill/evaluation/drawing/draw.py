@@ -15,6 +15,9 @@ from detdistill.evaluation.drawing.labels import place_labels
 LONGER_SIDE = 640  # pixels; smaller images are enlarged to about this side, because a label needs about 13 pixels
 TINY = 6  # a box with a side below this many lines gets its line outside
 LONG = 14  # letters; a longer class name may be shortened where there is no place
+MOST_COVERED = 0.1  # share of the picture that labels may cover
+MANY = 10  # boxes of a class
+LETTER, LINE = 0.55, 1.35  # width of a letter and height of a label, in sizes of the font
 SMOOTH = 4  # the rounded corners of a label are drawn this many times larger and reduced
 SHADOW = (0, 0, 0, 70)  # beside a line, so that it is seen on a background of its own color
 
@@ -64,7 +67,8 @@ def draw(
     are all drawn, without a score. colors: by class name; None: those of `color`, in the order of the classes.
     A small image is enlarged by a whole factor. The best box is drawn last, so it is on top. A label stands where it
     hides least (see `place_labels`). In a crowd, a label that finds no place is shortened or left out.
-    legend: if a label was left out, the picture gets a strip below it with the colors of the classes and their counts.
+    legend: a class with so many boxes that their labels would hide the picture gets none. If labels were left out, a
+    strip below the picture shows the colors of the classes and their counts.
     steady: sizes depend on the size of the picture only, so that they don't change from frame to frame of a video.
     """
     factor = max(1, round(LONGER_SIDE / max(image.size)))
@@ -82,7 +86,11 @@ def draw(
     texts: list[tuple[str, ...]] = [(names[kind], _short(names[kind])) for kind in kinds]
     if scores is not None:
         texts = [(f"{each[0]} {float(scores[index]):.2f}", *each) for each, index in zip(texts, order, strict=True)]
-    around = np.asarray([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4)
+    around = np.asarray([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4) + (-1, -1, 1, 1)
+    around = np.clip(around, 0, (*picture.size, *picture.size))
+    if legend:
+        crowded = crowded_classes(kinds, style.text, texts, picture.size)
+        texts = [() if kind in crowded else variants for kind, variants in zip(kinds, texts, strict=True)]
     left_out = _draw_labels(picture, around, texts, fills, fonts.font(path, style.text), style)
     if left_out and legend:
         counts = Counter(kinds)
@@ -90,6 +98,24 @@ def draw(
         rows = [(f"{names[kind]} ({counts[kind]})", entries[kind]) for kind in sorted(entries)]
         picture = _with_legend(picture, rows, fonts.font(path, max(style.text, round(max(picture.size) / 60))))
     return picture
+
+
+def crowded_classes(kinds: Sequence[int], text: int, texts: Sequence[Sequence[str]], size: tuple[int, int]) -> set[int]:
+    """The classes whose labels are left out, because all labels together would cover too much of the picture.
+
+    The class with the most boxes is left out first. Classes with few boxes always keep their labels. text: size of the
+    font. texts: the variants of each label. size: (width, height).
+    """
+    areas: Counter[int] = Counter()
+    for kind, variants in zip(kinds, texts, strict=True):
+        areas[kind] += round(len(variants[0]) * LETTER * text * LINE * text)
+    left_out: set[int] = set()
+    for kind, count in Counter(kinds).most_common():
+        if count < MANY or sum(areas.values()) <= MOST_COVERED * size[0] * size[1]:
+            break
+        left_out.add(kind)
+        del areas[kind]
+    return left_out
 
 
 def _best_first(scores: Tensor | None, count: int, threshold: float) -> list[int]:
@@ -115,7 +141,7 @@ def _outline(box: list[float], line: int, size: tuple[int, int]) -> tuple[tuple[
     right, bottom = max(left, min(round(box[2]), width - 1)), max(top, min(round(box[3]), height - 1))
     if min(right - left, bottom - top) >= TINY * line:
         return (left, top, right, bottom), line
-    line = max(1, line // 2)
+    line = max(1, round(0.7 * line))
     return (left - line, top - line, right + line, bottom + line), line
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageChops
 
 from detdistill.evaluation import draw
-from detdistill.evaluation.draw import color
+from detdistill.evaluation.drawing import color
 
 GRAY = (90, 90, 90)
 CLASSES = ("ship", "cat")
