@@ -86,7 +86,7 @@ def draw(
     texts: list[tuple[str, ...]] = [(names[kind], _short(names[kind])) for kind in kinds]
     if scores is not None:
         texts = [(f"{each[0]} {float(scores[index]):.2f}", *each) for each, index in zip(texts, order, strict=True)]
-    around = np.asarray([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4) + (-1, -1, 1, 1)
+    around = np.array([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4) + np.array((-1, -1, 1, 1))
     around = np.clip(around, 0, (*picture.size, *picture.size))
     if legend:
         crowded = crowded_classes(kinds, style.text, texts, picture.size)

@@ -3,11 +3,14 @@
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
+
+from detdistill.errors import some
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SUFFIXES = frozenset({".ttf", ".ttc", ".otf"})
@@ -28,9 +31,10 @@ def font(path: str | None, size: int) -> Font:
 def choose(names: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The font file to write these class names with (None: Pillow's own font), and the names as they can be shown.
 
-    Pillow's own font is taken if it has all letters. Otherwise it is the font of this machine that shows most names;
-    fonts are looked for in the usual folders of the system. A name with a letter that the font lacks is shown as
-    `class 3` instead of as empty boxes, and a warning says so.
+    Pillow's own font, which has few letters besides those of English, is taken if it has all of them. Otherwise it is
+    the font of this machine that shows most names; fonts are looked for in the usual folders of the system. A name with
+    a letter that the font lacks is shown without accents, or else as `class 3`, instead of as empty boxes, and a
+    warning says so.
     """
     letters = {letter for name in names for letter in name}
     if _lacking(None, letters) == set():
@@ -42,14 +46,14 @@ def choose(names: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
             path, lacking = str(candidate), missing
         if not lacking:
             break
-    shown = tuple(f"class {index}" if set(name) & lacking else name for index, name in enumerate(names))
-    changed = [name for name, replaced in zip(names, shown, strict=True) if name != replaced]
+    shown = tuple(_writable(name, index, lacking, path) for index, name in enumerate(names))
+    changed = [(name, other) for name, other in zip(names, shown, strict=True) if name != other]
     if changed:
         logger.warning(
-            "drawings: no font of this machine has the letters of %s; the labels show numbers, such as %r. "
-            "Install a font of this script, such as Noto Sans",
-            ", ".join(changed),
-            next(replaced for name, replaced in zip(names, shown, strict=True) if name != replaced),
+            "drawings: no font of this machine has the letters of %s; the labels show %s. Install one that has them, "
+            "such as Noto Sans",
+            some(name for name, _ in changed),
+            some(other for _, other in changed),
         )
     return path, shown
 
@@ -92,6 +96,15 @@ def _lacking(path: str | None, letters: set[str]) -> set[str]:
         return {letter for letter in letters if not letter.isspace() and bytes(face.getmask(letter)) == blank}
     except (OSError, ValueError):
         return set(letters)
+
+
+def _writable(name: str, index: int, lacking: set[str], path: str | None) -> str:
+    """The name as the font can show it: as it is, without accents, or its number."""
+    if not set(name) & lacking:
+        return name
+    parts = unicodedata.normalize("NFKD", name)  # an accent is a character of its own
+    bare = "".join(letter for letter in parts if not unicodedata.combining(letter))
+    return f"class {index}" if _lacking(path, set(bare)) else bare
 
 
 def _shown(names: Sequence[str], lacking: set[str]) -> int:
