@@ -27,9 +27,13 @@ def test_staged_files_appear_together_beside_those_that_were_there(tmp_path: Pat
 
 
 def test_after_an_exception_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "new/out") as folder:
-        (folder / "a.txt").write_text("new")
-        raise KeyboardInterrupt
+    def fail() -> None:
+        with staged(tmp_path / "new/out") as folder:
+            (folder / "a.txt").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert names(tmp_path) == []
 
 
@@ -41,5 +45,5 @@ def test_a_list_that_is_written_item_by_item_is_that_of_write_json(items: list, 
     write_json(tmp_path / "b.json", items)
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
     assert json.loads((tmp_path / "a.json").read_text()) == items
-    with pytest.raises(ValueError, match="JSON"), writing_list(tmp_path / "c.json") as append:
+    with writing_list(tmp_path / "c.json") as append, pytest.raises(ValueError, match="JSON"):
         append({"a": float("nan")})

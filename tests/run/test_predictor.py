@@ -100,11 +100,11 @@ def test_boxes_equal_those_of_an_evaluation(teacher_run: Path, tmp_path: Path) -
 
 
 def test_a_tile_must_hold_something() -> None:
-    with pytest.raises(UserError, match="--tile 31: tiles have a side of at least 32 pixels"):
+    with pytest.raises(UserError, match=r"--tile 31: tiles have a side of at least 32 pixels"):
         load_predictor("nowhere", DataConfig(), TrainConfig(), 31, print)
 
 
 def test_a_diverged_detector_is_named_with_the_picture() -> None:
     broken = Detections(torch.zeros(1, 4), torch.tensor([float("nan")]), torch.zeros(1).long())
-    with pytest.raises(FloatingPointError, match="^a: a score or a box"):
+    with pytest.raises(FloatingPointError, match=r"^a: a score or a box of"):
         check_finite(broken, "a")

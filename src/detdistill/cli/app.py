@@ -27,7 +27,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-RESUMED = ("train", "distill", "compare")  # the commands that have --resume
+RESUMED = ("train", "distill", "compare", "demo")  # the commands that have --resume
 ORIGIN = "command line"  # where a wrong value comes from, in messages
 
 
