@@ -14,7 +14,7 @@ from detdistill import evaluation
 from detdistill.data.recording import SUFFIX, recording
 from detdistill.data.video import Frame
 from detdistill.errors import UserError, plural
-from detdistill.evaluation.drawing import class_colors
+from detdistill.evaluation.drawing import Memory, class_colors
 from detdistill.evaluation.drawing.colors import Color
 from detdistill.files import write_text, writing_list
 from detdistill.run.predictor import Predictor
@@ -62,7 +62,7 @@ class PredictionFiles:
         names: of the drawing and of the label file. found: the detections of each predictor.
         """
         if "drawings" in self.save:
-            drawing, path = self._drawing(picture, found, is_frame=False), self.folder / names[0]
+            drawing, path = self._drawing(picture, found), self.folder / names[0]
             if path.suffix.lower() == ".png":
                 drawing.save(path)
             else:
@@ -77,14 +77,14 @@ class PredictionFiles:
         name: of the written video, without its suffix. first_id: image id of the first frame.
         Of videos, only boxes of at least the threshold are written.
         """
-        id = first_id
+        id, memories = first_id, [Memory() for _ in self.predictors]
 
         with recording(self.folder / f"{name}{SUFFIX}", rate) as write:
 
             def annotate(frame: Frame, found: list[Detections]) -> None:
                 nonlocal id
                 if "drawings" in self.save:
-                    write(self._drawing(frame.picture, found, is_frame=True), frame.time)
+                    write(self._drawing(frame.picture, found, memories), frame.time)
                 self._write_labels(f"{name}/{frame.number:06}.txt", frame.picture, found[0])
                 place = {"file_name": file_name, "frame": frame.number, "time": round(frame.time, 4)}
                 self._write_results(id, place, self._shown(found[0]))
@@ -101,10 +101,12 @@ class PredictionFiles:
         kept = detections.scores >= self.threshold
         return Detections(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
 
-    def _drawing(self, picture: Image.Image, found: Sequence[Detections], is_frame: bool) -> Image.Image:
-        """The picture with its boxes, or one for each predictor side by side."""
+    def _drawing(
+        self, picture: Image.Image, found: Sequence[Detections], memories: Sequence[Memory] | None = None
+    ) -> Image.Image:
+        """The picture with its boxes, or one for each predictor side by side. memories: of a video, by predictor."""
         panes, titles = [], []
-        for predictor, detections in zip(self.predictors, found, strict=True):
+        for number, (predictor, detections) in enumerate(zip(self.predictors, found, strict=True)):
             boxes = self._shown(detections)
             panes.append(
                 evaluation.draw(
@@ -115,8 +117,8 @@ class PredictionFiles:
                     predictor.classes,
                     self.threshold,
                     colors=self.colors,
-                    legend=not is_frame,
-                    steady=is_frame,
+                    legend=memories is None,
+                    memory=None if memories is None else memories[number],
                 )
             )
             titles.append(f"{predictor.name}: {plural(len(boxes.scores), 'box')}")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detdistill.evaluation.drawing.labels import Rectangle, overlaps, place_labels
+from detdistill.evaluation.drawing.labels import Memory, Rectangle, overlaps, place_labels
 
 PICTURE = (400.0, 300.0)
 SIZE = (60.0, 15.0)
@@ -60,3 +60,21 @@ def test_labels_are_inside_and_hide_no_label_and_no_object(shares: list[tuple[fl
         assert on_earlier <= 0.05 * SIZE[0] * SIZE[1] + 1e-6
         areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1)
         assert (overlaps(np.array([found[number]]), boxes)[0] / areas).max() <= 0.5 + 1e-6
+
+
+def test_a_label_keeps_its_place_in_a_video_while_it_is_good() -> None:
+    memory = Memory()
+
+    def frame(*boxes: list[float]) -> list[int]:
+        corners = np.array(boxes, dtype=float).reshape(-1, 4)
+        places = place_labels(corners, [[SIZE]] * len(boxes), PICTURE, memory.recall([0] * len(boxes), corners))
+        memory.keep([0] * len(boxes), corners, places)
+        return [-1 if place is None else place.position for place in places]
+
+    box, above = [100.0, 100, 200, 200], [90.0, 60, 210, 99]
+    assert frame(box) == [0]
+    assert frame(box, above)[0] == 2  # below, because another object is above
+    assert frame(box) == [2]  # still good
+    assert frame([box[0] + 4, *box[1:]]) == [2]
+    assert frame([300.0, 100, 380, 200]) == [0]  # another object
+    assert frame() == [] and frame(box) == [0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detdistill.evaluation.drawing import fonts
 from detdistill.evaluation.drawing.colors import Color, color, readable
-from detdistill.evaluation.drawing.labels import place_labels
+from detdistill.evaluation.drawing.labels import Memory, Place, Rectangle, place_labels
 
 LONGER_SIDE = 640  # pixels; smaller images are enlarged to about this side, because a label needs about 13 pixels
 TINY = 6  # a box with a side below this many lines gets its line outside
@@ -59,7 +59,7 @@ def draw(
     threshold: float = 0.0,
     colors: Mapping[str, Color] | None = None,
     legend: bool = False,
-    steady: bool = False,
+    memory: Memory | None = None,
 ) -> Image.Image:
     """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
@@ -69,7 +69,8 @@ def draw(
     hides least (see `place_labels`). In a crowd, a label that finds no place is shortened or left out.
     legend: a class with so many boxes that their labels would hide the picture gets none. If labels were left out, a
     strip below the picture shows the colors of the classes and their counts.
-    steady: sizes depend on the size of the picture only, so that they don't change from frame to frame of a video.
+    memory: of the video that the image is a frame of. Labels keep their places while these are good, and sizes depend
+    on the size of the picture only, so that they don't change from frame to frame.
     """
     factor = max(1, round(LONGER_SIDE / max(image.size)))
     picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -79,25 +80,48 @@ def draw(
     kinds = [int(indices[index]) for index in order]
     path, names = fonts.choose(tuple(classes))
     fills = [color(kind) if colors is None else colors[classes[kind]] for kind in kinds]
-    style = Style.of(picture.size, None if steady else corners)
+    style = Style.of(picture.size, None if memory is not None else corners)
     outlines = [_outline(box, style.line, picture.size) for box in corners.tolist()]
     for (outline, line), fill in reversed(list(zip(outlines, fills, strict=True))):
         _draw_outline(picture, outline, fill, line)
-    texts: list[tuple[str, ...]] = [(names[kind], _short(names[kind])) for kind in kinds]
-    if scores is not None:
-        texts = [(f"{each[0]} {float(scores[index]):.2f}", *each) for each, index in zip(texts, order, strict=True)]
-    around = np.array([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4) + np.array((-1, -1, 1, 1))
-    around = np.clip(around, 0, (*picture.size, *picture.size))
+    texts = _texts([names[kind] for kind in kinds], None if scores is None else [float(scores[row]) for row in order])
     if legend:
         crowded = crowded_classes(kinds, style.text, texts, picture.size)
         texts = [() if kind in crowded else variants for kind, variants in zip(kinds, texts, strict=True)]
-    left_out = _draw_labels(picture, around, texts, fills, fonts.font(path, style.text), style)
-    if left_out and legend:
-        counts = Counter(kinds)
-        entries = dict(zip(kinds, fills, strict=True))
-        rows = [(f"{names[kind]} ({counts[kind]})", entries[kind]) for kind in sorted(entries)]
-        picture = _with_legend(picture, rows, fonts.font(path, max(style.text, round(max(picture.size) / 60))))
-    return picture
+    around = np.array([outline for outline, _ in outlines], dtype=np.float64).reshape(-1, 4) + np.array((-1, -1, 1, 1))
+    font = fonts.font(path, style.text)
+    sizes = [[_plate(text, font, style) for text in variants] for variants in texts]
+    places = _places(np.clip(around, 0, (*picture.size, *picture.size)), kinds, sizes, picture.size, memory)
+    for variants, fill, place in zip(texts, fills, places, strict=True):
+        if place is not None:
+            _draw_label(picture, variants[place.variant], place.rectangle, fill, font, style)
+    if not legend or None not in places:
+        return picture
+    counts, shown = Counter(kinds), dict(zip(kinds, fills, strict=True))
+    rows = [(f"{names[kind]} ({counts[kind]})", shown[kind]) for kind in sorted(shown)]
+    return _with_legend(picture, rows, fonts.font(path, max(style.text, round(max(picture.size) / 60))))
+
+
+def _texts(names: Sequence[str], scores: Sequence[float] | None) -> list[tuple[str, ...]]:
+    """The variants of the label of each box, the wanted one first: with the score, without, and shortened."""
+    if scores is None:
+        return [(name, _short(name)) for name in names]
+    return [(f"{name} {score:.2f}", name, _short(name)) for name, score in zip(names, scores, strict=True)]
+
+
+def _places(
+    boxes: np.ndarray,
+    kinds: Sequence[int],
+    sizes: Sequence[Sequence[tuple[float, float]]],
+    picture: tuple[int, int],
+    memory: Memory | None,
+) -> list[Place | None]:
+    """`place_labels`, with the places of the last frame in mind."""
+    if memory is None:
+        return place_labels(boxes, sizes, picture)
+    places = place_labels(boxes, sizes, picture, memory.recall(kinds, boxes))
+    memory.keep(kinds, boxes, places)
+    return places
 
 
 def crowded_classes(kinds: Sequence[int], text: int, texts: Sequence[Sequence[str]], size: tuple[int, int]) -> set[int]:
@@ -155,33 +179,30 @@ def _draw_outline(picture: Image.Image, outline: tuple[int, int, int, int], fill
     pen.rectangle([left, top, right, bottom], outline=fill, width=line)
 
 
-def _draw_labels(
-    picture: Image.Image,
-    boxes: np.ndarray,
-    texts: Sequence[tuple[str, ...]],
-    fills: Sequence[Color],
-    font: fonts.Font,
-    style: Style,
-) -> int:
-    """Draw the labels, the first of them first, and return the number of those that found no place.
+def _pad(style: Style) -> int:
+    """Pixels between the text of a label and its border."""
+    return max(2, style.text // 6)
 
-    texts: the variants of each label, the wanted one first.
-    """
-    pad = max(2, style.text // 6)
-    ascent, descent = font.getmetrics() if isinstance(font, fonts.ImageFont.FreeTypeFont) else (style.text, 0)
-    height = ascent + descent + pad
-    sizes = [[(font.getlength(text) + 2 * pad, float(height)) for text in variants] for variants in texts]
-    places = place_labels(boxes, sizes, picture.size)
-    for variants, fill, found in zip(texts, fills, places, strict=True):
-        if found is None:
-            continue
-        variant, (left, top, right, bottom) = found
-        plate = round(right - left), round(bottom - top)
-        x, y = round(left), round(top)
-        picture.paste(fill, (x, y), _rounded(plate, max(2, style.text // 5)))
-        pen = ImageDraw.Draw(picture)
-        pen.text((x + pad, y + pad // 2 + ascent), variants[variant], fill=readable(fill), font=font, anchor="ls")
-    return sum(found is None for found in places)
+
+def _ascent(font: fonts.Font, style: Style) -> tuple[int, int]:
+    """Height of the text above and below its base line."""
+    return font.getmetrics() if isinstance(font, fonts.ImageFont.FreeTypeFont) else (style.text, 0)
+
+
+def _plate(text: str, font: fonts.Font, style: Style) -> tuple[float, float]:
+    """(width, height) of a label."""
+    return font.getlength(text) + 2 * _pad(style), float(sum(_ascent(font, style)) + _pad(style))
+
+
+def _draw_label(
+    picture: Image.Image, text: str, rectangle: Rectangle, fill: Color, font: fonts.Font, style: Style
+) -> None:
+    """Draw a text on a plate of the color `fill`."""
+    left, top, right, bottom = rectangle
+    x, y, pad = round(left), round(top), _pad(style)
+    picture.paste(fill, (x, y), _rounded((round(right - left), round(bottom - top)), max(2, style.text // 5)))
+    base = y + pad // 2 + _ascent(font, style)[0]
+    ImageDraw.Draw(picture).text((x + pad, base), text, fill=readable(fill), font=font, anchor="ls")
 
 
 def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
