@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from detdistill.errors import UserError
 from detdistill.files import staged, write_json, writing_list
 
 
@@ -35,6 +36,15 @@ def test_after_an_exception_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"can't be written \(Permission denied\); choose another"):
+        staged(tmp_path / "out").__enter__()
 
 
 @pytest.mark.parametrize("items", [[], [{"a": 1, "b": [1.5, {"c": "é"}]}], [{"a": 1}, {"a": 2}, {}]])

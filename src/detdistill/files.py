@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from detdistill.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -57,11 +59,14 @@ def staged(out: Path) -> Iterator[Path]:
     """Give an empty folder to write into. On success its files are moved into the folder `out`.
 
     Files of `out` with the same names are replaced, others stay. On an exception nothing is left, and `out` is not
-    changed.
+    changed. Raises UserError if nothing can be written there.
     """
     near = next(folder for folder in (out, *out.parents) if folder.is_dir())
     staging = near / f".partial-{os.getpid()}"  # on the same disk as `out`, so that a file can be renamed
-    staging.mkdir()
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise UserError(f"--out {out}: the folder can't be written ({error.strerror}); choose another folder") from None
     try:
         yield staging
         out.mkdir(parents=True, exist_ok=True)

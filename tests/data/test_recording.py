@@ -25,6 +25,8 @@ def test_size_rate_and_times_are_kept(encoder: str, tmp_path: Path, monkeypatch:
         frames = list(container.decode(video=0))
     assert [(frame.width, frame.height) for frame in frames] == [(96, 64)] * 6
     assert [float(frame.time) for frame in frames] == pytest.approx([*times, 0.28], abs=1e-4)
+    if encoder == "libx264":  # MPEG-4 does not state its colors
+        assert (frames[0].colorspace, frames[0].color_range) == (5, 1)  # BT.601, so that players show these colors
     assert all(abs(a - b) < 12 for a, b in zip(frames[0].to_image().getpixel((40, 30)), (255, 0, 0), strict=True))
 
 

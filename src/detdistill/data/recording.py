@@ -14,6 +14,7 @@ ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first one that PyAV has is
 QUALITY = {"libx264": {"crf": "20", "preset": "fast"}}
 BITS_PER_PIXEL = 0.25  # of each picture, for encoders without a quality setting
 MOST_TICKS = 65535  # per second; MPEG-4 does not allow more
+BT601, LIMITED = 5, 1  # the colors that PyAV makes of RGB, in FFmpeg's numbers; players of large videos assume others
 SUFFIX = ".mp4"
 
 Write = Callable[[Image.Image, float], None]
@@ -71,7 +72,9 @@ class _Recorder:
         self.stream = self.container.add_stream(name, rate=self.rate, options=QUALITY.get(name, {}))
         self.stream.width, self.stream.height = size[0] - size[0] % 2, size[1] - size[1] % 2
         self.stream.pix_fmt = "yuv420p"
-        self.stream.codec_context.time_base = Fraction(1, self.ticks)
+        context = self.stream.codec_context
+        context.time_base = Fraction(1, self.ticks)
+        context.colorspace, context.color_range = BT601, LIMITED
         if name not in QUALITY:
             self.stream.bit_rate = round(size[0] * size[1] * float(self.rate) * BITS_PER_PIXEL)
 

@@ -60,18 +60,16 @@ def predict(
     require_empty(out, overwrite)
     sources = find_sources(images)
     _check_apart(out, sources.files)
-    if not sources.videos and (every, max_frames) != (None, None):
-        raise UserError("--every and --max-frames are for videos and cameras, but there is none; leave them out")
     for note in sources.notes:
         say(f"note: {note}")
     records = read_images(sources.images, data) if sources.images else []
-    videos = _Videos(sources, every or 1, max_frames, data.on_bad_record == "skip")
+    videos = _Videos(sources, every, max_frames, data.on_bad_record == "skip")
     videos.check()
     models = [str(name) for name in (model, compare) if name is not None]
     predictors = [load_predictor(name, data, train, tile, say) for name in models]
     with staged(out) as folder, prediction_files(folder, save, threshold, predictors) as files:
         results = _predict_images(records, predictors, files)
-        frames = videos.predict(predictors, files, len(records), say)
+        frames = videos.predict(predictors, files, len(sources.images), say)
         files.write_classes()
     _report(out, len(records), len(sources.videos), frames, files, say)
     return results
@@ -100,13 +98,15 @@ class _Videos:
     every, most: every n-th frame, at most so many. skip_damage: leave out what can't be decoded.
     """
 
-    def __init__(self, sources: Sources, every: int, most: int | None, skip_damage: bool) -> None:
+    def __init__(self, sources: Sources, every: int | None, most: int | None, skip_damage: bool) -> None:
         self.videos, self.every, self.most, self.skip_damage = sources.videos, every, most, skip_damage
         stems = [video.path.stem if isinstance(video, VideoFile) else video.name for video in sources.videos]
         self.names = different(stems, range(len(sources.images) + 1, len(sources.images) + 1 + len(stems)))
 
     def check(self) -> None:
-        """Raises UserError if a video file can't be read."""
+        """Raises UserError if a video file can't be read, or if frames are limited but there is no video."""
+        if not self.videos and (self.every, self.most) != (None, None):
+            raise UserError("--every and --max-frames are for videos and cameras, but there is none; leave them out")
         for video in self.videos:
             if isinstance(video, VideoFile):
                 with open_video(video, skip_damage=self.skip_damage):
@@ -130,13 +130,13 @@ class _Videos:
     ) -> int:
         is_camera = isinstance(video, Camera)
         done, started = 0, time.monotonic()
-        with open_video(video, self.every, self.most, self.skip_damage) as (info, frames):
+        with open_video(video, self.every or 1, self.most, self.skip_damage) as (info, frames):
             self._announce(video, info, "drawings" in files.save, say)
             count = (
                 1 if is_camera else max(1, min(predictors[0].batch_size, MOST_PIXELS // (info.size[0] * info.size[1])))
             )
             reported = started
-            with files.video(name, video.name, info.rate / self.every, first_id) as annotate:
+            with files.video(name, video.name, info.rate / (self.every or 1), first_id) as annotate:
                 try:
                     for group in _groups(frames, count):
                         with uninterrupted() if is_camera else nullcontext():
