@@ -1,0 +1,20 @@
+"""Pictures that are part of the page itself."""
+
+import base64
+import io
+
+from PIL import Image
+
+from detdistill.report.content import Picture
+
+SIDE = 560  # longest side in pixels
+QUALITY = 80  # of the JPEG file, 1..95
+
+
+def picture(title: str, description: str, image: Image.Image) -> Picture:
+    """The image as a JPEG data URI, reduced to at most SIDE pixels a side."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY)
+    return Picture(title, description, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())

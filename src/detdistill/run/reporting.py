@@ -1,0 +1,147 @@
+"""`report`: one HTML page about runs, their teacher and what distillation changed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from detdistill import evaluation
+from detdistill.data import Data, open_data
+from detdistill.errors import UserError
+from detdistill.files import write_text
+from detdistill.report import Member, Story, page
+from detdistill.run.report_models import Judged, Truth, judge, members
+from detdistill.run.report_pictures import Gallery, gallery
+from detdistill.run.report_runs import PLAIN, Group, find_groups
+from detdistill.run.splits import check_splits
+from detdistill.run.tables import printer
+
+FILE = "report.html"
+RESAMPLES = 1000
+TOLERANCE = 0.1  # AP; a larger difference to metrics.json is told
+
+
+def report(
+    runs: Sequence[Path | str],
+    out: Path | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    overwrite: bool = False,
+    data: Data | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Write the page about run folders and comparisons, and return its path.
+
+    Students are grouped by data and detector; teacher, plain and distilled runs are told apart by their recipes. out:
+    the file; None for report.html in the only folder. resamples: of the images, for the intervals. data: the data set
+    of all runs, if it is open already. Raises UserError before anything is written.
+    """
+    folders = [Path(run) for run in runs]
+    path = _file(folders, out, overwrite)
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: give at least 1")
+    stories = [_story(group, resamples, data) for group in find_groups(folders)]
+    write_text(path, page(stories))
+    printer(console)(f"report: {path}")
+    return path
+
+
+def _file(folders: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
+    """The file to write. Raises UserError if it can't be, or if it exists and `overwrite` is not set."""
+    if not folders:
+        raise UserError("no runs: give the folders of runs or comparisons")
+    if out is None and len(folders) > 1:
+        raise UserError("several folders need --out FILE.html, so that the page has a place")
+    path = folders[0] / FILE if out is None else out
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file, such as {path / FILE}")
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {path} exists: replace it with --overwrite, or choose another file")
+    return path
+
+
+def _story(group: Group, resamples: int, data: Data | None) -> Story:
+    """The models of a group, as far as its data set can be read."""
+    config = group.first.recipe.data
+    absent: dict[str, str] = {}
+    truth, training = None, None
+    try:
+        opened, missing = (data, "") if data is not None else _open(group)
+        split = opened.evaluation_split(config)
+        training = len(opened.training_split(config))
+        truth = Truth(split, evaluation.resample(len(split), resamples))
+        if missing:
+            absent["images"] = missing
+    except UserError as error:
+        absent["data"] = f"The data set can't be read: {error}"
+    if truth is None:
+        return _told(group, members(group, None, {}, None), None, training, Gallery((), ()), absent)
+    runs = [run for each in [*group.runs.values(), group.teachers] for run in each]
+    judged = {run.folder: judge(run.results, truth, run.folder) for run in runs if run.results is not None}
+    stored = (group.measured or {}).get("results")
+    teacher = None if stored is None else judge(stored, truth, "the teacher of the comparison")
+    made = members(group, truth, judged, teacher)
+    labels = [member.label for member in made if member.role != "teacher"]
+    by_label = {member.label: member for member in made}
+    best = max(labels, key=lambda label: (label != PLAIN, by_label[label].metrics["AP"] or 0.0))
+    pictures = gallery(group, best, truth, judged, teacher)
+    if pictures.problem:
+        absent["pictures"] = pictures.problem
+    if changed := _changed(group, truth, judged):
+        group.notes.append(changed)
+    return _told(group, made, len(truth.split), training, pictures, absent)
+
+
+def _open(group: Group) -> tuple[Data, str]:
+    """The data set of the group, and what is missing of it. Raises UserError if no image is left."""
+    config = group.first.recipe.data
+    try:
+        opened, missing = open_data(config), ""
+    except UserError as error:
+        if config.on_bad_record == "skip":
+            raise
+        opened = open_data(config.model_copy(update={"on_bad_record": "skip"}))
+        missing = (
+            f"A part of the data set can't be read any more: {error}. The numbers from boxes (intervals over images, "
+            "curves, kinds of errors, confusion, pictures) are those of the images that are left."
+        )
+    check_splits(opened, group.first.folder)
+    return opened, missing
+
+
+def _changed(group: Group, truth: Truth, judged: Mapping[Path, Judged]) -> str:
+    """A note if the AP of a run's boxes on this data set is not the one that the run has measured."""
+    everything = np.ones((1, len(truth.split)))
+    for run in [run for each in [*group.runs.values(), group.teachers] for run in each]:
+        if run.folder in judged and run.metrics["AP"] is not None:
+            now = float(evaluation.average_precision(judged[run.folder].matches, everything)[0])
+            if abs(now - run.metrics["AP"]) > TOLERANCE:
+                return (
+                    f"The boxes of {run.folder} have AP {now:.1f} on the data set as it is now, and had "
+                    f"{run.metrics['AP']:.1f} at the end of the run. The data set, or a file of the run, has changed."
+                )
+    return ""
+
+
+def _told(
+    group: Group,
+    made: Sequence[Member],
+    images: int | None,
+    training: int | None,
+    pictures: Gallery,
+    absent: Mapping[str, str],
+) -> Story:
+    recipe = group.first.recipe
+    return Story(
+        student=recipe.model.name,
+        data=recipe.data.path or "explicit files",
+        split=recipe.data.eval_split or "test or val",
+        images=images,
+        training_images=training,
+        members=made,
+        helped=pictures.helped,
+        hurt=pictures.hurt,
+        notes=list(dict.fromkeys(group.notes)),
+        absent=absent,
+    )
