@@ -17,14 +17,15 @@ def draw(
     scores: Tensor | None,
     classes: Sequence[str],
     threshold: float = 0.0,
+    longer_side: int = LONGER_SIDE,
 ) -> Image.Image:
     """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
     boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,), or None for boxes of the ground truth: they
     are all drawn, without a score.
-    A small image is enlarged by a whole factor. The best box is drawn last, so it is on top.
+    A small image is enlarged by a whole factor to about `longer_side`. The best box is drawn last, so it is on top.
     """
-    factor = max(1, round(LONGER_SIDE / max(image.size)))
+    factor = max(1, round(longer_side / max(image.size)))
     picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     line_width = max(2, max(picture.size) // 320)

@@ -1,4 +1,4 @@
-"""The report: one HTML page about a teacher, a plain and a distilled student. It gets values and knows no run folder."""
+"""The report: one HTML page about a teacher, a plain and a distilled student. It knows no run folder."""
 
 from detdistill.report.content import (
     Confusion,
@@ -13,4 +13,4 @@ from detdistill.report.content import (
     Story,
 )
 from detdistill.report.page import page
-from detdistill.report.pictures import picture
+from detdistill.report.pictures import SIDE, picture

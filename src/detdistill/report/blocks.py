@@ -11,7 +11,7 @@ from detdistill.report.content import Example
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. key: what it is sorted by; None: last. mark: a small drawing. heat: of the background, 0..1."""
+    """A cell of a table. key: what it is sorted by; None: last. mark: a drawing. heat: of the background, 0..1."""
 
     text: str
     key: float | str | None = None
@@ -88,11 +88,12 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that a reader opens."""
+    """Blocks that a reader opens and closes."""
 
     kind: ClassVar[str] = "fold"
     title: str
     blocks: Sequence["Block"]
+    is_open: bool = False
 
 
 Block = Table | Charts | Text | Points | Code | Gallery | Fold

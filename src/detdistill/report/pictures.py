@@ -7,14 +7,12 @@ from PIL import Image
 
 from detdistill.report.content import Picture
 
-SIDE = 560  # longest side in pixels
+SIDE = 440  # longest side in pixels; on the page, four pictures share a row
 QUALITY = 80  # of the JPEG file, 1..95
 
 
 def picture(title: str, description: str, image: Image.Image) -> Picture:
-    """The image as a JPEG data URI, reduced to at most SIDE pixels a side."""
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    """The image as a JPEG data URI."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=QUALITY)
+    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY)
     return Picture(title, description, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())

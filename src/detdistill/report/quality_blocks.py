@@ -1,12 +1,11 @@
 """The sections about quality: the result, classes and sizes, precision, kinds of errors, confusion, pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from detdistill.report.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Points, Table, Text
 from detdistill.report.charts import COLORS, Line, bar, line_chart, swatch, whisker
-from detdistill.report.content import Confusion, Example, Member, Quality, Story
-from detdistill.report.words import Verdict, about, number, sentence, signed, span, verdict
+from detdistill.report.content import Confusion, Example, Gain, Interval, Member, Quality, Story
+from detdistill.report.words import Verdict, about, number, sentence, signed, verdict
 
 SIZES = {
     "small": ("APs", "area below 32² pixels"),
@@ -38,7 +37,9 @@ def result(story: Story) -> list[Block]:
     blocks: list[Block] = [Text(sentence(story)), Text(found.text, found.tone, found.title)]
     if story.notes:
         blocks.append(Points(list(story.notes)))
-    blocks += [Text(reason, "unsure", "Incomplete") for name, reason in story.absent.items() if name in ("data", "images")]
+    blocks += [
+        Text(reason, "unsure", "Incomplete") for name, reason in story.absent.items() if name in ("data", "images")
+    ]
     blocks.append(_models(story))
     others = [each for each in story.of("distilled") if each.gain is not None and each is not story.best]
     if others:
@@ -57,29 +58,40 @@ def _models(story: Story) -> Table:
     palette = colors(story)
     rows = []
     for each in story.members:
+        color, ap = palette[each.label], each.metrics["AP"]
         interval = each.quality.interval if each.quality else None
-        ap, gain, color = each.metrics["AP"], each.gain, palette[each.label]
-        mark = None if ap is None else whisker(ap, interval, 0.0, high, color)
-        shown = (gain.over_images or gain.over_seeds) if gain else None
-        rows.append(
-            [
-                Cell(each.label, each.label),
-                Cell(each.model, each.model),
-                Cell(number(ap), ap, mark),
-                Cell("-" if interval is None else f"{number(interval[0])} to {number(interval[1])}", interval and interval[0]),
-                Cell(number(each.deviation), each.deviation),
-                Cell(number(each.metrics.get("AP50")), each.metrics.get("AP50")),
-                Cell(number(each.metrics.get("AP75")), each.metrics.get("AP75")),
-                Cell(signed(gain and gain.value), gain and gain.value, whisker(gain.value, shown, -reach, reach, color) if gain else None),
-                Cell(span(gain and gain.over_seeds), gain and gain.over_seeds and gain.over_seeds[0]),
-                Cell(span(gain and gain.over_images), gain and gain.over_images and gain.over_images[0]),
-                Cell("-" if gain is None or gain.recovered is None else f"{100 * gain.recovered:.0f} %", gain and gain.recovered),
-            ]
-        )
+        row = [Cell(each.label, each.label), Cell(each.model, each.model)]
+        row.append(Cell(number(ap), ap, None if ap is None else whisker(ap, interval, 0.0, high, color)))
+        row.append(_range(interval, number))
+        row += [_number(value) for value in (each.deviation, each.metrics.get("AP50"), each.metrics.get("AP75"))]
+        rows.append(row + _gain_cells(each.gain, reach, color))
     columns = ["model", "detector", "AP", "AP over images", "sd over seeds", "AP50", "AP75", "gain"]
     columns += ["gain over seeds", "gain over images", "of the teacher's lead"]
     caption = "Quality on the evaluation split, means over the seeds; ranges are 95 % intervals"
     return Table(caption, columns, rows, frozenset(range(2, len(columns))))
+
+
+def _gain_cells(gain: Gain | None, reach: float, color: int) -> list[Cell]:
+    """The gain with its intervals. reach: the end of the scale on both sides of 0."""
+    if gain is None:
+        return [Cell("-")] * 4
+    mark = whisker(gain.value, gain.over_images or gain.over_seeds, -reach, reach, color)
+    ranges = [_range(interval, signed) for interval in (gain.over_seeds, gain.over_images)]
+    return [Cell(signed(gain.value), gain.value, mark), *ranges, _percent(gain.recovered)]
+
+
+def _number(value: float | None) -> Cell:
+    return Cell(number(value), value)
+
+
+def _range(interval: Interval | None, spoken: Callable[[float], str]) -> Cell:
+    if interval is None:
+        return Cell("-")
+    return Cell(f"{spoken(interval[0])} to {spoken(interval[1])}", interval[0])
+
+
+def _percent(share: float | None) -> Cell:
+    return Cell("-" if share is None else f"{number(100 * share, 0)} %", share)
 
 
 def by_class(story: Story) -> list[Block]:
@@ -87,11 +99,11 @@ def by_class(story: Story) -> list[Block]:
     members = [each for each in story.members if each.metrics.get("per_class")]
     names = list(dict.fromkeys(name for each in members for name in each.metrics["per_class"]))
 
-    def row(name: str, read: Callable[[Mapping[str, Any]], float | None], title: str = "") -> list[Cell]:
-        values = {each.label: read(each.metrics) for each in members}
-        cells = [Cell(name, name, title=title)]
-        cells += [Cell(number(value), value, bar(value or 0.0, 100.0, palette[label])) for label, value in values.items()]
-        return cells + ([_difference(story, values)] if compared else [])
+    def row(name: str, values: Sequence[float | None], title: str = "") -> list[Cell]:
+        pairs = list(zip(members, values, strict=True))
+        cells = [Cell(number(value), value, bar(value or 0.0, 100.0, palette[each.label])) for each, value in pairs]
+        known = {each.label: value for each, value in pairs}
+        return [Cell(name, name, title=title), *cells, *([_difference(story, known)] if compared else [])]
 
     palette = colors(story)
     compared = story.plain is not None and story.best is not None
@@ -99,8 +111,8 @@ def by_class(story: Story) -> list[Block]:
     if compared and story.best is not None:
         columns.append(f"{story.best.label} minus plain")
     numeric = frozenset(range(1, len(columns)))
-    classes = [row(name, lambda metrics, name=name: metrics["per_class"].get(name)) for name in names]
-    sizes = [row(name, lambda metrics, key=key: metrics.get(key), title) for name, (key, title) in SIZES.items()]
+    classes = [row(name, [each.metrics["per_class"].get(name) for each in members]) for name in names]
+    sizes = [row(name, [each.metrics.get(key) for each in members], title) for name, (key, title) in SIZES.items()]
     return [
         Table("AP by class", columns, classes, numeric),
         Table("AP by size of the object, in pixels of the image file", ["size", *columns[1:]], sizes, numeric),
@@ -147,14 +159,20 @@ def errors(story: Story) -> list[Block]:
     for kind, meaning in ERRORS:
         head = Cell(kind, kind, title=meaning)
         values = [(each.label, quality.lost[kind], quality.counts[kind]) for each, quality in judged]
-        lost.append([head, *(Cell(number(loss), loss, bar(loss, largest, palette[label])) for label, loss, _ in values)])
-        counts.append([head, *(Cell(f"{count:.4g}", count, bar(count, most, palette[label])) for label, _, count in values)])
+        lost.append(
+            [head, *(Cell(number(loss), loss, bar(loss, largest, palette[label])) for label, loss, _ in values)]
+        )
+        counts.append(
+            [head, *(Cell(f"{count:.4g}", count, bar(count, most, palette[label])) for label, _, count in values)]
+        )
     numeric = frozenset(range(1, len(columns)))
     score = judged[0][1].min_score
     return [
         Points([f"{kind}: {meaning}." for kind, meaning in ERRORS]),
         Table("AP50 lost to each kind of error (lower is better; the values do not add up)", columns, lost, numeric),
-        Table(f"Errors among the boxes with a score of {score:g} or more, mean over the seeds", columns, counts, numeric),
+        Table(
+            f"Errors among the boxes with a score of {score:g} or more, mean over the seeds", columns, counts, numeric
+        ),
     ]
 
 
@@ -166,11 +184,14 @@ def confusions(story: Story) -> list[Block]:
     chosen = [story.plain, story.best, *story.of("teacher")]
     shown = {each.label for each in chosen if each is not None}
     score = judged[0][1].min_score
-    text = f"Rows: the class of the object. Columns: the class of the box at IoU 0.5, with a score of {score:g} or more."
+    text = (
+        f"Rows: the class of the object. Columns: the class of the box at IoU 0.5, with a score of {score:g} or more."
+    )
     blocks: list[Block] = [Text(text)]
     for each, quality in judged:
         if each.label in shown:
-            blocks.append(Fold(f"Confusion of {each.label}", [_matrix(each.label, quality.confusion)]))
+            is_open = each.role != "teacher"
+            blocks.append(Fold(f"Confusion of {each.label}", [_matrix(each.label, quality.confusion)], is_open))
     return blocks
 
 
@@ -226,8 +247,3 @@ def _no_boxes(story: Story) -> list[Block]:
     """Why a section that needs boxes and ground truth is empty."""
     reason = story.absent.get("data", "The runs have no predictions.json.")
     return [Text(f"Not available. {reason}", "unsure", "Not available")]
-
-
-def has_sizes(members: Sequence[Member]) -> bool:
-    """True if any model has AP by size."""
-    return any(each.metrics.get(key) is not None for each in members for key, _ in SIZES.values())

@@ -131,8 +131,10 @@ def _environments(environments: Sequence[tuple[str, Mapping[str, Any]]]) -> Tabl
         values: dict[str, list[str]] = {}
         for label, environment in flat:
             values.setdefault(environment.get(name, "-"), []).append(label)
-        text = next(iter(values)) if len(values) == 1 else "; ".join(
-            f"{value} ({', '.join(labels)})" for value, labels in values.items()
+        text = (
+            next(iter(values))
+            if len(values) == 1
+            else "; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items())
         )
         rows.append([Cell(name, name), Cell(text, text)])
     return Table("Environment", ["", "value"], rows, sortable=False)

@@ -6,6 +6,7 @@ from typing import Literal
 from detdistill.errors import plural
 from detdistill.report.content import Gain, Interval, Member, Story
 
+MINUS = "\u2212"
 Tone = Literal["better", "worse", "unsure", "unknown"]
 
 
@@ -20,12 +21,12 @@ class Verdict:
 
 def number(value: float | None, digits: int = 1) -> str:
     """The number, or `-` if it is not known. Never `-0.0`."""
-    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float | None, digits: int = 1) -> str:
     """The number with its sign, or `-` if it is not known."""
-    return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\u2212")
+    return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)
 
 
 def span(interval: Interval | None) -> str:
@@ -49,18 +50,22 @@ def sentence(story: Story) -> str:
         source = f" from the teacher {names}" if teachers else " from a teacher"
         ways.append(f"with {joined([member.label for member in taught])}{source}")
     seeds = max((len(member.seeds) for member in story.members), default=1)
-    each = f", {plural(seeds, 'seed')} each" if len(story.of('plain') + taught) > 1 else f", {plural(seeds, 'seed')}"
-    measured = "" if story.images is None else f" and measured on {plural(story.images, 'image')} of the {story.split} split"
-    return f"{story.student} was trained on {story.data}{images} {joined(ways)}{each},{measured}.".replace(",.", ".").replace(
-        ", and", " and"
+    each = f", {plural(seeds, 'seed')} each" if len(story.of("plain") + taught) > 1 else f", {plural(seeds, 'seed')}"
+    measured = (
+        "" if story.images is None else f" and measured on {plural(story.images, 'image')} of the {story.split} split"
     )
+    return f"{story.student} was trained on {story.data}{images} {joined(ways)}{each},{measured}.".replace(
+        ",.", "."
+    ).replace(", and", " and")
 
 
 def verdict(story: Story) -> Verdict:
     """Whether distillation helped, from the distilled student with the highest AP."""
     best = story.best
     if best is None:
-        return Verdict("unknown", "No student was distilled", "These runs had no teacher, so there is no gain to measure.")
+        return Verdict(
+            "unknown", "No student was distilled", "These runs had no teacher, so there is no gain to measure."
+        )
     if best.gain is None:
         text = (
             "No plain baseline is here: the same student, trained the same way without a teacher. Without it, nobody "
@@ -81,7 +86,7 @@ def about(member: Member, gain: Gain) -> Verdict:
     known = [f"{span(interval)} over {name}" for name, interval in gain.intervals.items()]
     intervals = f"95 % intervals: {' and '.join(known)}" if known else "no interval is known"
     numbers = f"{label} changes AP by {signed(gain.value)} ({intervals})."
-    if gain.recovered is not None:
+    if gain.recovered is not None and gain.recovered > 0:
         numbers += f" That is {100 * gain.recovered:.0f} % of the teacher's lead."
     if gain.crossing:
         inside = joined([f"over {name}" for name in gain.crossing])

@@ -30,7 +30,7 @@ def _export(file: Path, record: Mapping[str, Any]) -> Export:
     latency = record.get("latency_ms")
     if isinstance(latency, Mapping):
         latency = latency.get("median")
-    known = isinstance(latency, int | float)
+    milliseconds = float(latency) if isinstance(latency, int | float) else None
     weights = [path for path in file.parent.glob(f"{file.stem}*") if path.suffix in (file.suffix, ".data", ".bin")]
     size = sum(path.stat().st_size for path in weights)
-    return Export(file.name, RUNTIMES[file.suffix], float(latency) if known else None, size)
+    return Export(file.name, RUNTIMES[file.suffix], milliseconds, size)

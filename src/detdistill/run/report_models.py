@@ -14,7 +14,7 @@ from detdistill.data import Split
 from detdistill.data.ids import with_record_ids
 from detdistill.errors import UserError
 from detdistill.evaluation.bootstrap import Matches
-from detdistill.report import Confusion, Export, Gain, Log, Member, Origin, Quality
+from detdistill.report import Confusion, Gain, Log, Member, Origin, Quality
 from detdistill.report.content import Interval, Role
 from detdistill.run.folder import recipe_text
 from detdistill.run.report_exports import exports
@@ -136,13 +136,11 @@ def _gain(plain: Sequence[Run], distilled: Sequence[Run], teacher: float | None,
     seeds = [seed for seed in after if seed in before]
     pairs = [([before[seed]], [after[seed]]) for seed in seeds] or [(list(plain), list(distilled))]
     gains = [_average(new) - _average(old) for old, new in pairs]
-    used = [run for pair in pairs for runs in pair for run in runs]
     over_images = None
-    if all(run.folder in judged for run in used):
-        over_images = evaluation.gain_interval(
-            *([np.mean([judged[run.folder].precision for run in side], axis=0) for side in sides] for sides in zip(*pairs)),
-            LEVEL,
-        )
+    if all(run.folder in judged for old, new in pairs for run in [*old, *new]):
+        first = [_resampled(old, judged) for old, _ in pairs]
+        second = [_resampled(new, judged) for _, new in pairs]
+        over_images = evaluation.gain_interval(first, second, LEVEL)
     lead = None if teacher is None else teacher - statistics.mean(_average(old) for old, _ in pairs)
     value = statistics.mean(gains)
     return Gain(
@@ -153,6 +151,11 @@ def _gain(plain: Sequence[Run], distilled: Sequence[Run], teacher: float | None,
         value / lead if lead and lead > 0 else None,
         not_learned([run.metrics for run in plain]),
     )
+
+
+def _resampled(runs: Sequence[Run], judged: Mapping[Path, Judged]) -> np.ndarray:
+    """Mean AP of the runs on each resample, (S,)."""
+    return np.asarray(np.mean([judged[run.folder].precision for run in runs], axis=0))
 
 
 def _average(runs: Sequence[Run]) -> float:
@@ -171,9 +174,7 @@ def _quality(judged: Sequence[Judged], truth: Truth) -> Quality:
         lost=_mean(lost),
         counts=_mean(counts),
         min_score=MIN_SCORE,
-        confusion=Confusion(
-            confused[0].classes, np.mean([each.counts for each in confused], axis=0).tolist()
-        ),
+        confusion=Confusion(confused[0].classes, np.mean([each.counts for each in confused], axis=0).tolist()),
         precision={
             threshold: np.mean([curve[threshold] for curve in curves], axis=0).tolist() for threshold in curves[0]
         },
@@ -209,7 +210,7 @@ def _log(runs: Sequence[Run]) -> Log:
     values: dict[str, tuple[list[float], list[float]]] = {}
     for name in sorted(names):
         points = [(step, [rows[step].get(name) for rows in by_step]) for step in steps]
-        kept = [(step, statistics.mean(found)) for step, found in points if None not in found]
+        kept = [(step, float(np.mean(np.array(found, dtype=float)))) for step, found in points if None not in found]
         if kept:
             values[name] = ([step for step, _ in kept], [value for _, value in kept])
     return Log(values)

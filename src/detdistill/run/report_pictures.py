@@ -1,7 +1,7 @@
 """The images on which distillation changed most, drawn with the boxes of each model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from detdistill import evaluation
 from detdistill.data import Record
 from detdistill.errors import UserError, plural
-from detdistill.report import Example, Picture, picture
+from detdistill.report import SIDE, Example, Picture, picture
 from detdistill.run.report_models import MIN_SCORE, Judged, Truth
 from detdistill.run.report_runs import PLAIN, Group, Run
 
@@ -27,80 +27,82 @@ class Gallery:
     problem: str = ""
 
 
-def gallery(
-    group: Group, label: str, truth: Truth, judged: Mapping[Path, Judged], teacher: Judged | None
-) -> Gallery:
+def gallery(group: Group, label: str, truth: Truth, judged: Mapping[Path, Judged], teacher: Judged | None) -> Gallery:
     """The images that the models of `label` changed most, against the plain student: by the mean over the seeds of the
     change in AP of the image alone.
 
     Without a plain student, `hurt` has the images with the lowest AP. The boxes are those of the pair of runs whose
-    change is nearest to the mean.
+    change is nearest to the mean. teacher: its boxes if it has no run folder.
     """
     after = [run for run in group.runs[label] if run.folder in judged]
     before = {run.recipe.train.seed: run for run in group.runs.get(PLAIN, ()) if run.folder in judged}
     if not after:
         return Gallery((), (), "The runs have no predictions.json, so their boxes can't be drawn.")
-    values = {run.folder: evaluation.image_precision(judged[run.folder].matches) for run in [*after, *before.values()]}
+    teacher = teacher or next((judged[run.folder] for run in group.teachers if run.folder in judged), None)
+    artist = Artist(truth, judged, teacher, with_seed=len(after) > 1)
     if label == PLAIN or not before:
-        score = np.mean([values[run.folder] for run in after], axis=0)
-        order = [index for index in np.argsort(score) if np.isfinite(score[index])][:SHOWN]
-        drawn = [(index, {label: after[0]}) for index in order]
-        return _drawn([], drawn, truth, judged, values, group, teacher)
+        values = np.mean([artist.values(run) for run in after], axis=0)  # (I,)
+        lowest = [int(index) for index in np.argsort(values) if np.isfinite(values[index])][:SHOWN]
+        hurt = [artist.example(index, {label: after[0]}) for index in lowest]
+        return artist.gallery([], hurt)
     pairs = [(before[run.recipe.train.seed], run) for run in after if run.recipe.train.seed in before]
     pairs = pairs or [(next(iter(before.values())), after[0])]
-    changes = np.array([values[new.folder] - values[old.folder] for old, new in pairs])  # (P, I)
+    changes = np.array([artist.values(new) - artist.values(old) for old, new in pairs])  # (P, I)
     mean = changes.mean(axis=0)
     order = [int(index) for index in np.argsort(-mean) if np.isfinite(mean[index])]
-    helped = [index for index in order if mean[index] >= LEAST][:SHOWN]
-    hurt = [index for index in reversed(order) if mean[index] <= -LEAST][:SHOWN]
 
-    def typical(index: int) -> dict[str, Run]:
+    def example(index: int) -> Example | None:
         old, new = pairs[int(np.abs(changes[:, index] - mean[index]).argmin())]
-        return {PLAIN: old, label: new}
+        return artist.example(index, {PLAIN: old, label: new})
 
-    chosen = [[(index, typical(index)) for index in indices] for indices in (helped, hurt)]
-    return _drawn(*chosen, truth, judged, values, group, teacher)
+    helped = [index for index in order if mean[index] >= LEAST][:SHOWN]
+    worst = [index for index in reversed(order) if mean[index] <= -LEAST][:SHOWN]
+    return artist.gallery([example(index) for index in helped], [example(index) for index in worst])
 
 
-def _drawn(
-    helped: Sequence[tuple[int, Mapping[str, Run]]],
-    hurt: Sequence[tuple[int, Mapping[str, Run]]],
-    truth: Truth,
-    judged: Mapping[Path, Judged],
-    values: Mapping[Path, np.ndarray],
-    group: Group,
-    teacher: Judged | None,
-) -> Gallery:
-    """The chosen images with their boxes. Images that can't be read are left out, and the problem says so."""
-    problems = []
+@dataclass(frozen=True)
+class Artist:
+    """Draws images with the boxes of several models. problems: of images that could not be read."""
 
-    def examples(chosen: Sequence[tuple[int, Mapping[str, Run]]]) -> list[Example]:
-        made = []
-        for index, runs in chosen:
-            record = truth.split.records[index]
-            boxes = {label: judged[run.folder] for label, run in runs.items()}
-            if taught := teacher or next((judged[run.folder] for run in group.teachers if run.folder in judged), None):
-                boxes["teacher"] = taught
-            try:
-                pictures = _pictures(record, boxes, truth)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            several = len({run.recipe.train.seed for runs in group.runs.values() for run in runs}) > 1
-            seed = next(iter(runs.values())).recipe.train.seed
-            name = f"{record.name}, seed {seed}" if several else record.name
-            made.append(Example(name, {label: float(values[run.folder][index]) for label, run in runs.items()}, pictures))
-        return made
+    truth: Truth
+    judged: Mapping[Path, Judged]
+    teacher: Judged | None
+    with_seed: bool
+    problems: list[str] = field(default_factory=list)
 
-    gained, lost = examples(helped), examples(hurt)
-    problem = f"{plural(len(problems), 'image')} can't be shown: {problems[0]}" if problems else ""
-    return Gallery(gained, lost, problem)
+    def values(self, run: Run) -> np.ndarray:
+        """AP of each image alone, (I,)."""
+        return evaluation.image_precision(self.judged[run.folder].matches)
+
+    def example(self, index: int, runs: Mapping[str, Run]) -> Example | None:
+        """An image with the boxes of these runs and of the teacher, or None if it can't be read."""
+        record = self.truth.split.records[index]
+        boxes = {label: self.judged[run.folder] for label, run in runs.items()}
+        if self.teacher is not None:
+            boxes["teacher"] = self.teacher
+        try:
+            pictures = _pictures(record, boxes, self.truth)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+        seed = next(iter(runs.values())).recipe.train.seed
+        name = f"{record.name}, seed {seed}" if self.with_seed else record.name
+        return Example(name, {label: float(self.values(run)[index]) for label, run in runs.items()}, pictures)
+
+    def gallery(self, helped: Sequence[Example | None], hurt: Sequence[Example | None]) -> Gallery:
+        """The examples that could be drawn, and what is wrong with the others."""
+        count = len(self.problems)
+        problem = f"{plural(count, 'image')} can't be shown: {self.problems[0]}" if count else ""
+        drawn = [[each for each in examples if each is not None] for examples in (helped, hurt)]
+        return Gallery(drawn[0], drawn[1], problem)
 
 
 def _pictures(record: Record, boxes: Mapping[str, Judged], truth: Truth) -> list[Picture]:
     """The ground truth, and the boxes of each model with a score of at least MIN_SCORE. Raises UserError."""
     image, classes = record.image(), truth.split.classes
-    drawing = evaluation.draw(image, record.boxes, record.labels, None, classes)
+    scale = min(1.0, SIDE / max(image.size))  # texts are drawn after the reduction, so that they can be read
+    image = image.resize((round(image.width * scale) or 1, round(image.height * scale) or 1))
+    drawing = evaluation.draw(image, record.boxes * scale, record.labels, None, classes, longer_side=SIDE)
     description = f"{record.name}: {plural(len(record.labels), 'object')} of the ground truth"
     pictures = [picture("ground truth", description, drawing)]
     index = {category: number for number, category in enumerate(truth.split.category_ids)}
@@ -110,7 +112,7 @@ def _pictures(record: Record, boxes: Mapping[str, Judged], truth: Truth) -> list
         corners[:, 2:] += corners[:, :2]
         labels = torch.tensor([index[row["category_id"]] for row in own], dtype=torch.int64)
         scores = torch.tensor([row["score"] for row in own])
-        drawing = evaluation.draw(image, corners, labels, scores, classes)
+        drawing = evaluation.draw(image, corners * scale, labels, scores, classes, longer_side=SIDE)
         description = f"{record.name}: {plural(len(own), 'box')} of {label} with a score of {MIN_SCORE} or more"
         pictures.append(picture(label, description, drawing))
     return pictures

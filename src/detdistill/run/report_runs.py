@@ -11,8 +11,7 @@ from detdistill.engine.checkpoint import flat
 from detdistill.engine.log import log_path
 from detdistill.errors import UserError, plural, some
 from detdistill.recipe import Recipe
-from detdistill.run.comparison import MARK
-from detdistill.run.folder import RunFolder, is_run
+from detdistill.run.folder import COMPARISON, TEACHER_BOXES, RunFolder, is_run
 from detdistill.run.setup import RESULT_FREE
 
 PLAIN = "plain"
@@ -66,8 +65,8 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
     notes: dict[Path, list[str]] = {}
     for path in paths:
         folders, notes[path] = _run_folders(path)
-        if (path / MARK).is_file():
-            comparisons[path] = read_json(path / MARK, dict)
+        if (path / COMPARISON).is_file():
+            comparisons[path] = read_json(path / COMPARISON, dict)
             notes[path] += [f"{label}: {why}" for label, why in comparisons[path].get("stopped", {}).items()]
         for folder in folders:
             runs.setdefault(folder.resolve(), read_run(folder))
@@ -96,13 +95,13 @@ def _run_folders(path: Path) -> tuple[list[Path], list[str]]:
         if not RunFolder(path).finished:
             raise UserError(f"{path}: the run is not finished (no metrics.json); continue it with --resume")
         return [path], []
-    pattern = "*/seed-*/recipe.yaml" if (path / MARK).is_file() else "*/recipe.yaml"
+    pattern = "*/seed-*/recipe.yaml" if (path / COMPARISON).is_file() else "*/recipe.yaml"
     folders = sorted((file.parent for file in path.glob(pattern)), key=_seed_last)
     unfinished = [folder for folder in folders if not RunFolder(folder).finished]
     finished = [folder for folder in folders if folder not in unfinished]
     if not folders:
         raise UserError(
-            f"{path} is no run folder (no recipe.yaml) and no comparison (no {MARK}); give a folder that train, "
+            f"{path} is no run folder (no recipe.yaml) and no comparison (no {COMPARISON}); give a folder that train, "
             "distill or compare has written"
         )
     if not finished:
@@ -230,9 +229,7 @@ def _add_teachers(group: Group, given: Mapping[Path, Run]) -> None:
         group.teachers.append(teacher)
 
 
-def _complete(
-    group: Group, comparisons: Mapping[Path, dict[str, Any]], notes: Mapping[Path, Sequence[str]]
-) -> None:
+def _complete(group: Group, comparisons: Mapping[Path, dict[str, Any]], notes: Mapping[Path, Sequence[str]]) -> None:
     """Add the notes about the folders of this group, and the teacher that a comparison measured."""
     for path, lines in notes.items():
         own = [run for run in _all(group) if run.folder == path or path in run.folder.parents]
@@ -241,7 +238,7 @@ def _complete(
         group.notes.extend(lines)
         if path in comparisons and not group.teachers:
             measured = comparisons[path].get("teacher", {})
-            boxes = path / "teacher_predictions.json"
+            boxes = path / TEACHER_BOXES
             if measured.get("AP") is not None:
                 results = read_results(boxes) if boxes.is_file() else None
                 name = next((run.recipe.teacher.path for run in own if run.recipe.methods), "teacher")
@@ -258,12 +255,12 @@ def _unfair(label: str, plain: Recipe, distilled: Recipe) -> list[str]:
         flat({part: fields for part, fields in settings(recipe).items() if part not in free})
         for recipe in (plain, distilled)
     )
-    differing = [f"{name} ({before.get(name)} and {value})" for name, value in after.items() if before.get(name) != value]
+    changed = {name: value for name, value in after.items() if before.get(name) != value}
+    differing = [f"{name} ({before.get(name)} and {value})" for name, value in changed.items()]
     if not differing:
         return []
-    return [
-        f"The plain student and {label} also differ in {some(differing)}. So the gain is not that of distillation alone."
-    ]
+    problem = f"The plain student and {label} also differ in {some(differing)}."
+    return [f"{problem} So the gain is not that of distillation alone."]
 
 
 def _all(group: Group) -> Iterable[Run]:

@@ -17,8 +17,10 @@ from detdistill.run.report_runs import PLAIN, Group, find_groups
 from detdistill.run.splits import check_splits
 from detdistill.run.tables import printer
 
-FILE = "report.html"
+PAGE = "report.html"
 RESAMPLES = 1000
+BUDGET = 6_000_000  # boxes times resamples that take about two seconds
+FEWEST = 100  # resamples; with fewer, an interval means little
 TOLERANCE = 0.1  # AP; a larger difference to metrics.json is told
 
 
@@ -47,15 +49,39 @@ def report(
     return path
 
 
+def report_at_end(
+    folder: Path,
+    data: Data,
+    *,
+    boxes: int = 0,
+    resamples: int = RESAMPLES,
+    console: Console | None = None,
+) -> None:
+    """Write report.html at the end of a run or a comparison. A fault costs the page and not the run: it is only told.
+
+    boxes: of the run; if they are many, fewer resamples are drawn, or the page is left to `detdistill report`.
+    """
+    say = printer(console)
+    resamples = min(resamples, BUDGET // (2 * boxes)) if boxes else resamples  # the teacher has boxes, too
+    if resamples < FEWEST and boxes:
+        say(f"`detdistill report {folder}` writes a page about this run")
+        return
+    try:
+        report([folder], resamples=resamples, overwrite=True, data=data, console=console)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"warning: {folder / PAGE} was not written ({reason}); the run is complete")
+
+
 def _file(folders: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
     """The file to write. Raises UserError if it can't be, or if it exists and `overwrite` is not set."""
     if not folders:
         raise UserError("no runs: give the folders of runs or comparisons")
     if out is None and len(folders) > 1:
         raise UserError("several folders need --out FILE.html, so that the page has a place")
-    path = folders[0] / FILE if out is None else out
+    path = folders[0] / PAGE if out is None else out
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder: name a file, such as {path / FILE}")
+        raise UserError(f"--out {path} is a folder: name a file, such as {path / PAGE}")
     if path.exists() and not overwrite:
         raise UserError(f"--out {path} exists: replace it with --overwrite, or choose another file")
     return path
@@ -65,10 +91,11 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
     """The models of a group, as far as its data set can be read."""
     config = group.first.recipe.data
     absent: dict[str, str] = {}
-    truth, training = None, None
+    truth, training, name = None, None, config.eval_split or "evaluation"
     try:
         opened, missing = (data, "") if data is not None else _open(group)
         split = opened.evaluation_split(config)
+        name = split.name
         training = len(opened.training_split(config))
         truth = Truth(split, evaluation.resample(len(split), resamples))
         if missing:
@@ -76,7 +103,7 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
     except UserError as error:
         absent["data"] = f"The data set can't be read: {error}"
     if truth is None:
-        return _told(group, members(group, None, {}, None), None, training, Gallery((), ()), absent)
+        return _told(group, members(group, None, {}, None), name, (None, training), Gallery((), ()), absent)
     runs = [run for each in [*group.runs.values(), group.teachers] for run in each]
     judged = {run.folder: judge(run.results, truth, run.folder) for run in runs if run.results is not None}
     stored = (group.measured or {}).get("results")
@@ -90,7 +117,7 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
         absent["pictures"] = pictures.problem
     if changed := _changed(group, truth, judged):
         group.notes.append(changed)
-    return _told(group, made, len(truth.split), training, pictures, absent)
+    return _told(group, made, name, (len(truth.split), training), pictures, absent)
 
 
 def _open(group: Group) -> tuple[Data, str]:
@@ -127,18 +154,19 @@ def _changed(group: Group, truth: Truth, judged: Mapping[Path, Judged]) -> str:
 def _told(
     group: Group,
     made: Sequence[Member],
-    images: int | None,
-    training: int | None,
+    split: str,
+    images: tuple[int | None, int | None],
     pictures: Gallery,
     absent: Mapping[str, str],
 ) -> Story:
+    """The story for the page. images: of the split, and of the training split."""
     recipe = group.first.recipe
     return Story(
         student=recipe.model.name,
         data=recipe.data.path or "explicit files",
-        split=recipe.data.eval_split or "test or val",
-        images=images,
-        training_images=training,
+        split=split,
+        images=images[0],
+        training_images=images[1],
         members=made,
         helped=pictures.helped,
         hurt=pictures.hurt,
