@@ -12,7 +12,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 42
 COLORS = 8  # of the style sheet: classes c0 to c7
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "2 2 6 2", "1 4")
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "3 1", "2 2 6 2", "12 3")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from detdistill.report.words import verdict
 TEMPLATES = files("detdistill.report") / "templates"
 SECTIONS: dict[str, tuple[str, Callable[[Story], list[Block]]]] = {
     "result": ("Did it help?", quality_blocks.result),
-    "pictures": ("Images that changed most", quality_blocks.pictures),
+    "pictures": ("Images", quality_blocks.pictures),
     "classes": ("Classes and sizes", quality_blocks.by_class),
     "precision": ("Precision and recall", quality_blocks.precision),
     "errors": ("Kinds of errors", quality_blocks.errors),

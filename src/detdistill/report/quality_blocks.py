@@ -66,9 +66,11 @@ def _models(story: Story) -> Table:
         row += [_number(value) for value in (each.deviation, each.metrics.get("AP50"), each.metrics.get("AP75"))]
         rows.append(row + _gain_cells(each.gain, reach, color))
     columns = ["model", "detector", "AP", "AP over images", "sd over seeds", "AP50", "AP75", "gain"]
-    columns += ["gain over seeds", "gain over images", "of the teacher's lead"]
+    columns += ["gain over seeds", "gain over images", "share of the teacher's lead"]
     caption = "Quality on the evaluation split, means over the seeds; ranges are 95 % intervals"
-    return Table(caption, columns, rows, frozenset(range(2, len(columns))))
+    kept = [index for index in range(len(columns)) if index < 2 or any(row[index].key is not None for row in rows)]
+    shown = [[row[index] for index in kept] for row in rows]
+    return Table(caption, [columns[index] for index in kept], shown, frozenset(range(2, len(kept))))
 
 
 def _gain_cells(gain: Gain | None, reach: float, color: int) -> list[Cell]:
@@ -229,7 +231,7 @@ def pictures(story: Story) -> list[Block]:
     text = f"Boxes with a score of {score:g} or more. AP is that of the image alone, over all boxes."
     blocks.append(Text(text))
     compared = story.plain is not None and story.best is not None
-    titles = ("Helped most", "Hurt most") if compared else ("", "Lowest AP")
+    titles = ("Distillation helped most", "Distillation hurt most") if compared else ("", "Lowest AP")
     for title, examples in zip(titles, (story.helped, story.hurt), strict=True):
         if examples:
             blocks.append(Gallery(title, examples, [_caption(each) for each in examples]))

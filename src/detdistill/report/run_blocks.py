@@ -145,4 +145,10 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
     versions = environment.get("versions")
     plain = {name: value for name, value in environment.items() if name != "versions"}
     plain |= versions if isinstance(versions, Mapping) else {}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
+    return {name: _text(value) for name, value in plain.items()}
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)

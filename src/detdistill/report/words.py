@@ -41,22 +41,18 @@ def joined(words: list[str]) -> str:
 
 def sentence(story: Story) -> str:
     """What was done, in one sentence."""
+    students = [*story.of("plain"), *story.of("distilled")]
     images = "" if story.training_images is None else f" ({plural(story.training_images, 'training image')})"
-    taught = story.of("distilled")
-    ways = ["plainly"] if story.plain is not None else []
-    if taught:
-        teachers = story.of("teacher")
-        names = joined(list(dict.fromkeys(member.model for member in teachers)))
-        source = f" from the teacher {names}" if teachers else " from a teacher"
-        ways.append(f"with {joined([member.label for member in taught])}{source}")
-    seeds = max((len(member.seeds) for member in story.members), default=1)
-    each = f", {plural(seeds, 'seed')} each" if len(story.of("plain") + taught) > 1 else f", {plural(seeds, 'seed')}"
+    ways = ["plainly"] * bool(story.of("plain"))
+    if taught := [member.label for member in story.of("distilled")]:
+        names = joined(list(dict.fromkeys(member.model for member in story.of("teacher"))))
+        ways.append(f"with {joined(taught)} from {f'the teacher {names}' if names else 'a teacher'}")
+    seeds = plural(max((len(member.seeds) for member in students), default=1), "seed")
+    each = " each" if len(students) > 1 else ""
     measured = (
-        "" if story.images is None else f" and measured on {plural(story.images, 'image')} of the {story.split} split"
+        "" if story.images is None else f", and measured on {plural(story.images, 'image')} of the {story.split} split"
     )
-    return f"{story.student} was trained on {story.data}{images} {joined(ways)}{each},{measured}.".replace(
-        ",.", "."
-    ).replace(", and", " and")
+    return f"{story.student} was trained on {story.data}{images} {', and '.join(ways)}, with {seeds}{each}{measured}."
 
 
 def verdict(story: Story) -> Verdict:
@@ -69,8 +65,8 @@ def verdict(story: Story) -> Verdict:
     if best.gain is None:
         text = (
             "No plain baseline is here: the same student, trained the same way without a teacher. Without it, nobody "
-            "knows what distillation changed. Train it with `detdistill train`, or use `detdistill compare`, and give "
-            "both folders to `detdistill report`."
+            "knows what distillation changed. Train it with “detdistill train”, or use “detdistill compare”, and give "
+            "both folders to “detdistill report”."
         )
         return Verdict("unknown", "No gain is known", text)
     found = about(best, best.gain)

@@ -164,13 +164,15 @@ def _average(runs: Sequence[Run]) -> float:
 
 def _quality(judged: Sequence[Judged], truth: Truth) -> Quality:
     """The mean over the runs."""
+    every = np.ones((1, len(truth.split)))
+    average = float(np.mean([evaluation.average_precision(each.matches, every) for each in judged]))
     data, names = truth.split.ground_truth(), truth.names
     lost = [evaluation.lost_precision(data, each.results, names) for each in judged]
     counts = [evaluation.error_counts(data, each.results, names, MIN_SCORE) for each in judged]
     confused = [evaluation.confusion(data, each.results, names, MIN_SCORE) for each in judged]
     curves = [evaluation.precision_curves(data, each.results, names) for each in judged]
     return Quality(
-        interval=bounds(np.mean([each.precision for each in judged], axis=0)),
+        interval=bounds(np.mean([each.precision for each in judged], axis=0), average),
         lost=_mean(lost),
         counts=_mean(counts),
         min_score=MIN_SCORE,
@@ -181,13 +183,17 @@ def _quality(judged: Sequence[Judged], truth: Truth) -> Quality:
     )
 
 
-def bounds(values: np.ndarray) -> Interval | None:
-    """The percentile interval of AP over resamples, or None if no resample has objects."""
+def bounds(values: np.ndarray, average: float) -> Interval | None:
+    """The interval of AP over resamples, or None if no resample has objects.
+
+    average: AP on the images themselves. The percentiles are moved by the bias of the resamples: images that occur
+    several times make AP higher.
+    """
     finite = values[np.isfinite(values)]
-    if not finite.size:
+    if not finite.size or not np.isfinite(average):
         return None
-    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (finite.mean() - average)
+    return max(0.0, float(low)), float(high)
 
 
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -218,5 +224,6 @@ def _log(runs: Sequence[Run]) -> Log:
 
 def _origin(run: Run) -> Origin:
     verb = "distill" if run.recipe.methods else "train"
-    again = ["detdistill", verb, "--recipe", str(run.folder / "recipe.yaml"), "--out", f"{run.folder}-again"]
+    out = f"again/{run.label}-seed-{run.recipe.train.seed}"
+    again = ["detdistill", verb, "--recipe", str(run.folder / "recipe.yaml"), "--out", out]
     return Origin(str(run.folder), run.recipe.train.seed, recipe_text(run.recipe), shlex.join(again), run.environment)
