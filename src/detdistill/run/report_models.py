@@ -49,12 +49,13 @@ class Truth:
 class Judged:
     """The boxes of one run against the ground truth.
 
-    precision: AP of each resample, (S,).
+    precision: AP of each resample, (S,). lost: the number of images with boxes that the data set does not have.
     """
 
     results: list[dict[str, Any]]
     matches: Matches
     precision: np.ndarray
+    lost: int = 0
 
 
 def judge(results: Sequence[Mapping[str, Any]], truth: Truth, source: Path | str) -> Judged:
@@ -66,7 +67,8 @@ def judge(results: Sequence[Mapping[str, Any]], truth: Truth, source: Path | str
         raise UserError(
             f"{source}: the boxes do not fit the data set ({error}); give the run and the data set that belong together"
         ) from None
-    return Judged(own, matches, evaluation.average_precision(matches, truth.weights))
+    lost = len({result["image_id"] for result in results}) - len({result["image_id"] for result in own})
+    return Judged(own, matches, evaluation.average_precision(matches, truth.weights), lost)
 
 
 def members(group: Group, truth: Truth | None, judged: Mapping[Path, Judged], teacher: Judged | None) -> list[Member]:

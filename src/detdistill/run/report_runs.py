@@ -97,6 +97,8 @@ def _run_folders(path: Path) -> tuple[list[Path], list[str]]:
         return [path], []
     pattern = "*/seed-*/recipe.yaml" if (path / COMPARISON).is_file() else "*/recipe.yaml"
     folders = sorted((file.parent for file in path.glob(pattern)), key=_seed_last)
+    if (path / COMPARISON).is_file():
+        folders = [folder for folder in folders if folder.name.removeprefix("seed-").isdecimal()]
     unfinished = [folder for folder in folders if not RunFolder(folder).finished]
     finished = [folder for folder in folders if folder not in unfinished]
     if not folders:

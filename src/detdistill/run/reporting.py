@@ -8,7 +8,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import Data, open_data
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 from detdistill.files import write_text
 from detdistill.report import Member, Story, page
 from detdistill.run.report_models import Judged, Truth, judge, members
@@ -21,6 +21,10 @@ PAGE = "report.html"
 RESAMPLES = 1000
 BUDGET = 6_000_000  # boxes times resamples that take about two seconds
 FEWEST = 100  # resamples; with fewer, an interval means little
+OTHERS = (
+    "The numbers from boxes (intervals over images, curves, kinds of errors, confusion, pictures) are those of the "
+    "images that are left."
+)
 TOLERANCE = 0.1  # AP; a larger difference to metrics.json is told
 
 
@@ -108,6 +112,8 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
     judged = {run.folder: judge(run.results, truth, run.folder) for run in runs if run.results is not None}
     stored = (group.measured or {}).get("results")
     teacher = None if stored is None else judge(stored, truth, "the teacher of the comparison")
+    if lost := max((each.lost for each in judged.values()), default=0):
+        absent.setdefault("images", f"The data set no longer has {plural(lost, 'image')} of the runs. {OTHERS}")
     made = members(group, truth, judged, teacher)
     labels = [member.label for member in made if member.role != "teacher"]
     by_label = {member.label: member for member in made}
@@ -129,10 +135,7 @@ def _open(group: Group) -> tuple[Data, str]:
         if config.on_bad_record == "skip":
             raise
         opened = open_data(config.model_copy(update={"on_bad_record": "skip"}))
-        missing = (
-            f"A part of the data set can't be read any more: {error}. The numbers from boxes (intervals over images, "
-            "curves, kinds of errors, confusion, pictures) are those of the images that are left."
-        )
+        missing = f"A part of the data set can't be read any more: {error}. {OTHERS}"
     check_splits(opened, group.first.folder)
     return opened, missing
 
