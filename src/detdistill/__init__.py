@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         inspect_data,
         load,
         predict,
+        report,
         save,
         train,
     )
@@ -49,6 +50,7 @@ HOMES = {
             "inspect_data",
             "load",
             "predict",
+            "report",
             "save",
             "train",
         ),

@@ -9,7 +9,7 @@ import pytest
 from detdistill import evaluation
 from detdistill.data import open_data
 from detdistill.errors import UserError
-from detdistill.report import Member
+from detdistill.reporting import Member
 from detdistill.run.report_models import Judged, Truth, bounds, judge, members
 from detdistill.run.report_runs import find_groups
 from detdistill.run.standings import interval

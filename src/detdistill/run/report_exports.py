@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detdistill.report import Export
+from detdistill.reporting import Export
 from detdistill.run.report_runs import read_json
 
 RECORD = "export.json"

@@ -14,8 +14,8 @@ from detdistill.data import Split
 from detdistill.data.ids import with_record_ids
 from detdistill.errors import UserError
 from detdistill.evaluation.bootstrap import Matches
-from detdistill.report import Confusion, Gain, Log, Member, Origin, Quality
-from detdistill.report.content import Interval, Role
+from detdistill.reporting import Confusion, Gain, Log, Member, Origin, Quality
+from detdistill.reporting.content import Interval, Role
 from detdistill.run.folder import recipe_text
 from detdistill.run.report_exports import exports
 from detdistill.run.report_runs import PLAIN, Group, Run

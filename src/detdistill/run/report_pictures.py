@@ -10,7 +10,7 @@ import torch
 from detdistill import evaluation
 from detdistill.data import Record
 from detdistill.errors import UserError, plural
-from detdistill.report import SIDE, Example, Picture, picture
+from detdistill.reporting import SIDE, Example, Picture, picture
 from detdistill.run.report_models import MIN_SCORE, Judged, Truth
 from detdistill.run.report_runs import PLAIN, Group, Run
 

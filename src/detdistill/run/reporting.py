@@ -10,7 +10,7 @@ from detdistill import evaluation
 from detdistill.data import Data, open_data
 from detdistill.errors import UserError, plural
 from detdistill.files import write_text
-from detdistill.report import Member, Story, page
+from detdistill.reporting import Member, Story, page
 from detdistill.run.report_models import Judged, Truth, judge, members
 from detdistill.run.report_pictures import Gallery, gallery
 from detdistill.run.report_runs import PLAIN, Group, find_groups

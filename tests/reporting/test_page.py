@@ -5,7 +5,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
-from detdistill.report import Confusion, Story, page
+from detdistill.reporting import Confusion, Story, page
 
 from .stories import HOSTILE, gain, member, story
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from detdistill.report.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Points, Table, Text
-from detdistill.report.charts import COLORS, Line, bar, line_chart, swatch, whisker
-from detdistill.report.content import Confusion, Example, Gain, Interval, Member, Quality, Story
-from detdistill.report.words import Verdict, about, number, sentence, signed, verdict
+from detdistill.reporting.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Points, Table, Text
+from detdistill.reporting.charts import COLORS, Line, bar, line_chart, swatch, whisker
+from detdistill.reporting.content import Confusion, Example, Gain, Interval, Member, Quality, Story
+from detdistill.reporting.words import Verdict, about, number, sentence, signed, verdict
 
 SIZES = {
     "small": ("APs", "area below 32² pixels"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from detdistill.report import (
+from detdistill.reporting import (
     Confusion,
     Example,
     Export,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.report.words import number, sentence, signed, span, verdict
+from detdistill.reporting.words import number, sentence, signed, span, verdict
 
 from .stories import gain, member, story
 

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detdistill.report.blocks import Block, Cell, Chart, Charts, Code, Fold, Table, Text
-from detdistill.report.charts import Line, line_chart, swatch
-from detdistill.report.content import Member, Story
-from detdistill.report.quality_blocks import colors
-from detdistill.report.words import number
+from detdistill.reporting.blocks import Block, Cell, Chart, Charts, Code, Fold, Table, Text
+from detdistill.reporting.charts import Line, line_chart, swatch
+from detdistill.reporting.content import Member, Story
+from detdistill.reporting.quality_blocks import colors
+from detdistill.reporting.words import number
 
 NOT_TERMS = frozenset({"images_per_second", "data_seconds", "step", "epoch", "lr", "grad_norm", "total"})
 PREFIXES = ("ratio_", "gradient_", "share_", "balance_")

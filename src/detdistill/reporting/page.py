@@ -9,12 +9,12 @@ from importlib.resources import files
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from detdistill.report import quality_blocks, run_blocks
-from detdistill.report.blocks import Block, Section
-from detdistill.report.content import Story
-from detdistill.report.words import verdict
+from detdistill.reporting import quality_blocks, run_blocks
+from detdistill.reporting.blocks import Block, Section
+from detdistill.reporting.content import Story
+from detdistill.reporting.words import verdict
 
-TEMPLATES = files("detdistill.report") / "templates"
+TEMPLATES = files("detdistill.reporting") / "templates"
 SECTIONS: dict[str, tuple[str, Callable[[Story], list[Block]]]] = {
     "result": ("Did it help?", quality_blocks.result),
     "pictures": ("Images", quality_blocks.pictures),

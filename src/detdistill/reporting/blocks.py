@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-from detdistill.report.content import Example
+from detdistill.reporting.content import Example
 
 
 @dataclass(frozen=True)

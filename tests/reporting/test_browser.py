@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detdistill.report import page
+from detdistill.reporting import page
 
 from .browser import chromium, prefer, resize
 from .stories import HOSTILE, story

@@ -1,6 +1,6 @@
 """The report: one HTML page about a teacher, a plain and a distilled student. It knows no run folder."""
 
-from detdistill.report.content import (
+from detdistill.reporting.content import (
     Confusion,
     Example,
     Export,
@@ -12,5 +12,5 @@ from detdistill.report.content import (
     Quality,
     Story,
 )
-from detdistill.report.page import page
-from detdistill.report.pictures import SIDE, picture
+from detdistill.reporting.page import page
+from detdistill.reporting.pictures import SIDE, picture

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from detdistill.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, bar, line_chart, ticks, whisker
+from detdistill.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, bar, line_chart, ticks, whisker
 
 from .stories import HOSTILE
 

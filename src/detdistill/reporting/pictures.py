@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from detdistill.report.content import Picture
+from detdistill.reporting.content import Picture
 
 SIDE = 440  # longest side in pixels; on the page, four pictures share a row
 QUALITY = 80  # of the JPEG file, 1..95

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detdistill.errors import plural
-from detdistill.report.content import Gain, Interval, Member, Story
+from detdistill.reporting.content import Gain, Interval, Member, Story
 
 MINUS = "\u2212"
 Tone = Literal["better", "worse", "unsure", "unknown"]
