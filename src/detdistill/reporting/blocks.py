@@ -11,13 +11,16 @@ from detdistill.reporting.content import Example
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. key: what it is sorted by; None: last. mark: a drawing. heat: of the background, 0..1."""
+    """A cell of a table. key: what it is sorted by; None: last. mark: a drawing. heat: of the background, 0..1. title:
+    a hint. below: a second line.
+    """
 
     text: str
     key: float | str | None = None
     mark: Markup | None = None
     heat: float | None = None
     title: str = ""
+    below: str = ""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _axes(x_ticks: Mapping[float, float], y_ticks: Sequence[float], x_label: str
         y = bottom - index / (len(y_ticks) - 1) * (bottom - TOP)
         parts.append(Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(LEFT, y, right, y))
         parts.append(
-            Markup('<text text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, f"{tick:.4g}")
+            Markup('<text text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, f"{tick:.6g}")
         )
     for tick, x in x_ticks.items():
         anchor = "end" if x > right - 20 else "middle"

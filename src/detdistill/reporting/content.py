@@ -137,8 +137,9 @@ class Story:
     """The models of one student on one data set.
 
     members: teachers, then plain, then distilled. images: of the split. training_images: None if not known.
-    helped, hurt: examples, the most extreme first. without a baseline `hurt` has the images with the lowest AP.
+    helped, hurt: examples, the most extreme first. Without a baseline, `hurt` has the images with the lowest AP.
     notes: what a reader must know before the numbers. absent: for a section that is missing or incomplete, the reason.
+    resamples: of the images, behind the intervals over images.
     """
 
     student: str
@@ -151,6 +152,7 @@ class Story:
     hurt: Sequence[Example] = ()
     notes: Sequence[str] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
+    resamples: int | None = None
 
     def of(self, role: Role) -> list[Member]:
         """The members with this role."""

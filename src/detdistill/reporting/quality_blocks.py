@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from detdistill.reporting.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Points, Table, Text
 from detdistill.reporting.charts import COLORS, Line, bar, line_chart, swatch, whisker
 from detdistill.reporting.content import Confusion, Example, Gain, Interval, Member, Quality, Story
-from detdistill.reporting.words import Verdict, about, number, sentence, signed, verdict
+from detdistill.reporting.words import Verdict, about, amount, number, sentence, signed, verdict
 
 SIZES = {
     "small": ("APs", "area below 32² pixels"),
     "medium": ("APm", "32² to 96²"),
     "large": ("APl", "96² and more"),
 }
+SHOWN = 30  # classes of a table that is not folded
 LARGEST = 15  # classes of a confusion matrix; with more, the most frequent confusions are listed
 LISTED = 20  # confusions in such a list
 ERRORS = (
@@ -60,17 +61,19 @@ def _models(story: Story) -> Table:
     for each in story.members:
         color, ap = palette[each.label], each.metrics["AP"]
         interval = each.quality.interval if each.quality else None
-        row = [Cell(each.label, each.label), Cell(each.model, each.model)]
+        row = [Cell(each.label, each.label, below=each.model)]
         row.append(Cell(number(ap), ap, None if ap is None else whisker(ap, interval, 0.0, high, color)))
         row.append(_range(interval, number))
         row += [_number(value) for value in (each.deviation, each.metrics.get("AP50"), each.metrics.get("AP75"))]
         rows.append(row + _gain_cells(each.gain, reach, color))
-    columns = ["model", "detector", "AP", "AP over images", "sd over seeds", "AP50", "AP75", "gain"]
+    columns = ["model", "AP", "AP over images", "sd over seeds", "AP50", "AP75", "gain"]
     columns += ["gain over seeds", "gain over images", "share of the teacher's lead"]
     caption = "Quality on the evaluation split, means over the seeds; ranges are 95 % intervals"
-    kept = [index for index in range(len(columns)) if index < 2 or any(row[index].key is not None for row in rows)]
+    if story.resamples is not None:
+        caption += f", over images from {story.resamples} resamples"
+    kept = [index for index in range(len(columns)) if index == 0 or any(row[index].key is not None for row in rows)]
     shown = [[row[index] for index in kept] for row in rows]
-    return Table(caption, [columns[index] for index in kept], shown, frozenset(range(2, len(kept))))
+    return Table(caption, [columns[index] for index in kept], shown, frozenset(range(1, len(kept))))
 
 
 def _gain_cells(gain: Gain | None, reach: float, color: int) -> list[Cell]:
@@ -115,8 +118,9 @@ def by_class(story: Story) -> list[Block]:
     numeric = frozenset(range(1, len(columns)))
     classes = [row(name, [each.metrics["per_class"].get(name) for each in members]) for name in names]
     sizes = [row(name, [each.metrics.get(key) for each in members], title) for name, (key, title) in SIZES.items()]
+    table = Table("AP by class", columns, classes, numeric)
     return [
-        Table("AP by class", columns, classes, numeric),
+        table if len(classes) <= SHOWN else Fold(f"AP of the {len(classes)} classes", [table]),
         Table("AP by size of the object, in pixels of the image file", ["size", *columns[1:]], sizes, numeric),
     ]
 
@@ -165,7 +169,7 @@ def errors(story: Story) -> list[Block]:
             [head, *(Cell(number(loss), loss, bar(loss, largest, palette[label])) for label, loss, _ in values)]
         )
         counts.append(
-            [head, *(Cell(f"{count:.4g}", count, bar(count, most, palette[label])) for label, _, count in values)]
+            [head, *(Cell(amount(count), count, bar(count, most, palette[label])) for label, _, count in values)]
         )
     numeric = frozenset(range(1, len(columns)))
     score = judged[0][1].min_score
@@ -209,13 +213,14 @@ def _matrix(label: str, confusion: Confusion) -> Table:
             if row != column and count and row < len(names) - 1
         ]
         pairs.sort(key=lambda pair: -pair[0])
-        rows = [[Cell(a, a), Cell(b, b), Cell(f"{count:.4g}", count)] for count, a, b in pairs[:LISTED]]
+        rows = [[Cell(a, a), Cell(b, b), Cell(amount(count), count)] for count, a, b in pairs[:LISTED]]
         return Table(f"{caption}; the {LISTED} most frequent", ["object", "found as", "boxes"], rows, frozenset({2}))
     rows = []
     for name, counts in zip(names, confusion.counts, strict=True):
         total = sum(counts)
-        cells = [Cell(f"{count:.4g}", count, heat=count / total if total else 0.0) for count in counts]
-        rows.append([Cell(name if name != "background" or len(rows) < len(names) - 1 else "no object", name), *cells])
+        is_last = len(rows) == len(confusion.classes)  # boxes without an object: shares of them mean little
+        cells = [Cell(amount(count), count, heat=None if is_last or not total else count / total) for count in counts]
+        rows.append([Cell("no object" if is_last else name, name), *cells])
     columns = ["object", *confusion.classes, "not found"]
     return Table(caption, columns, rows, frozenset(range(1, len(columns))))
 

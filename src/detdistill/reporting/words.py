@@ -24,6 +24,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
 
 
+def amount(value: float) -> str:
+    """A count that may be a mean: 3, 3.5, 12345."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
 def signed(value: float | None, digits: int = 1) -> str:
     """The number with its sign, or `-` if it is not known."""
     return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)

@@ -107,7 +107,7 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
     except UserError as error:
         absent["data"] = f"The data set can't be read: {error}"
     if truth is None:
-        return _told(group, members(group, None, {}, None), name, (None, training), Gallery((), ()), absent)
+        return _told(group, members(group, None, {}, None), name, (None, training), Gallery((), ()), absent, resamples)
     runs = [run for each in [*group.runs.values(), group.teachers] for run in each]
     judged = {run.folder: judge(run.results, truth, run.folder) for run in runs if run.results is not None}
     stored = (group.measured or {}).get("results")
@@ -123,7 +123,7 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
         absent["pictures"] = pictures.problem
     if changed := _changed(group, truth, judged):
         group.notes.append(changed)
-    return _told(group, made, name, (len(truth.split), training), pictures, absent)
+    return _told(group, made, name, (len(truth.split), training), pictures, absent, resamples)
 
 
 def _open(group: Group) -> tuple[Data, str]:
@@ -161,6 +161,7 @@ def _told(
     images: tuple[int | None, int | None],
     pictures: Gallery,
     absent: Mapping[str, str],
+    resamples: int,
 ) -> Story:
     """The story for the page. images: of the split, and of the training split."""
     recipe = group.first.recipe
@@ -175,4 +176,5 @@ def _told(
         hurt=pictures.hurt,
         notes=list(dict.fromkeys(group.notes)),
         absent=absent,
+        resamples=resamples if images[0] is not None else None,
     )
