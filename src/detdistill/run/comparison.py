@@ -97,10 +97,11 @@ def compare(
     if is_main():
         write_json(folder / MARK, summary)
         write_text(folder / TABLE, markdown(summary))
-        report_at_end(folder, data, resamples=resamples, console=console)
     if console is not None:
         show(summary, console)
         say(f"written to {folder}")
+    if is_main():
+        report_at_end(folder, data, resamples=resamples, console=console)
     return summary
 
 

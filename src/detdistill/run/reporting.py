@@ -73,7 +73,8 @@ def report_at_end(
     try:
         report([folder], resamples=resamples, overwrite=True, data=data, console=console)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())
         say(f"warning: {folder / PAGE} was not written ({reason}); the run is complete")
 
 
