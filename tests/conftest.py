@@ -19,7 +19,9 @@ torch.set_num_threads(1)
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line if the report was not tested in a browser, since skipped tests are easily overlooked."""
     if any("NO BROWSER" in str(skipped.longrepr) for skipped in terminalreporter.stats.get("skipped", [])):
-        terminalreporter.write_line("NO BROWSER: the report was NOT tested in a browser (sh tests/browser.sh)", red=True)
+        terminalreporter.write_line(
+            "NO BROWSER: the report was NOT tested in a browser (sh tests/browser.sh)", red=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -93,5 +93,6 @@ def story(**over: Any) -> Story:
         helped=[example(f"{HOSTILE}.jpg")],
         hurt=[example("b.jpg")],
         notes=[f"A note about {HOSTILE}."],
+        palette={HOSTILE: "rgb(242, 24, 24)", "cat": "rgb(24, 80, 242)"},
     )
     return replace(made, **over)

@@ -44,6 +44,18 @@ def test_the_images_that_changed_are_shown_and_no_others(tmp_path: Path) -> None
     assert found.problem == ""
 
 
+def test_an_image_on_which_the_seeds_disagree_is_not_shown(tmp_path: Path) -> None:
+    plain = [write_run(tmp_path / f"p{seed}", recipe(seed=seed), moved=0.4, every=4) for seed in (0, 1)]
+    taught = [write_run(tmp_path / "d0", recipe("pkd", seed=0), moved=0.4, every=8)]  # better on image 4
+    taught.append(write_run(tmp_path / "d1", recipe("pkd", seed=1), moved=0.4, every=1))  # worse on all but 0, 4, 8
+    group, truth, judged = opened(*plain, *taught)
+    found = gallery(group, "pkd", truth, judged, None)
+    assert (found.helped, found.hurt) == ([], [])
+    group, truth, judged = opened(*plain, taught[0])  # one pair of seeds: image 4 was helped
+    found = gallery(group, "pkd", truth, judged, None)
+    assert [each.name for each in found.helped] == [truth.split.records[4].name] and found.hurt == []
+
+
 def test_a_lone_run_shows_its_worst_images(tmp_path: Path) -> None:
     group, truth, judged = opened(write_run(tmp_path / "a", recipe(), moved=0.4, every=4))
     teacher = next(iter(judged.values()))

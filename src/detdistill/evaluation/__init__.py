@@ -2,7 +2,7 @@
 
 from detdistill.evaluation.bootstrap import average_precision, gain_interval, image_precision, match, resample
 from detdistill.evaluation.coco import coco_metrics, to_original, to_results
-from detdistill.evaluation.draw import draw
+from detdistill.evaluation.draw import color, draw
 from detdistill.evaluation.evaluate import evaluate, evaluating
 from detdistill.evaluation.mistakes import KINDS, Confusion, confusion, error_counts, lost_precision, precision_curves
 from detdistill.evaluation.speed import cost

@@ -18,11 +18,13 @@ def draw(
     classes: Sequence[str],
     threshold: float = 0.0,
     longer_side: int = LONGER_SIDE,
+    with_text: bool = True,
 ) -> Image.Image:
     """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
     boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,), or None for boxes of the ground truth: they
     are all drawn, without a score.
+    with_text: write the class and the score at each box.
     A small image is enlarged by a whole factor to about `longer_side`. The best box is drawn last, so it is on top.
     """
     factor = max(1, round(longer_side / max(image.size)))
@@ -40,7 +42,8 @@ def draw(
         box = [value * factor for value in boxes[index].tolist()]
         label = int(labels[index])
         pen.rectangle(box, outline=color(label), width=line_width)
-        _draw_text(pen, box, texts[index], color(label), font)
+        if with_text:
+            _draw_text(pen, box, texts[index], color(label), font)
     return picture
 
 

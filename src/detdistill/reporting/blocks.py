@@ -1,6 +1,6 @@
 """The parts of a page. The template has one macro for each `kind`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -99,7 +99,15 @@ class Fold:
     is_open: bool = False
 
 
-Block = Table | Charts | Text | Points | Code | Gallery | Fold
+@dataclass(frozen=True)
+class Legend:
+    """The colors of names."""
+
+    kind: ClassVar[str] = "legend"
+    colors: Mapping[str, str]
+
+
+Block = Table | Charts | Text | Points | Code | Gallery | Fold | Legend
 
 
 @dataclass(frozen=True)

@@ -139,20 +139,22 @@ class Story:
     members: teachers, then plain, then distilled. images: of the split. training_images: None if not known.
     helped, hurt: examples, the most extreme first. Without a baseline, `hurt` has the images with the lowest AP.
     notes: what a reader must know before the numbers. absent: for a section that is missing or incomplete, the reason.
-    resamples: of the images, behind the intervals over images.
+    resamples: of the images, behind the intervals over images. palette: the color of each class in the pictures, as CSS
+    writes it.
     """
 
     student: str
     data: str
-    split: str
-    images: int | None
-    training_images: int | None
     members: Sequence[Member]
+    split: str = "evaluation"
+    images: int | None = None
+    training_images: int | None = None
     helped: Sequence[Example] = ()
     hurt: Sequence[Example] = ()
     notes: Sequence[str] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
     resamples: int | None = None
+    palette: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, role: Role) -> list[Member]:
         """The members with this role."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from detdistill.reporting.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Points, Table, Text
+from detdistill.reporting.blocks import Block, Cell, Chart, Charts, Fold, Gallery, Legend, Points, Table, Text
 from detdistill.reporting.charts import COLORS, Line, bar, line_chart, swatch, whisker
 from detdistill.reporting.content import Confusion, Example, Gain, Interval, Member, Quality, Story
 from detdistill.reporting.words import Verdict, about, amount, number, sentence, signed, verdict
@@ -67,8 +67,8 @@ def _models(story: Story) -> Table:
         row += [_number(value) for value in (each.deviation, each.metrics.get("AP50"), each.metrics.get("AP75"))]
         rows.append(row + _gain_cells(each.gain, reach, color))
     columns = ["model", "AP", "AP over images", "sd over seeds", "AP50", "AP75", "gain"]
-    columns += ["gain over seeds", "gain over images", "share of the teacher's lead"]
-    caption = "Quality on the evaluation split, means over the seeds; ranges are 95 % intervals"
+    columns += ["gain over seeds", "gain over images", "of the teacher's lead"]
+    caption = "Quality on the evaluation split, means over the seeds; ranges and lines are 95 % intervals"
     if story.resamples is not None:
         caption += f", over images from {story.resamples} resamples"
     kept = [index for index in range(len(columns)) if index == 0 or any(row[index].key is not None for row in rows)]
@@ -80,7 +80,8 @@ def _gain_cells(gain: Gain | None, reach: float, color: int) -> list[Cell]:
     """The gain with its intervals. reach: the end of the scale on both sides of 0."""
     if gain is None:
         return [Cell("-")] * 4
-    mark = whisker(gain.value, gain.over_images or gain.over_seeds, -reach, reach, color)
+    widest = max(gain.intervals.values(), key=lambda interval: interval[1] - interval[0], default=None)
+    mark = whisker(gain.value, widest, -reach, reach, color)
     ranges = [_range(interval, signed) for interval in (gain.over_seeds, gain.over_images)]
     return [Cell(signed(gain.value), gain.value, mark), *ranges, _percent(gain.recovered)]
 
@@ -234,14 +235,18 @@ def pictures(story: Story) -> list[Block]:
         return blocks or (_no_boxes(story) if not _judged(story) else [Text("No image changed.")])
     score = next((quality.min_score for _, quality in _judged(story)), 0.0)
     text = f"Boxes with a score of {score:g} or more. AP is that of the image alone, over all boxes."
-    blocks.append(Text(text))
     compared = story.plain is not None and story.best is not None
+    if compared:
+        text += " The change has the same sign with every seed."
+    blocks.append(Text(text))
+    if 0 < len(story.palette) <= SHOWN:
+        blocks.append(Legend(story.palette))
     titles = ("Distillation helped most", "Distillation hurt most") if compared else ("", "Lowest AP")
     for title, examples in zip(titles, (story.helped, story.hurt), strict=True):
         if examples:
             blocks.append(Gallery(title, examples, [_caption(each) for each in examples]))
         elif title:
-            blocks.append(Text(f"{title}: no image. None changed this way."))
+            blocks.append(Text(f"{title}: no image changed this way with every seed."))
     return blocks
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from detdistill.errors import plural
 from detdistill.reporting.content import Gain, Interval, Member, Story
 
+FEW = 5  # seeds; with fewer, the interval over seeds is wide
 MINUS = "\u2212"
 Tone = Literal["better", "worse", "unsure", "unknown"]
 
@@ -94,6 +95,8 @@ def about(member: Member, gain: Gain) -> Verdict:
         contains = "The interval" if len(gain.crossing) == 1 else "The intervals"
         verb = "contains" if len(gain.crossing) == 1 else "contain"
         text = f"{numbers} {contains} {inside} {verb} 0, so chance alone could explain the difference."
+        if "seeds" in gain.crossing and len(gain.by_seed) < FEW:
+            text += f" With {len(gain.by_seed)} seeds this interval is wide; train more."
         return Verdict("unsure", f"No proof of a gain ({amount} with {label})", text)
     better = gain.value > 0
     if gain.over_seeds is None:

@@ -15,6 +15,7 @@ from detdistill.run.report_models import MIN_SCORE, Judged, Truth
 from detdistill.run.report_runs import PLAIN, Group, Run
 
 SHOWN = 4  # images that were helped, and as many that were hurt
+LABELED = 10  # boxes of a picture that have texts; more texts would hide the objects
 LEAST = 0.5  # AP; a smaller change of an image is not shown
 
 
@@ -28,8 +29,8 @@ class Gallery:
 
 
 def gallery(group: Group, label: str, truth: Truth, judged: Mapping[Path, Judged], teacher: Judged | None) -> Gallery:
-    """The images that the models of `label` changed most, against the plain student: by the mean over the seeds of the
-    change in AP of the image alone.
+    """The images that the models of `label` changed most, against the plain student, in AP of the image alone. An
+    image counts with the smallest change over the seeds, and not at all if the seeds disagree.
 
     Without a plain student, `hurt` has the images with the lowest AP. The boxes are those of the pair of runs whose
     change is nearest to the mean. teacher: its boxes if it has no run folder.
@@ -48,15 +49,14 @@ def gallery(group: Group, label: str, truth: Truth, judged: Mapping[Path, Judged
     pairs = [(before[run.recipe.train.seed], run) for run in after if run.recipe.train.seed in before]
     pairs = pairs or [(next(iter(before.values())), after[0])]
     changes = np.array([artist.values(new) - artist.values(old) for old, new in pairs])  # (P, I)
-    mean = changes.mean(axis=0)
-    order = [int(index) for index in np.argsort(-mean) if np.isfinite(mean[index])]
+    mean, least, most = changes.mean(axis=0), changes.min(axis=0), changes.max(axis=0)
 
     def example(index: int) -> Example | None:
         old, new = pairs[int(np.abs(changes[:, index] - mean[index]).argmin())]
         return artist.example(index, {PLAIN: old, label: new})
 
-    helped = [index for index in order if mean[index] >= LEAST][:SHOWN]
-    worst = [index for index in reversed(order) if mean[index] <= -LEAST][:SHOWN]
+    helped = [int(index) for index in np.argsort(-least, kind="stable") if least[index] >= LEAST][:SHOWN]
+    worst = [int(index) for index in np.argsort(most, kind="stable") if most[index] <= -LEAST][:SHOWN]
     return artist.gallery([example(index) for index in helped], [example(index) for index in worst])
 
 
@@ -102,7 +102,10 @@ def _pictures(record: Record, boxes: Mapping[str, Judged], truth: Truth) -> list
     image, classes = record.image(), truth.split.classes
     scale = min(1.0, SIDE / max(image.size))  # texts are drawn after the reduction, so that they can be read
     image = image.resize((round(image.width * scale) or 1, round(image.height * scale) or 1))
-    drawing = evaluation.draw(image, record.boxes * scale, record.labels, None, classes, longer_side=SIDE)
+    few = len(record.labels) <= LABELED
+    drawing = evaluation.draw(
+        image, record.boxes * scale, record.labels, None, classes, longer_side=SIDE, with_text=few
+    )
     description = f"{record.name}: {plural(len(record.labels), 'object')} of the ground truth"
     pictures = [picture("ground truth", description, drawing)]
     index = {category: number for number, category in enumerate(truth.split.category_ids)}
@@ -112,7 +115,8 @@ def _pictures(record: Record, boxes: Mapping[str, Judged], truth: Truth) -> list
         corners[:, 2:] += corners[:, :2]
         labels = torch.tensor([index[row["category_id"]] for row in own], dtype=torch.int64)
         scores = torch.tensor([row["score"] for row in own])
-        drawing = evaluation.draw(image, corners * scale, labels, scores, classes, longer_side=SIDE)
+        few = len(own) <= LABELED
+        drawing = evaluation.draw(image, corners * scale, labels, scores, classes, longer_side=SIDE, with_text=few)
         description = f"{record.name}: {plural(len(own), 'box')} of {label} with a score of {MIN_SCORE} or more"
         pictures.append(picture(label, description, drawing))
     return pictures

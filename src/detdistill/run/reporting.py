@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,7 +13,7 @@ from detdistill.errors import UserError, plural
 from detdistill.files import write_text
 from detdistill.reporting import Member, Story, page
 from detdistill.run.report_models import Judged, Truth, judge, members
-from detdistill.run.report_pictures import Gallery, gallery
+from detdistill.run.report_pictures import gallery
 from detdistill.run.report_runs import PLAIN, Group, find_groups
 from detdistill.run.splits import check_splits
 from detdistill.run.tables import printer
@@ -95,36 +96,47 @@ def _file(folders: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
 def _story(group: Group, resamples: int, data: Data | None) -> Story:
     """The models of a group, as far as its data set can be read."""
     config = group.first.recipe.data
-    absent: dict[str, str] = {}
-    truth, training, name = None, None, config.eval_split or "evaluation"
     try:
         opened, missing = (data, "") if data is not None else _open(group)
-        split = opened.evaluation_split(config)
-        name = split.name
-        training = len(opened.training_split(config))
-        truth = Truth(split, evaluation.resample(len(split), resamples))
-        if missing:
-            absent["images"] = missing
+        split, training = opened.evaluation_split(config), opened.training_split(config)
     except UserError as error:
-        absent["data"] = f"The data set can't be read: {error}"
-    if truth is None:
-        return _told(group, members(group, None, {}, None), name, (None, training), Gallery((), ()), absent, resamples)
+        absent = {"data": f"The data set can't be read: {error}"}
+        return _told(group, members(group, None, {}, None), absent=absent)
+    truth = Truth(split, evaluation.resample(len(split), resamples))
+    absent = {"images": missing} if missing else {}
     runs = [run for each in [*group.runs.values(), group.teachers] for run in each]
     judged = {run.folder: judge(run.results, truth, run.folder) for run in runs if run.results is not None}
     stored = (group.measured or {}).get("results")
     teacher = None if stored is None else judge(stored, truth, "the teacher of the comparison")
     if lost := max((each.lost for each in judged.values()), default=0):
         absent.setdefault("images", f"The data set no longer has {plural(lost, 'image')} of the runs. {OTHERS}")
+    if not absent and (changed := _changed(group, truth, judged)):
+        group.notes.append(changed)
     made = members(group, truth, judged, teacher)
-    labels = [member.label for member in made if member.role != "teacher"]
-    by_label = {member.label: member for member in made}
-    best = max(labels, key=lambda label: (label != PLAIN, by_label[label].metrics["AP"] or 0.0))
-    pictures = gallery(group, best, truth, judged, teacher)
+    students = {member.label: member.metrics["AP"] or 0.0 for member in made if member.role != "teacher"}
+    shown = max(students, key=lambda label: (label != PLAIN, students[label]))
+    pictures = gallery(group, shown, truth, judged, teacher)
     if pictures.problem:
         absent["pictures"] = pictures.problem
-    if changed := _changed(group, truth, judged):
-        group.notes.append(changed)
-    return _told(group, made, name, (len(truth.split), training), pictures, absent, resamples)
+    return _told(
+        group,
+        made,
+        split=split.name,
+        images=len(split),
+        training_images=len(training),
+        helped=pictures.helped,
+        hurt=pictures.hurt,
+        absent=absent,
+        resamples=resamples,
+        palette={name: f"rgb{evaluation.color(index)}" for index, name in enumerate(split.classes)},
+    )
+
+
+def _told(group: Group, made: Sequence[Member], **known: Any) -> Story:
+    """The story with what is known whether or not the data set can be read. known: further fields."""
+    recipe, notes = group.first.recipe, list(dict.fromkeys(group.notes))
+    data = recipe.data.path or "explicit files"
+    return Story(student=recipe.model.name, data=data, members=made, notes=notes, **known)
 
 
 def _open(group: Group) -> tuple[Data, str]:
@@ -153,29 +165,3 @@ def _changed(group: Group, truth: Truth, judged: Mapping[Path, Judged]) -> str:
                     f"{run.metrics['AP']:.1f} at the end of the run. The data set, or a file of the run, has changed."
                 )
     return ""
-
-
-def _told(
-    group: Group,
-    made: Sequence[Member],
-    split: str,
-    images: tuple[int | None, int | None],
-    pictures: Gallery,
-    absent: Mapping[str, str],
-    resamples: int,
-) -> Story:
-    """The story for the page. images: of the split, and of the training split."""
-    recipe = group.first.recipe
-    return Story(
-        student=recipe.model.name,
-        data=recipe.data.path or "explicit files",
-        split=split,
-        images=images[0],
-        training_images=images[1],
-        members=made,
-        helped=pictures.helped,
-        hurt=pictures.hurt,
-        notes=list(dict.fromkeys(group.notes)),
-        absent=absent,
-        resamples=resamples if images[0] is not None else None,
-    )
