@@ -51,9 +51,17 @@ def test_without_a_plain_baseline_no_gain_is_known() -> None:
 
 
 def test_the_best_of_several_is_told_to_look_too_good() -> None:
-    assert "of 2 distilled students" in verdict(story()).text
+    assert "the best of 2 distilled students" in verdict(story()).text
     one = [each for each in story().members if each.label != "crosskd"]
     assert "distilled students" not in verdict(story(members=one)).text
+
+
+def test_a_proven_gain_is_told_before_a_larger_one_that_is_not() -> None:
+    plain, pkd = story().members[1:3]
+    larger = member("crosskd", "distilled", 26.0, gain=gain(6.0, (-2.0, 14.0)))
+    assert verdict(story(members=[plain, larger, pkd])).title == "Distillation helped: +3.0 AP with pkd"
+    worse = member("fgd", "distilled", 12.0, gain=gain(-8.0, (-9.0, -7.0)))
+    assert "with crosskd" in verdict(story(members=[plain, larger, worse])).title
 
 
 def test_a_plain_student_that_has_not_learned_gives_no_verdict() -> None:

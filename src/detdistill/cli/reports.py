@@ -15,12 +15,12 @@ from detdistill.cli.flags import COMMON
 def report(
     *runs: Annotated[Path, Parameter(help="folders of runs and comparisons: students, and their teachers if you like")],
     out: Annotated[
-        Path | None, Parameter(help="the HTML file [default: report.html in the folder, if there is one]")
+        Path | None, Parameter(help="the HTML file [default: report.html in the folder, if only one is given]")
     ] = None,
     resamples: Annotated[
         int, Parameter(help="bootstrap resamples of the images, for the intervals over images")
     ] = 1000,
-    overwrite: Annotated[bool, Parameter(help="replace an earlier page", group=COMMON, negative=())] = False,
+    overwrite: Annotated[bool, Parameter(help="replace the file --out", group=COMMON, negative=())] = False,
 ) -> None:
     """Write one HTML page about runs: whether distillation helped, errors, images, curves, speed."""
     from detdistill import run

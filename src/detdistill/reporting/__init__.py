@@ -11,6 +11,7 @@ from detdistill.reporting.content import (
     Picture,
     Quality,
     Story,
+    best_of,
 )
 from detdistill.reporting.page import page
 from detdistill.reporting.pictures import SIDE, picture

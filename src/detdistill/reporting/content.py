@@ -37,6 +37,11 @@ class Gain:
         """The names of the intervals that contain 0."""
         return [name for name, (low, high) in self.intervals.items() if low <= 0 <= high]
 
+    @property
+    def is_proven(self) -> bool:
+        """True if there are several seeds, and no interval contains 0."""
+        return not self.unsure and self.over_seeds is not None and not self.crossing
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -167,5 +172,15 @@ class Story:
 
     @property
     def best(self) -> Member | None:
-        """The distilled student with the highest AP, or None."""
-        return max(self.of("distilled"), key=lambda member: member.metrics.get("AP") or 0.0, default=None)
+        """The distilled student with the highest AP among those whose gain is proven, or else among all; or None."""
+        return best_of(self.members)
+
+
+def best_of(members: Sequence[Member]) -> Member | None:
+    """The best distilled student; see `Story.best`."""
+
+    def rank(member: Member) -> tuple[bool, float]:
+        is_better = member.gain is not None and member.gain.is_proven and member.gain.value > 0
+        return is_better, member.metrics.get("AP") or 0.0
+
+    return max((member for member in members if member.role == "distilled"), key=rank, default=None)

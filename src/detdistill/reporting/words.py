@@ -62,7 +62,7 @@ def sentence(story: Story) -> str:
 
 
 def verdict(story: Story) -> Verdict:
-    """Whether distillation helped, from the distilled student with the highest AP."""
+    """Whether distillation helped, from the best distilled student."""
     best = story.best
     if best is None:
         return Verdict(
@@ -99,7 +99,7 @@ def about(member: Member, gain: Gain) -> Verdict:
             text += f" With {len(gain.by_seed)} seeds this interval is wide; train more."
         return Verdict("unsure", f"No proof of a gain ({amount} with {label})", text)
     better = gain.value > 0
-    if gain.over_seeds is None:
+    if not gain.is_proven:
         text = f"{numbers} There is one pair of runs, and other seeds could show something else: train more seeds."
         side = "Better" if better else "Worse"
         return Verdict("unsure", f"{side} by {size:.1f} AP with one seed; no proof for other seeds", text)
@@ -114,6 +114,6 @@ def _choice(story: Story) -> str:
     if count < 2:
         return ""
     return (
-        f" It has the highest AP of {count} distilled students on these images. The best of several looks a little "
-        "better than it is."
+        f" It is the best of {count} distilled students on these images. The best of several looks a little better "
+        "than it is."
     )

@@ -62,17 +62,22 @@ def gallery(group: Group, label: str, truth: Truth, judged: Mapping[Path, Judged
 
 @dataclass(frozen=True)
 class Artist:
-    """Draws images with the boxes of several models. problems: of images that could not be read."""
+    """Draws images with the boxes of several models. problems: of images that could not be read. known:
+    values that were computed before.
+    """
 
     truth: Truth
     judged: Mapping[Path, Judged]
     teacher: Judged | None
     with_seed: bool
     problems: list[str] = field(default_factory=list)
+    known: dict[Path, np.ndarray] = field(default_factory=dict)
 
     def values(self, run: Run) -> np.ndarray:
         """AP of each image alone, (I,)."""
-        return evaluation.image_precision(self.judged[run.folder].matches)
+        if run.folder not in self.known:
+            self.known[run.folder] = evaluation.image_precision(self.judged[run.folder].matches)
+        return self.known[run.folder]
 
     def example(self, index: int, runs: Mapping[str, Run]) -> Example | None:
         """An image with the boxes of these runs and of the teacher, or None if it can't be read."""

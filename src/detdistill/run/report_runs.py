@@ -178,7 +178,9 @@ def _log_rows(path: Path) -> list[dict[str, Any]]:
 
 def _teacher_folder(folder: Path, teacher: str) -> Path | None:
     """The run folder of a teacher, whose path may be relative to the folder in which the run was started."""
-    candidates = [Path(teacher), *(parent / teacher for parent in folder.resolve().parents)]
+    if not teacher:
+        return None
+    candidates = [*(parent / teacher for parent in folder.resolve().parents), Path(teacher)]
     return next((path for path in candidates if is_run(path) and RunFolder(path).finished), None)
 
 

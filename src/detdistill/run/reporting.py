@@ -11,7 +11,7 @@ from detdistill import evaluation
 from detdistill.data import Data, open_data
 from detdistill.errors import UserError, plural
 from detdistill.files import write_text
-from detdistill.reporting import Member, Story, page
+from detdistill.reporting import Member, Story, best_of, page
 from detdistill.run.report_models import Judged, Truth, judge, members
 from detdistill.run.report_pictures import gallery
 from detdistill.run.report_runs import PLAIN, Group, find_groups
@@ -41,8 +41,8 @@ def report(
     """Write the page about run folders and comparisons, and return its path.
 
     Students are grouped by data and detector; teacher, plain and distilled runs are told apart by their recipes. out:
-    the file; None for report.html in the only folder. resamples: of the images, for the intervals. data: the data set
-    of all runs, if it is open already. Raises UserError before anything is written.
+    the file; None for report.html in the only folder, which is replaced. resamples: of the images, for the intervals.
+    data: the data set of all runs, if it is open already. Raises UserError before anything is written.
     """
     folders = [Path(run) for run in runs]
     path = _file(folders, out, overwrite)
@@ -80,7 +80,10 @@ def report_at_end(
 
 
 def _file(folders: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
-    """The file to write. Raises UserError if it can't be, or if it exists and `overwrite` is not set."""
+    """The file to write. Raises UserError if it can't be, or if `out` exists and `overwrite` is not set.
+
+    report.html in a folder is always replaced: each run writes it, and it holds nothing of the user's own.
+    """
     if not folders:
         raise UserError("no runs: give the folders of runs or comparisons")
     if out is None and len(folders) > 1:
@@ -88,7 +91,7 @@ def _file(folders: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
     path = folders[0] / PAGE if out is None else out
     if path.is_dir():
         raise UserError(f"--out {path} is a folder: name a file, such as {path / PAGE}")
-    if path.exists() and not overwrite:
+    if out is not None and path.exists() and not overwrite:
         raise UserError(f"--out {path} exists: replace it with --overwrite, or choose another file")
     return path
 
@@ -113,9 +116,8 @@ def _story(group: Group, resamples: int, data: Data | None) -> Story:
     if not absent and (changed := _changed(group, truth, judged)):
         group.notes.append(changed)
     made = members(group, truth, judged, teacher)
-    students = {member.label: member.metrics["AP"] or 0.0 for member in made if member.role != "teacher"}
-    shown = max(students, key=lambda label: (label != PLAIN, students[label]))
-    pictures = gallery(group, shown, truth, judged, teacher)
+    best = best_of(made)
+    pictures = gallery(group, PLAIN if best is None else best.label, truth, judged, teacher)
     if pictures.problem:
         absent["pictures"] = pictures.problem
     return _told(
