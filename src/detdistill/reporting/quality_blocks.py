@@ -107,9 +107,9 @@ def by_class(story: Story) -> list[Block]:
 
     def row(name: str, values: Sequence[float | None], title: str = "") -> list[Cell]:
         pairs = list(zip(members, values, strict=True))
-        cells = [Cell(number(value), value, bar(value or 0.0, 100.0, palette[each.label])) for each, value in pairs]
-        known = {each.label: value for each, value in pairs}
-        return [Cell(name, name, title=title), *cells, *([_difference(story, known)] if compared else [])]
+        cells = [Cell(number(value), value, bar(value or 0.0, longest, palette[each.label])) for each, value in pairs]
+        by_label = {each.label: value for each, value in pairs}
+        return [Cell(name, name, title=title), *cells, *([_difference(story, by_label)] if compared else [])]
 
     palette = colors(story)
     compared = story.plain is not None and story.best is not None
@@ -117,6 +117,9 @@ def by_class(story: Story) -> list[Block]:
     if compared and story.best is not None:
         columns.append(f"{story.best.label} minus plain")
     numeric = frozenset(range(1, len(columns)))
+    known = [each.metrics["per_class"].get(name) for each in members for name in names]
+    known += [each.metrics.get(key) for each in members for key, _ in SIZES.values()]
+    longest = max((value for value in known if value is not None), default=0.0)  # one scale for both tables
     classes = [row(name, [each.metrics["per_class"].get(name) for each in members]) for name in names]
     sizes = [row(name, [each.metrics.get(key) for each in members], title) for name, (key, title) in SIZES.items()]
     table = Table("AP by class", columns, classes, numeric)

@@ -48,12 +48,14 @@ def curves(story: Story) -> list[Block]:
 
 def _shares(students: Sequence[Member]) -> list[Block]:
     """The share of each term in the gradients, one chart per student that logged it."""
+    every = {name for each in students for name in each.log.values if name.startswith("share_")}
+    order = sorted(
+        every, key=lambda name: (not name.startswith("share_task_"), name)
+    )  # a term has one color everywhere
     charts = []
     for each in students:
-        names = [name for name in each.log.values if name.startswith("share_")]
-        lines = [
-            Line(name.removeprefix("share_"), *each.log.values[name], index) for index, name in enumerate(sorted(names))
-        ]
+        names = [name for name in order if name in each.log.values]
+        lines = [Line(name.removeprefix("share_"), *each.log.values[name], order.index(name)) for name in names]
         if lines:
             title = f"Gradient shares, {each.label}"
             legend = [(line.name, swatch(line.color)) for line in lines]
