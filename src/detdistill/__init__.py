@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         load,
         pair,
         predict,
+        report,
         save,
         train,
     )
@@ -55,6 +56,7 @@ HOMES = {
             "load",
             "pair",
             "predict",
+            "report",
             "save",
             "train",
         ),

@@ -1,6 +1,7 @@
 """The command-line application, what its commands share, and its entry point.
 
-The commands are in `training`, `using` and `checks`. torch is imported when a command runs, so --help is quick.
+The commands are in `training`, `using`, `checks` and `reports`. torch is imported when a command runs, so --help is
+quick.
 """
 
 import os

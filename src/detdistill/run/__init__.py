@@ -8,4 +8,5 @@ from detdistill.run.inspecting import inspect_data
 from detdistill.run.models import build, load, save
 from detdistill.run.pairing import pair
 from detdistill.run.predicting import predict
+from detdistill.run.reporting import report
 from detdistill.run.training import Outcome, distill, train

@@ -60,19 +60,22 @@ def draw(
     colors: Mapping[str, Color] | None = None,
     legend: bool = False,
     memory: Memory | None = None,
+    longer_side: int = LONGER_SIDE,
+    with_text: bool = True,
 ) -> Image.Image:
     """A copy of the image with the boxes whose score is at least `threshold`, in the color of their class.
 
     boxes: (D, 4) xyxy in pixels of the image. labels: (D,). scores: (D,), or None for boxes of the ground truth: they
     are all drawn, without a score. colors: by class name; None: those of `color`, in the order of the classes.
-    A small image is enlarged by a whole factor. The best box is drawn last, so it is on top. A label stands where it
+    A small image is enlarged by a whole factor to about `longer_side`. with_text: write the class and the score at each
+    box. The best box is drawn last, so it is on top. A label stands where it
     hides least (see `place_labels`). In a crowd, a label that finds no place is shortened or left out.
     legend: a class with so many boxes that their labels would hide the picture gets none. If labels were left out, a
     strip below the picture shows the colors of the classes and their counts.
     memory: of the video that the image is a frame of. Labels keep their places while these are good, and sizes depend
     on the size of the picture only, so that they don't change from frame to frame.
     """
-    factor = max(1, round(LONGER_SIDE / max(image.size)))
+    factor = max(1, round(longer_side / max(image.size)))
     picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     order = _best_first(scores, len(boxes), threshold)
     corners = boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)[order] * factor
@@ -85,6 +88,8 @@ def draw(
     for (outline, line), fill in reversed(list(zip(outlines, fills, strict=True))):
         _draw_outline(picture, outline, fill, line)
     texts = _texts([names[kind] for kind in kinds], None if scores is None else [float(scores[row]) for row in order])
+    if not with_text:
+        texts = [()] * len(texts)
     if legend:
         crowded = crowded_classes(kinds, style.text, texts, picture.size)
         texts = [() if kind in crowded else variants for kind, variants in zip(kinds, texts, strict=True)]
