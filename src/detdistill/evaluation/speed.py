@@ -27,12 +27,18 @@ def cost(
     latency_ms: median of `runs` runs after a warm-up. If they take longer than `seconds`, fewer runs are done, but at
         least 5.
     """
-    batch = _noise_batch(image_size).to(device)
+    batch = noise_batch(image_size).to(device)
     with evaluating(detector), torch.no_grad():
         flops = count_operations(lambda: detector.detect(batch))
         latency = _latency(detector, batch, runs, seconds)
     params = sum(parameter.numel() for parameter in cast(nn.Module, detector).parameters())
     return {"params": params, "flops": flops, "latency_ms": latency}
+
+
+def operations(detector: Detector, image_size: tuple[int, int]) -> int:
+    """The operations of `detect` for one image, as `cost` counts them. The detector must be on the CPU."""
+    with evaluating(detector), torch.no_grad():
+        return count_operations(lambda: detector.detect(noise_batch(image_size)))
 
 
 def count_operations(run: Callable[[], Any]) -> int:
@@ -42,7 +48,7 @@ def count_operations(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _noise_batch(image_size: tuple[int, int]) -> Batch:
+def noise_batch(image_size: tuple[int, int]) -> Batch:
     """One image of noise, always the same, padded like the images of a data set."""
     height, width = image_size
     images = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, dtype=torch.uint8)
