@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detdistill.evaluation.speed import timed_runs
 from detdistill.inspection.probe import MethodCost, PassCost, StepCost
 from detdistill.recipe import TrainConfig
 
@@ -50,7 +51,7 @@ class Prediction:
 
     step: seconds of a step, with the wait for its images after the first epoch. student, teacher, method: its parts
     without the wait. times: `step` divided by that of plain training. memory: bytes at the peak; None if unknown.
-    hours: of the whole run, with its evaluations; None without data.
+    hours: of the whole run, with its set-up and its evaluations; None without data.
     """
 
     step: float
@@ -67,7 +68,7 @@ class Base:
     """What all runs of a pair have in common.
 
     plain: the student's step. schedule: None without data. teacher_weights: bytes of the teacher, which `plain.peak`
-    includes. teacher_detect: seconds that the teacher takes to detect a batch.
+    includes. teacher_detect: seconds that the teacher takes to detect a batch. setup: seconds to open data and models.
     """
 
     plain: StepCost
@@ -76,6 +77,7 @@ class Base:
     schedule: Schedule | None = None
     teacher_weights: int = 0
     teacher_detect: float = 0.0
+    setup: float = 0.0
 
     def predict(self, teacher: PassCost | None = None, methods: Sequence[MethodCost] = ()) -> Prediction:
         """The prediction for plain training (no teacher), or for one or several methods that run together.
@@ -103,26 +105,32 @@ class Base:
         return count * (cost.forward + cost.backward) + rehearsals * cost.forward + optimizer
 
     def _hours(self, schedule: Schedule | None, compute: float, is_taught: bool) -> float | None:
-        """Hours of the run: its steps, the final evaluation, and the look at the teacher before."""
+        """Hours of the run: its steps, the final evaluation with the latency, and the look at the teacher before."""
         if schedule is None:
             return None
         first, later = self.loading.waits(compute)
         early = min(schedule.steps, schedule.per_epoch)
-        seconds = schedule.steps * compute + early * first + (schedule.steps - early) * later
+        seconds = self.setup + schedule.steps * compute + early * first + (schedule.steps - early) * later
         read = self.loading.first / max(self.loading.workers, 1)
         size = self.train.images_per_step
         seconds += schedule.evaluated / size * (self.plain.detect + read)
+        image = self.plain.detect / size
+        seconds += image * timed_runs(image)
         if is_taught:
             seconds += schedule.sampled / size * (self.teacher_detect + read)
         return seconds / 3600
 
     def _memory(self, teacher: PassCost | None, methods: Sequence[MethodCost]) -> int | None:
-        """Bytes at the peak of a step. With exact accumulation, all outputs of the teacher exist at the same time."""
-        if self.plain.peak is None:
+        """Bytes at the peak, which is in the step or in the teacher's pass before it.
+
+        With exact accumulation, all outputs of the teacher exist at the same time.
+        """
+        if self.plain.peak is None or self.plain.resting is None:
             return None
         if teacher is None:
             return self.plain.peak - self.teacher_weights
         outputs = self.train.accumulate if self.train.accumulate_exact else 1
         weights = COPIES[self.train.optimizer] * WEIGHT_BYTES
         added = sum(cost.bytes + weights * cost.parameters for cost in methods)
-        return self.plain.peak + outputs * teacher.bytes + added
+        before = self.plain.resting + (outputs - 1) * teacher.bytes + teacher.peak
+        return max(self.plain.peak + outputs * teacher.bytes + added, before)

@@ -38,35 +38,36 @@ ROUNDS = 3  # timed repetitions of a part, after one that is not timed, while th
 class StepCost:
     """The student's own step. seconds: of a whole step. optimizer: seconds of it for clipping and the optimizer.
 
-    peak: bytes at the peak, as `peak_memory` measures them, with the teacher's weights; None if they can't be measured.
-    parameters: number of weights that train. detect: seconds of `detect` with the batch.
+    peak, resting: bytes at the peak and between two steps, as `peak_memory` measures them, with the teacher's weights;
+    None if they can't be measured. parameters: number of weights that train. detect: seconds of `detect` for the batch.
     """
 
     seconds: float
     optimizer: float
     peak: int | None
+    resting: int | None
     parameters: int
     detect: float
 
 
 @dataclass(frozen=True)
 class PassCost:
-    """A forward pass of the teacher. seconds: of one micro-batch. bytes: of the output that it leaves.
+    """A forward pass of the teacher for one micro-batch. seconds: its time. bytes: of the output that it leaves.
 
-    peak: bytes at the peak of the pass on a GPU, above those before it; None on other devices.
+    peak: bytes at the peak of the pass, above those before it; at least `bytes`.
     """
 
     seconds: float
     bytes: int
-    peak: int | None = None
+    peak: int
 
 
 @dataclass(frozen=True)
 class MethodCost:
     """A method alone. forward, backward: seconds of one micro-batch.
 
-    bytes: kept for the backward pass, beyond the outputs of student and teacher; on a GPU the measured peak beyond
-    them. parameters: number of its own weights. need: what it reads of the teacher.
+    bytes: at the peak, beyond the outputs of student and teacher; at least what autograd keeps. parameters: number of
+    its own weights. need: what it reads of the teacher.
     """
 
     forward: float
@@ -123,7 +124,8 @@ class Probe:
             self._settle()
             tails.append(self.clock() - begin)
 
-        reset_peak_memory(self.device)
+        run()  # the optimizer makes its state
+        resting = self._resting()
         seconds = self._time(run, at_least=2)
         peak = peak_memory(self.device)
         self.student.eval()
@@ -132,7 +134,7 @@ class Probe:
         self.student.train()
         rest_frozen(distillation)
         count = sum(parameter.numel() for parameter in parameters)
-        return StepCost(seconds, statistics.median(tails[1:]), peak, count, detect)
+        return StepCost(seconds, statistics.median(tails[2:]), peak, resting, count, detect)
 
     def detect(self, detector: Detector) -> float:
         """Seconds of `detect` with the batch, in evaluation mode."""
@@ -151,9 +153,9 @@ class Probe:
             def run(need: Need = need, kept: list[int] = kept) -> None:
                 kept.append(bytes_of(self._teach(teacher, batch, need)))
 
-            before = self._allocated()
+            before = self._resting()
             seconds = self._time(run)
-            costs[need] = PassCost(seconds, kept[-1], self._above(before))
+            costs[need] = PassCost(seconds, kept[-1], max(kept[-1], self._above(before)))
         return costs
 
     def methods(
@@ -205,10 +207,10 @@ class Probe:
             self._settle()
             halves.append((middle - begin, self.clock() - middle))
 
-        kept, before = Kept(known), self._allocated()
+        kept, before = Kept(known), self._resting()
         kept.ignore(held)
         run(kept)
-        extra = self._above(before)
+        peak = max(kept.bytes, self._above(before))
         while len(halves) <= ROUNDS and time.perf_counter() < self.end:
             run()
         timed = halves[1:] or halves
@@ -216,7 +218,7 @@ class Probe:
             parameter.grad = None
         forward, backward = (statistics.median(values) for values in zip(*timed, strict=True))
         count = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-        return MethodCost(forward, backward, kept.bytes if extra is None else extra, count, method.need)
+        return MethodCost(forward, backward, peak, count, method.need)
 
     def _teach(self, teacher: Detector, batch: Batch, need: Need) -> DetectorOutput:
         with torch.no_grad(), self.accelerator.autocast():
@@ -242,13 +244,12 @@ class Probe:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _allocated(self) -> int:
-        """Bytes that are allocated on a GPU now, from where its peak is measured again; 0 on other devices."""
-        if self.device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return torch.cuda.memory_allocated(self.device)
+    def _resting(self) -> int | None:
+        """Bytes in use now, as `peak_memory` measures them, which measures the next peak from here."""
+        reset_peak_memory(self.device)
+        return peak_memory(self.device)
 
-    def _above(self, before: int) -> int | None:
-        """Bytes of a GPU's peak above `before`; None on other devices."""
-        return torch.cuda.max_memory_allocated(self.device) - before if self.device.type == "cuda" else None
+    def _above(self, before: int | None) -> int:
+        """Bytes of the peak above `before`; 0 if they can't be measured."""
+        peak = peak_memory(self.device)
+        return 0 if peak is None or before is None else peak - before

@@ -27,10 +27,13 @@ class Costs:
     measured: Mapping[str, Any]
 
 
-def predict_costs(models: Models, methods: list[Method], tell: Say, seconds: float, clock: Clock) -> Costs:
+def predict_costs(
+    models: Models, methods: list[Method], tell: Say, seconds: float, clock: Clock, setup: float = 0.0
+) -> Costs:
     """Measure the parts of a step of a pair that has a student, and predict runs with each of the methods.
 
-    tell: is called with what is measured next. seconds: after this time no measurement is repeated.
+    tell: is called with what is measured next. seconds: after this time no measurement is repeated. setup:
+    seconds that it took to open data and models.
     """
     assert models.student is not None
     recipe, teacher = models.recipe, models.teacher
@@ -54,12 +57,12 @@ def predict_costs(models: Models, methods: list[Method], tell: Say, seconds: flo
         numbers = {method.name: number for number, method in enumerate(methods, start=1)}
         count = len(methods)
         costs = probe.methods(teacher, methods, lambda name: tell(f"measuring {name} ({numbers[name]} of {count})"))
-    base = Base(step, recipe.train, fed.loading, models.schedule, weights, detect)
+    base = Base(step, recipe.train, fed.loading, models.schedule, weights, detect, setup)
     predictions = {
         name: base.predict(passes[_need(group)], [costs[method.name] for method in group])
         for name, group in groups.items()
     }
-    measured = {"step": asdict(step), "loading": asdict(fed.loading), "teacher_detect": detect}
+    measured = {"step": asdict(step), "loading": asdict(fed.loading), "teacher_detect": detect, "setup": setup}
     measured["methods"] = {
         name: {"forward": cost.forward, "backward": cost.backward, "bytes": cost.bytes, "parameters": cost.parameters}
         for name, cost in costs.items()

@@ -109,9 +109,11 @@ def inspect_pair(
     check_methods(recipe.methods)
     open_accelerator(recipe.train)  # raises UserError for an impossible device
     say = printer(console)
+    begin = clock()
     models = open_models(recipe, say)
+    setup = clock() - begin
     with _progress(console) as tell:
-        found = _inspect(models, (recipe.model.name, recipe.teacher.path), tell, seconds, clock)
+        found = _inspect(models, (recipe.model.name, recipe.teacher.path), tell, seconds, clock, setup)
     if is_main() and json is not None:
         write_json(json, found.to_json())
     if console is not None and is_main():
@@ -121,7 +123,9 @@ def inspect_pair(
     return found
 
 
-def _inspect(models: Models, names: tuple[str, str], tell: Say, seconds: float, clock: Clock) -> PairInspection:
+def _inspect(
+    models: Models, names: tuple[str, str], tell: Say, seconds: float, clock: Clock, setup: float
+) -> PairInspection:
     """Everything that is measured, in an order in which the memory of the student's step is that of a run."""
     served: dict[str, Served] = {}
     if models.student is not None and models.teacher is not None:
@@ -132,7 +136,7 @@ def _inspect(models: Models, names: tuple[str, str], tell: Say, seconds: float, 
     costs = None
     if models.student is not None:
         methods = [entry.method for entry in served.values() if entry.method is not None]
-        costs = predict_costs(models, methods, tell, seconds, clock)
+        costs = predict_costs(models, methods, tell, seconds, clock, setup)
     more, sample = _look_at_teacher(models, tell, is_finite=not any(f.kind == "not-finite" for f in findings))
     tell("counting operations")
     size = canvas_size(models.recipe.data)
