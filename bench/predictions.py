@@ -5,9 +5,9 @@
 
 For each pair, a process inspects the pair and predicts, before and after the runs; the mean of both counts. Each
 method is trained for a few steps, in a process of its own, by the code of `detdistill distill`: data, loader, log,
-checkpoints, evaluation. Measured are the seconds of a step (the median from the third on), the peak memory, and the seconds of the
-whole run. The teachers have random weights, which take as long as trained ones, except where suppression depends on the
-scores.
+checkpoints, evaluation. Measured are the seconds of a step (the median from the third on), the peak memory, and the
+seconds of the whole run. The teachers have random weights, which take as long as trained ones, except where suppression
+depends on the scores.
 
 On one thread the clock is the CPU time of the process, so other processes have little influence. With more threads it
 is the wall clock, and the machine must be idle.

@@ -126,7 +126,7 @@ class Probe:
 
         run()  # the optimizer makes its state
         resting = self._resting()
-        seconds = self._time(run, at_least=2)
+        seconds = self._time(run, is_warm=True)
         peak = peak_memory(self.device)
         self.student.eval()
         with torch.no_grad(), self.accelerator.autocast():
@@ -134,7 +134,7 @@ class Probe:
         self.student.train()
         rest_frozen(distillation)
         count = sum(parameter.numel() for parameter in parameters)
-        return StepCost(seconds, statistics.median(tails[2:]), peak, resting, count, detect)
+        return StepCost(seconds, statistics.median(tails[1:]), peak, resting, count, detect)
 
     def detect(self, detector: Detector) -> float:
         """Seconds of `detect` with the batch, in evaluation mode."""
@@ -228,16 +228,20 @@ class Probe:
         """The first micro-batch of the step."""
         return split(self.batch, self.targets, self.config.accumulate)[0]
 
-    def _time(self, run: Callable[[], Any], at_least: int = 1) -> float:
-        """The median of the seconds of a call. The first call is a warm-up, and counts only if there is no time."""
+    def _time(self, run: Callable[[], Any], *, is_warm: bool = False) -> float:
+        """The median of the seconds of a call, which is made once at least, and more often while there is time.
+
+        is_warm: False: the first call is a warm-up, and counts only if there is no time for another.
+        """
         times: list[float] = []
-        while len(times) < at_least or (len(times) <= ROUNDS and time.perf_counter() < self.end):
+        rounds = ROUNDS if is_warm else ROUNDS + 1
+        while not times or (len(times) < rounds and time.perf_counter() < self.end):
             self._settle()
             begin = self.clock()
             run()
             self._settle()
             times.append(self.clock() - begin)
-        return statistics.median(times[1:] or times)
+        return statistics.median(times if is_warm else times[1:] or times)
 
     def _settle(self) -> None:
         """Wait until the device has finished its work. The CPU works synchronously."""

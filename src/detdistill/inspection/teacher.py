@@ -131,14 +131,16 @@ def sample_findings(sample: Sample, floor: float) -> list[Finding]:
     if sample.AP50 is not None and sample.agnostic is not None and _clearly(sample.agnostic, sample.AP50, factor=2):
         text = f"AP50 is {sample.AP50:.1f}, but {sample.agnostic:.1f} if all classes count as one"
         remedy = "its boxes are right and its classes are not; check the order of the class names in its weights"
-        found.append(Finding("class-order", "warning", 1, text, (), remedy))
+        found.append(Finding("class-order", "problem", 1, text, (), remedy))
     others = dict(sample.others)
     own = others.pop("own", None)
     if own is not None and others:
         name, value = max(others.items(), key=lambda item: item[1])
         if _clearly(value, own):
             text = f"AP is {value:.1f} with the pixel mean and deviation {name}, and {own:.1f} with its own"
-            remedy = "it was trained with those; set --teacher.model.mean and --teacher.model.std"
+            mean, std = (",".join(f"{number:g}" for number in numbers) for numbers in OTHERS[name])
+            flags = f"--teacher.model.mean {mean} and --teacher.model.std {std}"
+            remedy = f"set {flags}; a run folder has them in its model.json"
             found.append(Finding("normalization", "problem", 1, text, (), remedy))
     return found
 

@@ -122,7 +122,7 @@ def _variants(
     if student.classes != teacher.classes:
         known = replace(teacher, classes=student.classes)
         yield Variant("a teacher like this one that knows the student's classes", values, student, known)
-    for head in DETECTORS:
+    for head in sorted(DETECTORS, key=lambda head: head != student.kind):
         if (info := models.info(**_named(head, models.model))) is not None and head != teacher.kind:
             yield Variant(f"a teacher with the head {head}", values, student, info)
 
