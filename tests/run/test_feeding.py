@@ -29,5 +29,6 @@ def test_of_many_images_a_share_is_cached(monkeypatch) -> None:
 def test_without_data_the_images_are_built_in_and_take_no_time() -> None:
     fed = feed(small_recipe(), None, 2, lambda: 0.0)
     assert fed.batch.images.shape == (4, 3, 64, 64)
+    assert any(len(labels) for labels in fed.targets.labels)
     assert fed.loading.first == 0.0
     assert all(labels.lt(2).all() for labels in fed.targets.labels)

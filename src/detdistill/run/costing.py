@@ -62,7 +62,13 @@ def predict_costs(
         name: base.predict(passes[_need(group)], [costs[method.name] for method in group])
         for name, group in groups.items()
     }
-    measured = {"step": asdict(step), "loading": asdict(fed.loading), "teacher_detect": detect, "setup": setup}
+    measured = {
+        "batch": list(fed.batch.images.shape),
+        "step": asdict(step),
+        "loading": asdict(fed.loading),
+        "teacher_detect": detect,
+        "setup": setup,
+    }
     measured["methods"] = {
         name: {"forward": cost.forward, "backward": cost.backward, "bytes": cost.bytes, "parameters": cost.parameters}
         for name, cost in costs.items()

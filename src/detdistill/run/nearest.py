@@ -9,7 +9,7 @@ from detdistill.detectors.registry import DETECTORS
 from detdistill.errors import UserError
 from detdistill.methods import METHODS, Method
 from detdistill.recipe import ModelConfig
-from detdistill.run.pairing import Options, build_methods, resolve, served
+from detdistill.run.pairing import Options, build_methods, resolve, served, serves
 from detdistill.types import DetectorInfo
 
 Values = Mapping[str, Any]
@@ -82,11 +82,14 @@ def find_served(
     for name, entry in found.items():
         if entry.method is None:
             nearest = _nearest(name, entry.options, student, teacher, models)
-            instead = [
-                other.name for other in found.values() if other.method is not None and other.group == entry.group
-            ]
-            found[name] = replace(entry, nearest=nearest, instead=tuple(instead))
+            found[name] = replace(entry, nearest=nearest, instead=_instead(entry, student, teacher))
     return found
+
+
+def _instead(entry: Served, student: DetectorInfo, teacher: DetectorInfo) -> tuple[str, ...]:
+    """The methods of the same group that serve the pair with their published options."""
+    group = [name for name, method in METHODS.items() if method.group == entry.group and name != entry.name]
+    return tuple(name for name in group if serves(name, student, teacher))
 
 
 def _attempt(name: str, values: Values, student: DetectorInfo, teacher: DetectorInfo) -> tuple[Method | None, str]:

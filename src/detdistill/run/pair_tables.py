@@ -90,9 +90,9 @@ def _print_costs(found: "PairInspection", console: Console) -> None:
     rows += [_cost_row(name, prediction) for name, prediction in found.costs.methods.items()]
     table(console, ["method", "s per step", "x plain", "memory", "whole run"], rows)
     setting: Mapping[str, Any] = found.setting
-    height, width = setting["image_size"]
+    count, _, height, width = found.costs.measured["batch"]
     base = f"measured on this machine ({setting['device']}, {plural(setting['threads'], 'thread')}) with "
-    base += f"{plural(setting['batch_size'], 'image')} of {height}x{width} per step"
+    base += f"{plural(count, 'image')} per step, padded to {height}x{width}"
     if setting["steps"] is None:
         lines = [f"{base}; give --data for the time of a whole run"]
     else:
@@ -100,6 +100,9 @@ def _print_costs(found: "PairInspection", console: Console) -> None:
             f"{setting['steps']} steps ({plural(setting['epochs'], 'epoch')} of {plural(setting['images'], 'image')})"
         )
         lines = [base, f"whole run: {whole} and the evaluation of {plural(setting['evaluated'], 'image')}"]
+    lines.append(
+        f"memory: {'peak of the process' if setting['device'] == 'cpu' else 'peak that is allocated on the GPU'}"
+    )
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
 
