@@ -37,7 +37,7 @@ def test_models_methods_and_costs_are_reported(teacher_run: Path, tmp_path: Path
     assert next(line for line in lines if line.startswith("towers")).count("2 convolutions, 32 wide") == 2
     assert "1 method can't serve this pair:" in lines
     refusal = next(line for line in lines if line.startswith("kd: "))
-    assert refusal.endswith(" | nearest: student and teacher both with the head faster_rcnn")
+    assert refusal.endswith(" | nearest: student and teacher both with the head faster_rcnn | instead: dist")
     assert any(line.startswith("pkd ") and "GiB" in line for line in lines)
     assert "whole run: 1 steps (12 epochs of 8 images) and the evaluation of 2 images" in lines
     content = read_json(numbers)
