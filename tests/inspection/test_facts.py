@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detdistill.detectors.statistics import IMAGENET
+from detdistill.errors import UserError
 from detdistill.evaluation.speed import cost
 from detdistill.inspection.facts import model_facts
 from tests.detectors.builders import CLASSES, tiny
@@ -32,6 +33,11 @@ def test_a_detector_with_queries(head: str) -> None:
 def test_a_two_stage_detector() -> None:
     facts = model_facts(tiny("faster_rcnn"), (64, 64))
     assert facts.proposals > 0 and facts.stages == 2 and facts.queries is None
+
+
+def test_an_image_that_is_too_small_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"deformable_detr .* larger --image-size"):
+        model_facts(tiny("deformable_detr", strides=(16, 32, 64)), (64, 64))
 
 
 def test_a_frozen_part_does_not_train() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from detdistill.detectors.normalization import statistics_of
+from detdistill.errors import UserError
 from detdistill.evaluation.evaluate import evaluating
 from detdistill.evaluation.speed import noise_batch, operations
 from detdistill.types import Detector, Need
@@ -43,14 +44,21 @@ class ModelFacts:
 
 
 def model_facts(detector: Detector, image_size: tuple[int, int]) -> ModelFacts:
-    """The facts about a detector. It runs on one image of noise of this (height, width). It is moved to the CPU."""
+    """The facts about a detector. It runs on one image of noise of this (height, width). It is moved to the CPU.
+
+    Raises UserError if the image is too small for it.
+    """
     info = detector.info
     weights = list(cast(nn.Module, detector.to("cpu")).parameters())
     detects = bool(info.classes)
     statistics = statistics_of(detector)
     need = Need(predictions=detects, queries=info.queries is not None, proposals=info.proposals is not None)
-    with evaluating(detector), torch.no_grad():
-        output = detector.observe(noise_batch(image_size), need=need)
+    try:
+        with evaluating(detector), torch.no_grad():
+            output = detector.observe(noise_batch(image_size), need=need)
+    except ValueError as error:  # a norm over a map of one cell
+        problem = f"{info.kind} with strides {info.strides} can't read one image of {image_size} pixels ({error})"
+        raise UserError(f"image size: {' '.join(problem.split())}; give a larger --image-size") from None
     own = output.queries.own if output.queries is not None else None
     parts = [] if own is None else [part for part in (own.content, own.position, own.reference) if part is not None]
     return ModelFacts(

@@ -146,8 +146,10 @@ class Probe:
         """The cost of the teacher's forward pass for each need: it stops when the need is met."""
         freeze(teacher, self.device).eval()
         batch, _ = self._micro()
-        costs = {}
+        costs: dict[Need, PassCost] = {}
         for need in dict.fromkeys(needs):
+            if not costs:
+                self._teach(teacher, batch, need)  # chooses kernels and fills caches
             kept: list[int] = []
 
             def run(need: Need = need, kept: list[int] = kept) -> None:

@@ -150,8 +150,9 @@ def _print_teacher(found: "PairInspection", console: Console) -> None:
     if sample is not None:
         text = f"teacher: AP {number(sample.AP)}, AP50 {number(sample.AP50)} on {plural(sample.images, 'image')}"
         console.print(text)
-    elif found.setting["data"] is None:
-        console.print("teacher: its AP is not measured without --data", soft_wrap=not console.is_terminal)
+    else:
+        reason = " without --data" if found.setting["data"] is None else ""
+        console.print(f"teacher: its AP is not measured{reason}", soft_wrap=not console.is_terminal)
     show_findings(console, found.findings)
     verdict = "nothing looks broken" if not found.findings else found.verdict
     console.print(f"teacher: {verdict}", soft_wrap=not console.is_terminal)
