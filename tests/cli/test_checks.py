@@ -44,6 +44,7 @@ def test_models_are_inspected_instead_of_the_data(
         ("inspect", ["no data set"]),
         ("inspect shapes:8 --epochs 3", ["--train.epochs is not read", "--student"]),
         ("inspect shapes:8 --method pkd", ["--method is not read"]),
+        ("inspect shapes:8 --model.options.groups 2", ["--model.options is not read"]),
         ("inspect shapes:8 --student gfl:resnet18 --out x", ["--out", "drawn samples"]),
         ("inspect --student gfl:resnet18 --model fcos:resnet18", ["given twice"]),
         ("inspect --student gfl:resnet18", ["--image-size"]),

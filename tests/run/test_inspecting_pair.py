@@ -66,6 +66,12 @@ def test_methods_of_a_recipe_are_also_predicted_together(teacher_run: Path) -> N
     )
 
 
+def test_a_pair_that_no_method_serves_is_reported(teacher_run: Path) -> None:
+    text, found = inspect(distillation_recipe(teacher_run, "kd", "kddetr"))
+    assert "2 methods can't serve this pair:" in text.splitlines()
+    assert found.costs.methods == {} and found.costs.plain.hours > 0
+
+
 def test_the_report_fits_a_terminal(teacher_run: Path) -> None:
     text, _ = inspect(distillation_recipe(teacher_run, "pkd", "detrdistill"), width=80)
     assert max(map(len, text.splitlines())) <= 80

@@ -85,7 +85,9 @@ def inspect(
     fields |= {path: value for path, value in given.items() if value is not None}
     of_models = student is not None or "teacher.path" in fields
     chosen = flags.names(method, "--method")
-    _check_read(fields, {"--method": method, "--methods": methods}, of_models, out)
+    more: dict[str, Any] = {"--method": method, "--methods": methods}
+    more |= {"--model.options": model_options, "--teacher.model.options": teacher_options}
+    _check_read(fields, more, of_models, out)
     flags.check_options_used(methods, chosen, "--method")
     over = flags.overrides(fields, methods, model_options, teacher_options)
     resolved = make_recipe(recipe, over, methods=chosen)

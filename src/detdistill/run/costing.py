@@ -50,6 +50,7 @@ def predict_costs(
     detect, weights = 0.0, 0
     if teacher is not None:
         weights = bytes_of(teacher.state_dict())
+    if teacher is not None and methods:
         tell("measuring the teacher's forward pass")
         passes = probe.passes(teacher, map(_need, groups.values()))
         if models.data is not None and recipe.teacher.sample and teacher.info.classes:
