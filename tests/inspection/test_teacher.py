@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_or_not_trained() -> None:
 def test_classes_that_the_detector_does_not_know() -> None:
     assert class_findings(("b", "a", "c"), ("a", "b")) == []
     [some] = class_findings(("a", "c"), ("a", "b"))
-    assert (some.level, some.count) == ("warning", 1)
+    assert (some.level, some.count, some.examples) == ("warning", 1, ("b",))
     [none] = class_findings(("c",), ("a", "b"))
-    assert (none.level, none.count) == ("problem", 2)
+    assert (none.level, none.count, none.examples) == ("problem", 2, ("a", "b"))
     assert class_findings((), ("a",)) == []  # a model of features

@@ -8,7 +8,7 @@ import torch
 
 from detdistill.data import EvalLoader, Split
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics
-from detdistill.errors import plural, some
+from detdistill.errors import NAMED, plural, some
 from detdistill.evaluation.coco import coco_metrics, to_results
 from detdistill.evaluation.evaluate import evaluating
 from detdistill.inspection.findings import Finding
@@ -55,7 +55,7 @@ def weight_findings(detector: Detector) -> list[Finding]:
     if wrong:
         text = f"{plural(len(wrong), 'tensor')} of {len(state)} hold NaN or infinity"
         remedy = "its training diverged or the file is damaged; take an earlier checkpoint, or train again"
-        found.append(Finding("not-finite", "problem", len(wrong), text, tuple(wrong[:5]), remedy))
+        found.append(Finding("not-finite", "problem", len(wrong), text, tuple(wrong[:NAMED]), remedy))
     means = [value for name, value in state.items() if name.endswith("running_mean")]
     variances = [value for name, value in state.items() if name.endswith("running_var")]
     if means and not any(value.any() for value in means) and all((value == 1).all() for value in variances):
@@ -72,11 +72,10 @@ def class_findings(known: Sequence[str], classes: Sequence[str]) -> list[Finding
         return []
     remedy = "classes are matched by name; name them alike, or use a teacher that was trained on them"
     if len(missing) == len(classes):
-        text = f"it knows none of the {plural(len(classes), 'class', 'classes')} of the data"
-        examples = (f"its classes: {some(known)}", f"the data's: {some(classes)}")
-        return [Finding("classes", "problem", len(missing), text, examples, remedy)]
+        text = f"it knows {some(known)}, and none of the {plural(len(classes), 'class', 'classes')} of the data"
+        return [Finding("classes", "problem", len(missing), text, tuple(missing[:NAMED]), remedy)]
     text = f"it does not know {len(missing)} of the {plural(len(classes), 'class', 'classes')} of the data"
-    return [Finding("classes", "warning", len(missing), text, (some(missing),), remedy)]
+    return [Finding("classes", "warning", len(missing), text, tuple(missing[:NAMED]), remedy)]
 
 
 def look(

@@ -107,6 +107,7 @@ def inspect_pair(
     if json is not None and json.is_dir():
         raise UserError(f"--json {json} is a folder: name a file")
     check_methods(recipe.methods)
+    _ = recipe.train.images_per_step  # raises UserError for `auto`
     open_accelerator(recipe.train)  # raises UserError for an impossible device
     say = printer(console)
     begin = clock()
