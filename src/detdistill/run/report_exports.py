@@ -1,36 +1,26 @@
 """The exported files that lie in a run folder, with what their records say."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from detdistill.exporting import SUFFIXES
 from detdistill.reporting import Export
+from detdistill.run.exports import record_path
 from detdistill.run.report_runs import read_json
 
-RECORD = "export.json"
-RUNTIMES = {".onnx": "onnxruntime", ".xml": "OpenVINO"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO", "torch": "PyTorch"}
 
 
 def exports(folder: Path) -> list[Export]:
-    """The exports in a run folder and in the folders directly in it. Each has a record `export.json` beside its file.
+    """The exported files in a run folder and in the folders directly in it that have a record of their comparison.
 
     Raises UserError if a record is damaged.
     """
+    formats = {suffix: name for name, suffix in SUFFIXES.items()}
     found = []
-    for path in sorted([*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")]):
-        record = read_json(path, dict)
-        for file in sorted(path.parent.iterdir()):
-            if file.suffix in RUNTIMES:
-                found.append(_export(file, record))
+    for file in sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in formats):
+        if record_path(file).exists():
+            record = read_json(record_path(file), dict)
+            milliseconds, size = record.get("file_ms"), record.get("bytes", file.stat().st_size)
+            name = f"{file.name} ({record.get('precision', 'fp32')})"
+            found.append(Export(name, RUNTIMES[formats[file.suffix]], milliseconds, size))
     return found
-
-
-def _export(file: Path, record: Mapping[str, Any]) -> Export:
-    """What the record says about this file. The latency is a number, or a mapping with a median."""
-    latency = record.get("latency_ms")
-    if isinstance(latency, Mapping):
-        latency = latency.get("median")
-    milliseconds = float(latency) if isinstance(latency, int | float) else None
-    weights = [path for path in file.parent.glob(f"{file.stem}*") if path.suffix in (file.suffix, ".data", ".bin")]
-    size = sum(path.stat().st_size for path in weights)
-    return Export(file.name, RUNTIMES[file.suffix], milliseconds, size)
