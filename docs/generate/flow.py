@@ -84,6 +84,8 @@ def record(name: str) -> Flow:
         flow.student.discard("neck")  # read for its sizes or anchors alone
     if not method.need.pyramids:
         flow.teacher.discard("neck")
+    if method.need.classify and not method.need.proposals:  # of its proposals, only the function is read
+        flow.teacher = flow.teacher - {"proposals"} | {"stages"}
     return flow
 
 

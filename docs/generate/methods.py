@@ -11,9 +11,10 @@ from detdistill.engine.schedule import Schedule
 from detdistill.methods import METHODS, by_group
 from detdistill.methods.method import option_meanings
 from detdistill.methods.presets import published_values
+from detdistill.run.pairing import serves
 
 from .drawing import drawing
-from .flow import Flow, heads_served, record
+from .flow import Flow, detector_info, heads_served, record
 from .measured import measurements
 from .published import SOURCES
 from .text import NOTE, choices, joined, paper_link, prose, table, value
@@ -37,6 +38,30 @@ For two detectors with different heads: the methods for neck features serve any 
 RoI heads, for example, need two-stage detectors on both sides. If a method can't serve a pair, the command stops
 before training and says why.
 """
+
+PAIRS = """
+## Pairs of different heads
+
+The methods that serve a student and a teacher of different heads, both with their default strides and the published
+options. `detr`, `conditional_detr` and `dab_detr` have one level, of stride 32.
+"""
+
+COMMON = (
+    ("retinanet", "faster_rcnn"),
+    ("gfl", "faster_rcnn"),
+    ("gfl", "rt_detr"),
+    ("gfl", "atss"),
+    ("gfl", "fcos"),
+    ("gfl", "retinanet"),
+    ("fcos", "faster_rcnn"),
+    ("faster_rcnn", "retinanet"),
+    ("faster_rcnn", "mask_rcnn"),
+    ("rt_detr", "gfl"),
+    ("rt_detr", "d_fine"),
+    ("deformable_detr", "rt_detr"),
+    ("detr", "deformable_detr"),
+)
+"""Students and teachers of the table of pairs."""
 
 FLOW = """## Data flow
 
@@ -86,8 +111,16 @@ def methods() -> str:
     lines += [MATRIX.strip(), ""]
     heads = list(DETECTORS)
     rows = [(f"`{name}`", *(_cell(name, head, heads_served()[name]) for head in heads)) for name in METHODS]
-    lines += table(("method", *(f"`{head}`" for head in heads)), rows)
+    lines += [*table(("method", *(f"`{head}`" for head in heads)), rows), PAIRS]
+    rows = [(f"`{student}`", f"`{teacher}`", ", ".join(_serving(student, teacher))) for student, teacher in COMMON]
+    lines += table(("student", "teacher", "methods"), rows)
     return "\n".join(lines) + "\n"
+
+
+def _serving(student: str, teacher: str) -> list[str]:
+    """The methods that serve a pair of heads, as links."""
+    infos = detector_info(student), detector_info(teacher)
+    return [f"[`{name}`](methods/{name}.md)" for name in METHODS if serves(name, *infos)]
 
 
 def method_page(name: str) -> str:
