@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from generate.api import overview
 from generate.detectors import detector_page, detectors
 from generate.methods import method_drawing, method_page, methods
 from generate.recipes import recipes
@@ -19,6 +20,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods,
     "detectors.md": detectors,
     "recipes.md": recipes,
+    "api.md": overview,
     **{f"methods/{name}.md": partial(method_page, name) for name in METHODS},
     **{f"methods/{name}.svg": partial(method_drawing, name) for name in METHODS},
     **{f"detectors/{name}.md": partial(detector_page, name) for name in DETECTORS},

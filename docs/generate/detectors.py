@@ -58,7 +58,7 @@ def detector_page(name: str) -> str:
     if record.learning_rate is not None:
         facts.append(("published learning rate of AdamW", f"{record.learning_rate:g}"))
     served = [method for method in METHODS if name in heads_served()[method]]
-    lines = [f"# {name}", "", f"<!-- {NOTE} -->", "", record.summary, "", *table(("", ""), facts), ""]
+    lines = [f"# {name}", "", f"<!-- {NOTE} -->", "", record.summary, "", *table(("property", "value"), facts), ""]
     lines += ["```sh", f"detdistill train --model {name}:resnet18 --data DATA --out runs/{name}", "```", ""]
     lines += ["## Fields of its own", "", "Every detector also reads `model.strides`, `model.channels` and other", ""]
     lines[-2] = "Every detector reads the [common fields](../reference.md#model). This one also reads:"

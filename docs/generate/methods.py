@@ -137,7 +137,7 @@ def method_page(name: str) -> str:
         ("paper", paper_link(method.paper)),
     )
     whole = flow.need.predictions or flow.need.queries or flow.need.classify or flow.need.proposals
-    lines = [f"# {name}", "", f"<!-- {NOTE} -->", "", prose(summary), "", *table(("", ""), facts), ""]
+    lines = [f"# {name}", "", f"<!-- {NOTE} -->", "", prose(summary), "", *table(("property", "value"), facts), ""]
     lines += ["```sh", _command(name, flow.head), "```", ""]
     lines += [FLOW.format(name=name, head=flow.head, teacher=DIRECTION[bool(whole)])]
     lines += ["## Equation, and where paper and code disagree", "", prose(rest.strip("\n")), ""]
