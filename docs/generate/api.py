@@ -1,6 +1,7 @@
 """The public names of the package with the first sentence of their docstrings, and the site's pages of each module."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -11,7 +12,8 @@ from .text import NOTE, table
 
 OVERVIEW = f"""# Python API
 
-{NOTE} It lists the public names; the site has a page with the signatures and the whole docstrings of each module.
+{NOTE} It lists the public names; the site has a page of
+each module with the signatures and the whole docstrings.
 [In your own training code](python.md) shows how to use them, and [your own detector](own_detector.md) is a whole
 detector in one file. In every module, boxes are (x1, y1, x2, y2) in pixels of the padded batch, and the student comes
 before the teacher.
@@ -51,4 +53,6 @@ def public_names(module: str) -> list[tuple[str, Any]]:
 
 def _first_sentence(item: Any) -> str:
     text = inspect.getdoc(item) or ""
+    if re.match(r"\w+(, \w+)*: ", text):  # a dataclass that explains its fields only
+        text = inspect.getdoc(inspect.getmodule(item)) or ""
     return " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".")

@@ -60,8 +60,8 @@ def detector_page(name: str) -> str:
     served = [method for method in METHODS if name in heads_served()[method]]
     lines = [f"# {name}", "", f"<!-- {NOTE} -->", "", record.summary, "", *table(("property", "value"), facts), ""]
     lines += ["```sh", f"detdistill train --model {name}:resnet18 --data DATA --out runs/{name}", "```", ""]
-    lines += ["## Fields of its own", "", "Every detector also reads `model.strides`, `model.channels` and other", ""]
-    lines[-2] = "Every detector reads the [common fields](../reference.md#model). This one also reads:"
+    lines += ["## Fields of its own", ""]
+    lines += ["Every detector reads the [common fields](../reference.md#model). This one also reads:", ""]
     lines += [*_field_table(record), ""]
     lines += ["## Methods that serve it", "", "Between two detectors of this kind, with published options:", ""]
     lines += [*(f"* [`{method}`](../methods/{method}.md): {METHODS[method].copies}" for method in served), ""]

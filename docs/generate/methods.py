@@ -21,9 +21,10 @@ from .text import NOTE, choices, joined, paper_link, prose, table, value
 
 OVERVIEW = f"""# Methods
 
-{NOTE} Each method has a page with its equation, its data flow, its options, published numbers and our own.
-[Choose a method](choose.md) helps to choose one, the [guide](guide.md#methods-and-when-each-applies) explains when each
-method applies, and [conformance](conformance.md) shows the pairs that were tried.
+{NOTE} Each method has a page with
+its equation, its data flow, its options, published numbers and our own. [Choose a method](choose.md) helps to choose
+one, the [guide](guide.md#methods-and-when-each-applies) explains when each method applies, and
+[conformance](conformance.md) shows the pairs that were tried.
 """
 
 MATRIX = """
@@ -161,7 +162,7 @@ def _flow(name: str) -> Flow:
 
 
 def _command(name: str, head: str) -> str:
-    edges = ' --model.edges' if name == "ld" and head != "gfl" else ""
+    edges = " --model.edges" if name == "ld" and head != "gfl" else ""
     return (
         f"detdistill distill --student {head}:resnet18 --teacher runs/teacher --data DATA --method {name}{edges} "
         f"--out runs/{name}"

@@ -14,8 +14,8 @@ from .text import NOTE, choices, joined, table, value
 
 REFERENCE = f"""# Reference
 
-{NOTE} The [guide](guide.md) explains how to use it. Each [method](methods.md) and each [detector](detectors.md) has a
-page with its options.
+{NOTE} The [guide](guide.md) explains
+how to use it. Each [method](methods.md) and each [detector](detectors.md) has a page with its options.
 
 ## Fields of a recipe
 
