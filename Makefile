@@ -1,5 +1,5 @@
 # make demo    trains a teacher, a plain and a distilled student on built-in images (ten to twenty minutes on two cores)
-# make test    runs the whole test suite
+# make test    runs the whole test suite; where it can, it first installs Chromium for the tests of the report (apt)
 # make check   runs ruff, mypy and the quick tests
 # make docs    writes the generated pages from the code, and builds the site of the documentation into site/
 #
@@ -20,6 +20,7 @@ demo: install
 	$(VENV)/bin/detdistill demo $(ARGS)
 
 test: install-dev
+	@sh tests/browser.sh
 	$(TESTING) tests $(ARGS)
 
 check: install-dev

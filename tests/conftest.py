@@ -8,11 +8,20 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line if the report was not tested in a browser, since skipped tests are easily overlooked."""
+    if any("NO BROWSER" in str(skipped.longrepr) for skipped in terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(
+            "NO BROWSER: the report was NOT tested in a browser (sh tests/browser.sh)", red=True
+        )
 
 
 @pytest.fixture(scope="session")

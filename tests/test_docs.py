@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import detdistill as dd
 from detdistill import cli
 from detdistill.cli import flags
 from detdistill.data import open_data
@@ -44,6 +46,13 @@ PAGES = (
     "docs/python.md",
     "docs/own_detector.md",
 )
+PROGRAM = "detect.py"  # of the guide: reads an ONNX file without torch
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules |= {"torch": None, "detdistill": None}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 GENERATED = ("docs/reference.md", "docs/methods.md")
 TINY = {  # what the tests put in place of what a page says
     "shapes:400": "shapes:8",
@@ -110,9 +119,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(page: str) -> dict[str, Any]:
-    """The page's Python, block after block, on tiny data; the names it leaves."""
+    """The page's Python, block after block, on tiny data; the names it leaves. Programs of their own are left out."""
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks(page, "python")):
+        if block.startswith(f"# {PROGRAM}:"):
+            continue
         for said, done in TINY.items():
             block = block.replace(said, done)
         exec(compile(block, f"{page}, block {number}", "exec"), names)
@@ -142,6 +153,33 @@ def test_the_guide_runs_whole(teacher: Path, monkeypatch: pytest.MonkeyPatch) ->
     del sys.modules["my_method"]
     assert names["outcome"].metrics.keys() >= {"AP", "per_class"}
     assert Path("runs/taught/model.safetensors").exists()
+
+
+def test_the_program_without_torch_finds_the_boxes_of_predict(teacher: Path, tmp_path: Path) -> None:
+    program = next(block for block in blocks("docs/guide.md", "python") if block.startswith(f"# {PROGRAM}:"))
+    lowered = program.replace("score >= 0.3", "score >= 0.011")  # the teacher is hardly trained
+    assert lowered != program
+    (tmp_path / PROGRAM).write_text(lowered)
+    photos = []
+    for number, size in enumerate(((90, 60), (50, 70), (64, 64))):
+        photos.append(tmp_path / f"{number}.png")
+        Image.effect_noise(size, 80).convert("RGB").save(photos[-1])
+    student = tmp_path / "student.onnx"
+    assert cli.main(["export", "--model", str(teacher), "--out", str(student)]) == 0
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / PROGRAM), str(student), *map(str, photos)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = sorted((path, name, [float(value) for value in rest]) for path, name, *rest in map(str.split, printed))
+    results = dd.predict(teacher, photos, tmp_path / "drawn")
+    expected = []
+    for result in results:
+        x, y, width, height = result["bbox"]
+        numbers = [result["score"], x, y, x + width, y + height]
+        expected.append((str(tmp_path / result["file_name"]), result["category_name"], numbers))
+    strong = sorted(entry for entry in expected if entry[2][0] >= 0.011)
+    assert len(strong) > 10
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in strong]
+    for (_, _, own), (_, _, other) in zip(found, strong, strict=True):
+        assert own == pytest.approx(other, abs=0.6)  # Pillow and torchvision round resized pixels differently
 
 
 def own_files(folder: Path) -> list[str]:

@@ -5,10 +5,14 @@ A reader never sees a file that is written only in part.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from detdistill.errors import UserError
 
 
 @contextmanager
@@ -48,3 +52,52 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any] | list) -> None:
     """Write an indented JSON file atomically. Raises ValueError for NaN, which JSON doesn't have."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Give an empty folder to write into. On success its files are moved into the folder `out`.
+
+    Files of `out` with the same names are replaced, others stay. On an exception nothing is left, and `out` is not
+    changed. Raises UserError if nothing can be written there.
+    """
+    near = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    staging = near / f".partial-{os.getpid()}"  # on the same disk as `out`, so that a file can be renamed
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise UserError(f"--out {out}: the folder can't be written ({error.strerror}); choose another folder") from None
+    try:
+        yield staging
+        out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(staging.rglob("*")):
+            target = out / path.relative_to(staging)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, target)
+        _sync_folder(out)
+    finally:
+        shutil.rmtree(staging)
+
+
+@contextmanager
+def writing_list(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that appends an item to a JSON list, which needs no memory for it. The file is that of
+    `write_json`.
+
+    Raises ValueError for NaN. It is not atomic: write into a `staged` folder.
+    """
+    with path.open("w") as file:
+        count = 0
+
+        def append(item: Mapping[str, Any]) -> None:
+            nonlocal count
+            file.write("[\n" if count == 0 else ",\n")
+            file.write(textwrap.indent(json.dumps(item, indent=2, allow_nan=False), "  "))
+            count += 1
+
+        yield append
+        file.write("\n]\n" if count else "[]\n")

@@ -9,7 +9,7 @@ from detdistill.inspection import machine
 from detdistill.inspection.check import Check
 from tests.run.recipes import read_json
 
-from .commands import detdistill
+from .commands import ARCHITECTURE, MODEL, detdistill
 
 
 def test_a_data_set_is_inspected(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -24,10 +24,32 @@ def test_a_recipe_gives_data_and_model(capsys: pytest.CaptureFixture, tmp_path: 
     assert read_json(tmp_path / "numbers.json")["boxes"]["strides"] == [16]
 
 
+def test_models_are_inspected_instead_of_the_data(
+    teacher_run: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    command = (
+        f"inspect shapes:8 --student {MODEL} --teacher {teacher_run} --method pkd,kd --json {tmp_path}/numbers.json"
+    )
+    assert detdistill(f"{command} --batch-size 4 {ARCHITECTURE} --device cpu") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["strides", "8,16,32", "8,16,32"] for line in lines)
+    assert "1 method can't serve this pair:" in lines
+    content = read_json(tmp_path / "numbers.json")
+    assert content["methods"]["pkd"]["hours"] > 0 and content["student"]["name"] == MODEL
+
+
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
         ("inspect", ["no data set"]),
+        ("inspect shapes:8 --epochs 3", ["--train.epochs is not read", "--student"]),
+        ("inspect shapes:8 --method pkd", ["--method is not read"]),
+        ("inspect shapes:8 --model.options.groups 2", ["--model.options is not read"]),
+        ("inspect shapes:8 --student gfl:resnet18 --out x", ["--out", "drawn samples"]),
+        ("inspect --student gfl:resnet18 --model fcos:resnet18", ["given twice"]),
+        ("inspect --student gfl:resnet18", ["--image-size"]),
+        ("inspect --teacher hf:nowhere-at-all --image-size 64", ["nowhere-at-all"]),
+        ("inspect shapes:8 --teacher nowhere", ["nowhere"]),
         ("inspect nowhere", ["nowhere", "no such folder"]),
         ("inspect shapes:8 --data shapes:8", ["given twice"]),
         ("inspect shapes:8 --data.train-split tarin", ["'tarin'", "'train'"]),

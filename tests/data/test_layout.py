@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.data import open_data, read_images
+from detdistill.data import open_data
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
 
@@ -37,20 +37,3 @@ def test_a_data_set_inside_other_folders_is_found(coco_set, tmp_path):
     nested.parent.mkdir(parents=True)
     outer.rename(nested)
     assert open_data(DataConfig(path=str(tmp_path))).notes[1] == "the data set is in download/set"
-
-
-def test_images_of_folders_and_files_are_read(tmp_path, write_image):
-    for name in ("b.png", "a.jpg", "deep/c.png"):
-        write_image(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    records = read_images([str(tmp_path), tmp_path / "b.png"], DataConfig())
-    assert [record.name for record in records] == ["a.jpg", "b.png", "c.png", "b.png"]
-    assert [record.id for record in records] == [1, 2, 3, 4]
-    assert records[2].path == tmp_path / "deep/c.png"
-    (tmp_path / "empty").mkdir()
-    for path, message in (
-        (tmp_path / "empty", "the folder has no image"),
-        (tmp_path / "z.png", "no such file or folder"),
-    ):
-        with pytest.raises(UserError, match=message):
-            read_images([path], DataConfig())

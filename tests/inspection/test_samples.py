@@ -45,8 +45,8 @@ def test_samples_are_drawn_with_their_boxes_and_on_one_sheet(tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == sorted(files)
     with Image.open(files[0]) as drawn:
         assert drawn.size == (640, 640)
-        red, green, blue = drawn.getpixel((200, 300))  # on the lower side of the box; cats are red, the image is gray
-        assert min(red - green, red - blue) > 60
+        red, green, blue = drawn.getpixel((200, 300))  # on the lower side of the box; cats are green, the image is gray
+        assert min(green - red, green - blue) > 60
     with Image.open(files[-1]) as sheet:
         assert sheet.size == (5 * 320, 2 * 320)
 

@@ -41,7 +41,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_a_resumed_comparison_keeps_finished_runs_and_can_be_extended(teacher_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "table"
     summary = compare(entries(teacher_run, "pkd"), 1, out, resamples=20)
-    files = ["comparison.json", "comparison.md", "comparison.yaml", "none", "pkd"]
+    files = ["comparison.json", "comparison.md", "comparison.yaml", "none", "pkd", "report.html"]
+    files.append("teacher_predictions.json")
     assert [path.name for path in sorted(out.iterdir())] == files
     assert {row["method"] for row in summary["rows"]} == {"none", "pkd"}  # plain training is added
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-0/model.safetensors")}

@@ -1,6 +1,7 @@
 """The command-line application, what its commands share, and its entry point.
 
-The commands are in `training`, `using` and `checks`. torch is imported when a command runs, so --help is quick.
+The commands are in `training`, `using`, `checks` and `reports`. torch is imported when a command runs, so --help is
+quick.
 """
 
 import os
@@ -27,6 +28,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+RESUMED = ("train", "distill", "compare", "demo")  # the commands that have --resume
 ORIGIN = "command line"  # where a wrong value comes from, in messages
 
 
@@ -64,6 +66,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         print(f"detdistill: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("detdistill: interrupted; continue with --resume --out DIR", file=sys.stderr)
+        remedy = "; continue with --resume --out DIR" if words[0] in RESUMED else ""
+        print(f"detdistill: interrupted{remedy}", file=sys.stderr)
         return 1
     return code or 0

@@ -1,5 +1,6 @@
-"""The commands that check things before a run: `inspect` looks at a data set, `doctor` at the machine."""
+"""The commands that check things before a run: `inspect` looks at data and models, `doctor` at the machine."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from detdistill.cli import flags
 from detdistill.cli.app import app, make_console, make_recipe
-from detdistill.cli.options import RecipeFlag, Replace
+from detdistill.cli.options import MethodOptions, Methods, ModelOptions, RecipeFlag, Replace, TeacherOptions
 from detdistill.distributed import is_main
 from detdistill.errors import UserError
 from detdistill.files import write_json
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 Json = Annotated[Path | None, Parameter(help="file for all numbers [default: none is written]", name="--json")]
 
 
-@app.command
-@flags.takes(
+OF_DATA = (
     "data.path",
     "data.train",
     "data.val",
@@ -32,24 +32,70 @@ Json = Annotated[Path | None, Parameter(help="file for all numbers [default: non
     "model.strides",
     "model.name",
     "train.batch_size",
-    model="model.name",
 )
+"""Fields that the inspection of a data set reads, by how their paths begin."""
+OF_PAIR = (
+    "model.",
+    "data.",
+    "teacher.path",
+    "teacher.model.",
+    "teacher.sample",
+    "teacher.floor",
+    "train.epochs",
+    "train.max_steps",
+    "train.seed",
+    "train.batch_size",
+    "train.accumulate",
+    "train.optimizer",
+    "train.backbone_lr_factor",
+    "train.clip_norm",
+    "train.ema",
+    "train.precision",
+    "train.device",
+    "train.workers",
+)
+"""Fields that decide what a student, a teacher and a run with them cost."""
+
+
+@app.command
+@flags.takes(*OF_PAIR, model="model.name")
 def inspect(
     data: Annotated[str | None, Parameter(help="folder of a data set, or shapes:N; the same as --data")] = None,
     /,
     *,
+    student: Annotated[str | None, Parameter(help="HEAD:BACKBONE or a run folder: inspect it, not the data")] = None,
+    method: Methods = None,
+    methods: MethodOptions = None,
     recipe: RecipeFlag = None,
+    model_options: ModelOptions = None,
+    teacher_options: TeacherOptions = None,
     out: Annotated[Path | None, Parameter(help="folder for ten drawn samples [default: none are drawn]")] = None,
     json: Json = None,
     overwrite: Replace = False,
     **fields: Any,
 ) -> None:
-    """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes."""
+    """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes. With
+    --student or --teacher: look at the models, which methods serve them, and how long a run will take.
+    """
     if data is not None and "data.path" in fields:
         raise UserError("the data set is given twice, as an argument and with --data; give it once")
-    resolved = make_recipe(recipe, flags.overrides(fields if data is None else {"data.path": data, **fields}))
+    if student is not None and "model.name" in fields:
+        raise UserError("the student is given twice, with --student and --model; give it once")
+    given = {"data.path": data, "model.name": student}
+    fields |= {path: value for path, value in given.items() if value is not None}
+    of_models = student is not None or "teacher.path" in fields
+    chosen = flags.names(method, "--method")
+    more: dict[str, Any] = {"--method": method, "--methods": methods}
+    more |= {"--model.options": model_options, "--teacher.model.options": teacher_options}
+    _check_read(fields, more, of_models, out)
+    flags.check_options_used(methods, chosen, "--method")
+    over = flags.overrides(fields, methods, model_options, teacher_options)
+    resolved = make_recipe(recipe, over, methods=chosen)
     from detdistill import run
 
+    if of_models:
+        run.inspect_pair(resolved, json=json, console=make_console())
+        return
     run.inspect_data(
         resolved.data,
         model=resolved.model,
@@ -59,6 +105,16 @@ def inspect(
         overwrite=overwrite,
         console=make_console(),
     )
+
+
+def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: bool, out: Path | None) -> None:
+    """Raises UserError for a flag that this kind of inspection does not read. more: flags that are no fields."""
+    if of_models and out is not None:
+        raise UserError("--out is for the drawn samples of a data set; leave it out, or inspect the data alone")
+    unread = [f"--{path.replace('_', '-')}" for path in fields if not path.startswith(OF_DATA)]
+    unread += [flag for flag, value in more.items() if value is not None]
+    if unread and not of_models:
+        raise UserError(f"{unread[0]} is not read when a data set is inspected; add --student or --teacher")
 
 
 @app.command

@@ -59,20 +59,32 @@ def evaluate(
 @app.command
 @flags.takes("data.image_size", "data.on_bad_record", "train.batch_size", "train.device", defaults=SAVED_SIZE)
 def predict(
-    *images: Annotated[Path, Parameter(help="image files and folders of images")],
+    *images: Annotated[
+        str, Parameter(help="images, folders, patterns such as 'photos/*.jpg', videos, or the index of a camera: 0")
+    ],
     model: Model,
-    out: Annotated[Path, Parameter(help="folder for the drawn images and predictions.json")],
+    out: Annotated[Path, Parameter(help="folder for the drawings and predictions.json")],
     threshold: Annotated[
-        float,
-        Parameter(
-            help="boxes with a lower score are not drawn; predictions.json holds them too",
-            validator=validators.Number(gte=0, lte=1),
-        ),
+        float, Parameter(help="boxes with a lower score are not drawn; predictions.json holds those of images too")
     ] = 0.3,
+    save: Annotated[
+        str,
+        Parameter(
+            help="what to write, separated by commas: drawings, json (predictions.json), yolo (labels/NAME.txt: class "
+            "cx cy w h score)"
+        ),
+    ] = "drawings,json",
+    compare: Annotated[str | None, Parameter(help="a second model, drawn on the right of the first one")] = None,
+    tile: Annotated[
+        int | None,
+        Parameter(help="for large pictures: also predict in overlapping tiles of this side, in pixels of the picture"),
+    ] = None,
+    every: Annotated[int | None, Parameter(help="of a video, predict and write every n-th frame")] = None,
+    max_frames: Annotated[int | None, Parameter(help="of each video or camera, so many frames at most")] = None,
     overwrite: Replace = False,
     **fields: Any,
 ) -> None:
-    """Draw a detector's boxes on images, and write them as COCO-style JSON in pixels of the image files."""
+    """Draw a detector's boxes on images and videos, and write them as COCO results or YOLO labels."""
     resolved = make_recipe(None, flags.overrides(fields))
     from detdistill import run
 
@@ -83,6 +95,11 @@ def predict(
         data=resolved.data,
         train=resolved.train,
         threshold=threshold,
+        save=[kind.strip() for kind in save.split(",")],
+        compare=compare,
+        tile=tile,
+        every=every,
+        max_frames=max_frames,
         overwrite=overwrite,
         console=make_console(),
     )

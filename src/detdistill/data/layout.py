@@ -9,8 +9,7 @@ from detdistill.data import coco, cvat, labelme, shapes, unknown, voc, yolo
 from detdistill.data.checks import class_notes, shared_notes, without_repetitions
 from detdistill.data.explicit import read_explicit
 from detdistill.data.faults import Faults
-from detdistill.data.images import SUFFIXES, images_in, read_headers, resolve_image
-from detdistill.data.records import Contents, Data, Objects, Record, Split
+from detdistill.data.records import Contents, Data, Record, Split
 from detdistill.data.splitting import divide
 from detdistill.data.tree import only_folder, tree
 from detdistill.errors import UserError, plural
@@ -118,37 +117,6 @@ def _checked(
         return splits, absent, notes
     splits = without_repetitions(splits, faults)
     return splits, absent, [*notes, *class_notes(contents, splits), *shared_notes(splits)]
-
-
-def read_images(paths: list[Path] | list[str] | tuple[Path | str, ...], config: DataConfig) -> list[Record]:
-    """Image files, and the images in folders and their subfolders, as records without objects. The ids begin at 1.
-
-    The images of a folder are sorted by path. Raises UserError with the path if an image can't be read. With
-    on_bad_record `skip` the image is left out, with a warning in the log.
-    """
-    faults = Faults(config.on_bad_record)
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            images = images_in(path)
-            if not images:
-                suffixes = ", ".join(sorted(SUFFIXES))
-                raise UserError(f"{path}: the folder has no image (looked for {suffixes}); give a folder of images")
-            files += images
-        elif path.exists():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder; give images or folders of images")
-    records = []
-    for id, (path, header) in enumerate(zip(files, read_headers(files, faults), strict=True), start=1):
-        resolved = resolve_image(path, header, None, faults, "")
-        if resolved is not None:
-            image, size = resolved
-            records.append(Objects.empty().to_record(id, path.name, size, image))
-    faults.log_notes()
-    if not records:
-        raise UserError(f"{', '.join(map(str, paths))}: no readable image; give images or folders of images")
-    return records
 
 
 def _read_path(path: str, faults: Faults) -> tuple[str, Contents, list[str]]:

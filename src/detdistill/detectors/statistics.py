@@ -6,7 +6,7 @@ others with 0.5 and 0.5. With other statistics, pretrained weights work less wel
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import timm
 
@@ -82,13 +82,3 @@ def _of_family(name: str) -> PixelStatistics:
     record = DETECTORS.get(name.partition(":")[0])
     is_unchanged = record is not None and record.host is not None and not record.host.normalized
     return UNCHANGED if is_unchanged else IMAGENET
-
-
-def statistics_of(detector: Any) -> PixelStatistics | None:
-    """The statistics with which a built detector normalizes images. None for a detector of the user's own."""
-    if (family := getattr(detector, "family", None)) is not None:
-        return family.statistics
-    if (transform := getattr(getattr(detector, "model", None), "transform", None)) is not None:
-        return PixelStatistics(tuple(transform.image_mean), tuple(transform.image_std))
-    config = getattr(detector, "config", None)
-    return pixel_statistics(config) if isinstance(config, ModelConfig) else None

@@ -98,6 +98,23 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
         return 100 * total / count
 
 
+def image_precision(matches: Matches) -> np.ndarray:
+    """AP in 0..100 of each image by itself, (I,): the mean over the classes of its objects. NaN without objects."""
+    total, count = np.zeros(matches.images), np.zeros(matches.images)
+    for each in matches.classes:
+        by_image = np.argsort(each.image, kind="stable")  # within an image, the order of the scores remains
+        bounds = np.searchsorted(each.image[by_image], np.arange(matches.images + 1))
+        for image in np.flatnonzero(each.objects):
+            own = by_image[bounds[image] : bounds[image + 1]]
+            hits = (each.hit[:, own] & ~each.ignored[:, own]).cumsum(axis=1)  # (T, d)
+            misses = (~each.hit[:, own] & ~each.ignored[:, own]).cumsum(axis=1)
+            objects = np.full(len(hits), each.objects[image])
+            total[image] += _interpolated_precision(hits, misses, objects).mean()
+            count[image] += 1
+    with np.errstate(invalid="ignore"):
+        return 100 * total / count
+
+
 def _class_precision(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
     """(S,): mean over thresholds and the 101 recalls, in 0..1. NaN if a resample has no objects of the class."""
     objects = weights @ matches.objects  # (S,)

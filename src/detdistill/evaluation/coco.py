@@ -38,15 +38,19 @@ def to_results(
     Raises FloatingPointError with the file name if a score or a box isn't finite, and ValueError for a label without a
     class.
     """
+    return coco_results(to_original(detections, batch), batch.ids.tolist(), batch.names, category_ids)
+
+
+def coco_results(
+    detections: Sequence[Detections], images: Sequence[int], names: Sequence[str], category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
+    """As `to_results`, for detections that are in pixels of the image files already. images, names: id and file name
+    of each image.
+    """
     results = []
-    originals = to_original(detections, batch)
-    for image_detections, image, name in zip(originals, batch.ids.tolist(), batch.names, strict=True):
+    for image_detections, image, name in zip(detections, images, names, strict=True):
+        check_finite(image_detections, name)
         scores, labels = image_detections.scores, image_detections.labels
-        if not (scores.isfinite().all() and image_detections.boxes.isfinite().all()):
-            raise FloatingPointError(
-                f"{name}: a score or a box of the detector isn't finite; its weights have diverged, "
-                "so train again with a lower learning rate"
-            )
         corners = image_detections.boxes[:, :2]
         sides = image_detections.boxes[:, 2:] - corners
         boxes = torch.cat([corners, sides], dim=1).tolist()
@@ -55,6 +59,15 @@ def to_results(
                 raise ValueError(f"{name}: label {label} is not one of the {len(category_ids)} classes")
             results.append({"image_id": image, "category_id": category_ids[label], "bbox": box, "score": score})
     return results
+
+
+def check_finite(detections: Detections, name: str) -> None:
+    """Raises FloatingPointError with the name of the image if a score or a box isn't finite."""
+    if not (detections.scores.isfinite().all() and detections.boxes.isfinite().all()):
+        raise FloatingPointError(
+            f"{name}: a score or a box of the detector isn't finite; its weights have diverged, "
+            "so train again with a lower learning rate"
+        )
 
 
 def coco_metrics(

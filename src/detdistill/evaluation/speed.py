@@ -14,9 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from detdistill.evaluation.evaluate import evaluating
 from detdistill.types import Batch, Detector
 
+RUNS, FEWEST, SECONDS = 30, 5, 5.0  # runs for the latency, and the time after which fewer are done
+WARM_UPS = 3  # runs before them
+
 
 def cost(
-    detector: Detector, image_size: tuple[int, int], device: torch.device | str, *, runs: int = 30, seconds: float = 5.0
+    detector: Detector,
+    image_size: tuple[int, int],
+    device: torch.device | str,
+    *,
+    runs: int = RUNS,
+    seconds: float = SECONDS,
 ) -> dict[str, Any]:
     """The cost of `detect` for one image: {"params": int, "flops": int, "latency_ms": float}.
 
@@ -33,6 +41,17 @@ def cost(
         latency = _latency(detector, batch, runs, seconds)
     params = sum(parameter.numel() for parameter in cast(nn.Module, detector).parameters())
     return {"params": params, "flops": flops, "latency_ms": latency}
+
+
+def timed_runs(latency: float) -> int:
+    """How often `cost` runs a detector that takes `latency` seconds."""
+    return WARM_UPS + max(FEWEST, min(RUNS, int(SECONDS / max(latency, 1e-6))))
+
+
+def operations(detector: Detector, image_size: tuple[int, int]) -> int:
+    """The operations of `detect` for one image, as `cost` counts them. The detector must be on the CPU."""
+    with evaluating(detector), torch.no_grad():
+        return count_operations(lambda: detector.detect(noise_batch(image_size)))
 
 
 def count_operations(run: Callable[[], Any]) -> int:
@@ -72,11 +91,11 @@ def _latency(detector: Detector, batch: Batch, runs: int, seconds: float) -> flo
 
     Three runs come first and are not timed, because they choose kernels and fill caches.
     """
-    for _ in range(3):
+    for _ in range(WARM_UPS):
         detector.detect(batch)
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < runs and (len(times) < 5 or time.perf_counter() - start < seconds):
+    while len(times) < runs and (len(times) < FEWEST or time.perf_counter() - start < seconds):
         _synchronize(batch.images.device)
         begin = time.perf_counter()
         detector.detect(batch)

@@ -21,14 +21,16 @@ from detdistill.recipe import Recipe, parse, read_yaml
 from detdistill.run.comparison_runs import Entry, train_all, warn_if_short
 from detdistill.run.defaults import with_levels
 from detdistill.run.evaluating import measure
-from detdistill.run.folder import RunFolder, choose_folder, make_folder, recipe_text
+from detdistill.run.folder import COMPARISON as MARK
+from detdistill.run.folder import TEACHER_BOXES, RunFolder, choose_folder, make_folder, recipe_text
 from detdistill.run.models import place
+from detdistill.run.reporting import PAGE, report_at_end
 from detdistill.run.setup import RESULT_FREE, check_recipe, check_teacher, digest, make_pair, open_with_notes
 from detdistill.run.standings import PLAIN, markdown, rows, show
 from detdistill.run.tables import Say, printer
 from detdistill.types import Detector
 
-MARK, RECIPE, TABLE = "comparison.json", "comparison.yaml", "comparison.md"
+RECIPE, TABLE = "comparison.yaml", "comparison.md"
 SEEDS = 3
 
 
@@ -43,7 +45,7 @@ def compare(
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train every entry with `seeds` seeds, counted from its recipe's. Returns the content of comparison.json;
-    comparison.md has the table.
+    comparison.md has the table, report.html everything else.
 
     A run is in OUT/LABEL/seed-N. Seeds are the outer loop, so that after the first pass every method has one. With
     `resume`, finished runs are kept, the interrupted run continues, earlier rows stay in the table, and methods or
@@ -71,9 +73,10 @@ def compare(
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: give at least 1")
     split = data.evaluation_split(first.data)
+    teacher, boxes = _check_entries(entries, data, split, stored, say)
     summary: dict[str, Any] = {
         "student": first.model.name,
-        "teacher": _check_entries(entries, data, split, stored, say),
+        "teacher": teacher,
         "data": first.data.path,
         "split": split.name,
         "images": len(split),
@@ -86,6 +89,8 @@ def compare(
     warn_if_short(first, summary["training_images"], say)
     if is_main():
         _begin(folder, entries, summary, overwrite=overwrite)
+        if boxes is not None:
+            write_text(folder / TEACHER_BOXES, json.dumps(boxes, allow_nan=False) + "\n")
     barrier()
     runs, summary["stopped"] = train_all(entries, summary["seeds"], folder, resume=resume, console=console)
     summary["rows"] = rows(runs, summary["teacher"]["AP"], data, split, first.train.images_per_step, resamples)
@@ -95,6 +100,8 @@ def compare(
     if console is not None:
         show(summary, console)
         say(f"written to {folder}")
+    if is_main():
+        report_at_end(folder, data, resamples=resamples, console=console)
     return summary
 
 
@@ -174,8 +181,9 @@ def _seed_count(seeds: int | None, stored: Mapping[str, Any]) -> int:
 
 def _check_entries(
     entries: Sequence[Entry], data: Data, split: Split, stored: Mapping[str, Any], say: Say
-) -> dict[str, Any]:
-    """The teacher's numbers on the evaluation split, after the methods of every entry were built for the pair.
+) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+    """The teacher's numbers and boxes on the evaluation split, after the methods of every entry were built for the
+    pair. No boxes if they are not measured: the stored numbers are kept, and some teachers can't be measured.
 
     Raises UserError if a method can't serve the pair, or if the teacher has other weights than the teacher of the
     stored table.
@@ -198,17 +206,20 @@ def _check_entries(
         )
     check_teacher(pair.teacher, data, recipe, predictions_are_read=predictions_are_read, say=say)
     if before:
-        return {**before, "digest": weights}
-    return _measured(pair.teacher, recipe, data, split) | {"digest": weights}
+        return {**before, "digest": weights}, None
+    numbers, boxes = _measured(pair.teacher, recipe, data, split)
+    return numbers | {"digest": weights}, boxes
 
 
-def _measured(teacher: Detector, recipe: Recipe, data: Data, split: Split) -> dict[str, Any]:
-    """The teacher's AP and cost; AP None if its classes differ from those of the data."""
+def _measured(
+    teacher: Detector, recipe: Recipe, data: Data, split: Split
+) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+    """The teacher's AP and cost, and its boxes; AP and boxes None if its classes differ from those of the data."""
     if set(teacher.info.classes) != set(data.classes):
-        return {"AP": None, "AP50": None}
+        return {"AP": None, "AP50": None}, None
     place(teacher, recipe.train.device)
-    metrics, _ = measure(teacher, data, split, recipe.data, recipe.train)
-    return {name: metrics[name] for name in ("AP", "AP50", "params", "flops", "latency_ms")}
+    metrics, boxes = measure(teacher, data, split, recipe.data, recipe.train)
+    return {name: metrics[name] for name in ("AP", "AP50", "params", "flops", "latency_ms")}, boxes
 
 
 def _begin(folder: Path, entries: Sequence[Entry], summary: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -224,7 +235,8 @@ def _begin(folder: Path, entries: Sequence[Entry], summary: Mapping[str, Any], *
         for label in {run.parent for run in runs}:
             if not any(label.iterdir()):
                 label.rmdir()
-        (folder / TABLE).unlink(missing_ok=True)
+        for name in (TABLE, TEACHER_BOXES, PAGE):
+            (folder / name).unlink(missing_ok=True)
     methods = {name: options for entry in entries for name, options in entry.recipe.methods.items()}
     write_text(folder / RECIPE, recipe_text(entries[0].recipe.model_copy(update={"methods": methods})))
     write_json(folder / MARK, summary)

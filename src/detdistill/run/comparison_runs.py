@@ -96,5 +96,5 @@ def _train_one(entry: Entry, seed: int, folder: Path, *, resume: bool, console: 
     started = resume and ((run / "checkpoint").exists() or RunFolder(run).finished)
     restart = not started and (run / "recipe.yaml").exists()  # interrupted before its first checkpoint
     verb = distill if recipe.methods else train
-    verb(recipe, run, resume=started, overwrite=restart, console=console)
+    verb(recipe, run, resume=started, overwrite=restart, page=False, console=console)
     return run

@@ -183,7 +183,7 @@ def make_card(
     options: ExportOptions,
 ) -> "ExportCard":
     """The description that goes into the file. canvas: the fixed padded size, or None."""
-    from detdistill.detectors.statistics import statistics_of
+    from detdistill.detectors.normalization import statistics_of
     from detdistill.evaluation import count_operations, noise_batch
     from detdistill.exporting.card import ExportCard
 

@@ -34,7 +34,10 @@ FILES = (
     "predictions.json",
     "model.safetensors",
     "model.json",
+    "report.html",
 )
+COMPARISON = "comparison.json"  # marks the folder of a comparison
+TEACHER_BOXES = "teacher_predictions.json"  # of a comparison
 PACKAGES = (
     "detdistill",
     "torch",

@@ -16,7 +16,7 @@ from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.defaults import with_saved_data
 from detdistill.run.folder import RunFolder, is_run, require_empty
 from detdistill.run.models import adopt
-from detdistill.run.tables import printer, table
+from detdistill.run.tables import printer, show_findings, table
 
 SHOWN = 40  # rows of the table of classes; of more classes, the most and the least frequent ones
 
@@ -150,13 +150,7 @@ def _print_boxes(inspection: Inspection, console: Console) -> None:
 
 def _print_findings(inspection: Inspection, console: Console) -> None:
     """Each finding with its examples and the remedy, the worst first; then the verdict."""
-    wraps = console.is_terminal  # in a file or a pipe, a finding stays on one line
     if inspection.looked_at < inspection.total:
         console.print(f"pixels: {inspection.looked_at} of {inspection.total} images were decoded, spread evenly")
-    for finding in inspection.findings:
-        console.print(f"{finding.level}: {finding.text}", style="bold", soft_wrap=not wraps)
-        more = finding.count - len(finding.examples)
-        lines = [*finding.examples, *([f"and {more} more"] if finding.examples and more else [])]
-        for line in [*lines, *([f"remedy: {finding.remedy}"] if finding.remedy else [])]:
-            console.print(f"    {line}", soft_wrap=not wraps)
-    console.print(inspection.verdict, soft_wrap=not wraps)
+    show_findings(console, inspection.findings)
+    console.print(inspection.verdict, soft_wrap=not console.is_terminal)

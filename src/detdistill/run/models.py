@@ -87,12 +87,18 @@ def adopt(model: ModelConfig) -> ModelConfig:
 
 
 def start(
-    model: ModelConfig, classes: Sequence[str], seed: int, say: Callable[[str], None]
+    model: ModelConfig,
+    classes: Sequence[str],
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    with_weights: bool = True,
 ) -> tuple[Detector, ModelConfig]:
     """The detector to train, and its config as HEAD:BACKBONE.
 
     Its weights are drawn from `seed`, or are those of the run folder that `model` names. say: prints a line, here about
-    fields that the head does not read. Raises UserError if no model is named, or if the run folder has other classes.
+    fields that the head does not read. with_weights: False leaves the backbone of a new detector random, and nothing is
+    downloaded. Raises UserError if no model is named, or if the run folder has other classes.
     """
     if not model.name:
         raise UserError("no model: give --model or --student HEAD:BACKBONE, such as gfl:resnet18, or a run folder")
@@ -104,7 +110,8 @@ def start(
     torch.manual_seed(seed)
     if not is_run(model.name):
         check_new(model)
-        detector = builders.build(model, tuple(classes))
+        make = builders.build if with_weights else builders.rebuild
+        detector = make(model, tuple(classes))
         for field in builders.fields_without_effect(model):
             head, _ = builders.split_name(model.name)
             say(f"note: model.{field} {getattr(model, field)} has no effect, because {head} does not read it")

@@ -110,7 +110,7 @@ def open_with_notes(recipe: Recipe, say: Say) -> tuple[Data, Recipe]:
 
 
 def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, predictions_are_read: bool, say: Say) -> None:
-    """Print the teacher's AP on a sample of images, never of the test split; see `_sample`.
+    """Print the teacher's AP on a sample of images, never of the test split; see `teacher_sample`.
 
     A teacher of features, or of other classes, can't be measured. Raises UserError if methods read the teacher's
     predictions and its AP is below `teacher.floor`, unless `teacher.allow_weak` is set.
@@ -124,7 +124,7 @@ def check_teacher(teacher: Detector, data: Data, recipe: Recipe, *, predictions_
     if teacher.info.classes != data.classes:
         say("teacher: its classes differ from those of the data, so its AP is not measured")
         return
-    split, note = _sample(data, recipe)
+    split, note = teacher_sample(data, recipe)
     place(teacher, recipe.train.device)
     metrics, _ = measure(teacher, data, split, recipe.data, recipe.train, costs=False)
     average, at_50 = number(metrics["AP"]), number(metrics["AP50"])
@@ -142,7 +142,7 @@ def _at_size(recipe: Recipe) -> str:
     return f" at image size {shown(recipe.data.image_size)} (it was trained on {shown(trained)})"
 
 
-def _sample(data: Data, recipe: Recipe) -> tuple[Split, str]:
+def teacher_sample(data: Data, recipe: Recipe) -> tuple[Split, str]:
     """The images on which the teacher is measured, and what is known of them, in words.
 
     They are images of the val split that neither the student nor the teacher trains on; without any, images of the val

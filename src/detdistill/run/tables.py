@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detdistill.distributed import is_main
+from detdistill.inspection.findings import Finding
 
 Say = Callable[[str], None]
 
@@ -77,6 +78,17 @@ def metrics(console: Console, values: Mapping[str, Any]) -> None:
         parameters, operations = values["params"] / 1e6, values["flops"] / 1e9
         latency = values["latency_ms"]
         console.print(f"{parameters:.2f} M parameters, {operations:.2f} GFLOPs, {latency:.1f} ms per image")
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print each finding with its examples and its remedy. In a file or a pipe, each of these stays on one line."""
+    wraps = console.is_terminal
+    for finding in findings:
+        console.print(f"{finding.level}: {finding.text}", style="bold", soft_wrap=not wraps)
+        more = finding.count - len(finding.examples)
+        lines = [*finding.examples, *([f"and {more} more"] if finding.examples and more else [])]
+        for line in [*lines, *([f"remedy: {finding.remedy}"] if finding.remedy else [])]:
+            console.print(f"    {line}", soft_wrap=not wraps)
 
 
 def _is_number(cell: str) -> bool:

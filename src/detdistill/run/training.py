@@ -22,6 +22,7 @@ from detdistill.run.evaluating import loader_options, measure
 from detdistill.run.folder import ModelCard, RunFolder
 from detdistill.run.models import start
 from detdistill.run.pairing import schedules
+from detdistill.run.reporting import report_at_end
 from detdistill.run.setup import (
     RESULT_FREE,
     begin,
@@ -50,9 +51,13 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    page: bool = True,
     console: Console | None = None,
 ) -> Outcome:
-    """Train `recipe.model` on `recipe.data` without a teacher. Raises UserError before anything is written."""
+    """Train `recipe.model` on `recipe.data` without a teacher. Raises UserError before anything is written.
+
+    page: write report.html, too, if that takes no more than a few seconds.
+    """
     if recipe.methods:
         names = ", ".join(recipe.methods)
         raise UserError(f"the recipe has methods ({names}): use `detdistill distill`, or remove them")
@@ -62,7 +67,7 @@ def train(
     student, model = start(recipe.model, data.classes, recipe.train.seed, say)
     distillation = Distillation(student)
     recipe = with_batch_size(recipe, distillation, None, data, folder, say)
-    job = Job(recipe, model, data, folder, console)
+    job = Job(recipe, model, data, folder, page, console)
     if resume and job.is_finished():
         return job.outcome()
     loader = job.prepare(resume=resume, overwrite=overwrite)
@@ -75,11 +80,12 @@ def distill(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    page: bool = True,
     console: Console | None = None,
 ) -> Outcome:
     """Train `recipe.model` with the labels and with `recipe.methods`, which learn from `recipe.teacher`.
 
-    Raises UserError before anything is written.
+    page: write report.html, too, if that takes no more than a few seconds. Raises UserError before anything is written.
     """
     check_recipe(recipe)
     say = printer(console)
@@ -95,7 +101,7 @@ def distill(
     check_teacher(pair.teacher, data, recipe, predictions_are_read=distillation.need.head, say=say)
     if (warning := trained_on(Path(recipe.teacher.path), data, data.evaluation_split(recipe.data))) is not None:
         say(warning)
-    job = Job(recipe, pair.model, data, folder, console)
+    job = Job(recipe, pair.model, data, folder, page, console)
     if resume and job.is_finished():
         return job.outcome()
     loader = job.prepare(resume=resume, overwrite=overwrite)
@@ -106,13 +112,14 @@ def distill(
 class Job:
     """What surrounds the training loop: the folder before it, weights and metrics after it.
 
-    model: the student's config, as HEAD:BACKBONE.
+    model: the student's config, as HEAD:BACKBONE. page: also write report.html.
     """
 
     recipe: Recipe
     model: ModelConfig
     data: Data
     folder: Path
+    page: bool
     console: Console | None
 
     @property
@@ -205,6 +212,8 @@ class Job:
             self.run.end(recipe, metrics, results)
             with Trackers(recipe.train.trackers, self.folder, summary.steps) as trackers:
                 trackers.log(metrics, summary.steps, FINAL)
+            if self.page:
+                report_at_end(self.folder, self.data, boxes=len(results), console=self.console)
         return Outcome(self.folder, metrics)
 
 
