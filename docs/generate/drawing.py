@@ -30,7 +30,13 @@ CONTINUED = {
     "given": ("decoder of the {side}", "on the given queries"),
     "redecode": ("decoder of the student", "on the teacher's queries"),
 }
-SOURCES = {"resume": "towers", "classify": "proposals", "crossed": "proposals", "given": "queries", "redecode": "queries"}
+SOURCES = {
+    "resume": "towers",
+    "classify": "proposals",
+    "crossed": "proposals",
+    "given": "queries",
+    "redecode": "queries",
+}
 
 
 def drawing(name: str, flow: Flow) -> str:
@@ -184,7 +190,9 @@ def _box(
         f'<text x="{x + width // 2}" y="{first + 16 * number}" fill="{color}"{size}>{escape(text)}</text>'
         for number, text in enumerate(lines)
     )
-    return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="{fill}" stroke="{line}"{stroke}/>{texts}'
+    return (
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="{fill}" stroke="{line}"{stroke}/>{texts}'
+    )
 
 
 def _arrow(x1: int, y1: int, x2: int, y2: int, dashed: bool = False) -> str:
