@@ -26,9 +26,9 @@ Of transformers, as `hf:NAME` from the hub or `hf:FOLDER`: {families}. A ViT tea
 `timm:NAME=FILE`, or `hf:FOLDER`.
 """
 
-WEIGHTS = """The package contains no weights, and its license does not cover those that you load. timm states the license
-of each backbone (`timm.get_pretrained_cfg("resnet18").license` is `apache-2.0`, that of a DINOv3 is `dinov3-license`).
-{host}"""
+WEIGHTS = """The package contains no weights, and its license does not cover those that you load. timm states the
+license of each backbone (`timm.get_pretrained_cfg("resnet18").license` is `apache-2.0`, that of a DINOv3 is
+`dinov3-license`). {host}"""
 
 
 def detectors() -> str:

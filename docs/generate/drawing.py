@@ -6,7 +6,6 @@ from html import escape
 
 from detdistill.detectors.registry import DETECTORS
 from detdistill.methods import METHODS
-from detdistill.types import Need
 
 from .flow import Flow
 
@@ -113,7 +112,8 @@ def _read(side: str, x: int) -> str:
 def _comparison(name: str, flow: Flow) -> Iterator[str]:
     y, height = BAR
     lines = textwrap.wrap(METHODS[name].copies, 76)
-    yield f'<rect x="{CENTER}" y="{y}" width="{RIGHT - CENTER}" height="{height}" rx="6" fill="#e2e8f0" stroke="{PLAIN}"/>'
+    place = f'x="{CENTER}" y="{y}" width="{RIGHT - CENTER}" height="{height}"'
+    yield f'<rect {place} rx="6" fill="#e2e8f0" stroke="{PLAIN}"/>'
     first = y + height // 2 + 5 - 9 * (len(lines) - 1)
     for number, line in enumerate(lines):
         text = escape(line)

@@ -35,7 +35,7 @@ class Flow:
     labels: bool = False
     terms: tuple[str, ...] = ()
     learns: bool = False
-    need: Need = Need()
+    need: Need = field(default_factory=Need)
 
 
 class Pyramids(dict):
