@@ -142,7 +142,7 @@ def test_the_guide_runs_whole(teacher: Path, monkeypatch: pytest.MonkeyPatch) ->
     names = run("docs/guide.md")
     del sys.modules["my_method"]
     assert names["outcome"].metrics.keys() >= {"AP", "per_class"}
-    assert Path("runs/taught/model.safetensors").exists()
+    assert Path("runs/from-python/model.safetensors").exists()
 
 
 def test_the_program_without_torch_finds_the_boxes_of_predict(teacher: Path, tmp_path: Path) -> None:
@@ -263,6 +263,23 @@ def test_commands_parse(page: str, least: int) -> None:
         assert bound is not None
 
 
+CREATES = r"--out (runs/[\w-]+)|, Path\(\"(runs/[\w-]+)"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/tutorial.md"])
+def test_a_run_is_made_before_it_is_read_and_made_once(page: str) -> None:
+    made: set[str] = set()
+    for line in "\n".join(
+        re.findall(r"^```(?:sh|python)\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
+    ).splitlines():
+        line = line.split("#")[0]
+        created = {name for pair in re.findall(CREATES, line) for name in pair if name}
+        assert set(re.findall(r"\bruns/[\w-]+", line)) - created <= made, line
+        assert "--resume" in line or not created & made, line
+        assert "--resume" not in line or created <= made, line
+        made |= created
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_named_commands_and_make_targets_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
@@ -294,7 +311,9 @@ def test_named_fields_options_and_flags_exist(page: str) -> None:
         elif span in (*FILES, "data.yaml", "train.txt"):
             continue
         elif re.fullmatch(rf"({'|'.join(Recipe.model_fields)})(\.\w+)+", span):
-            assert span.startswith("model.options") or any(f"{path}.".startswith(f"{span}.") for path in flags.FIELDS), span
+            assert span.startswith("model.options") or any(
+                f"{path}.".startswith(f"{span}.") for path in flags.FIELDS
+            ), span
 
 
 @pytest.mark.parametrize("page", PAGES)
