@@ -133,3 +133,19 @@ def test_the_tutorial_runs_whole(cards: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ran == [*trained, "report", "compare", "predict", "export", "evaluate"]
     assert Path("student.onnx").exists()
     assert Path("report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "Try a lower --lr or a longer --train.warmup_steps, and check these images",
+        "is below teacher.floor",
+        "To continue anyway, lower --teacher.floor or set --teacher.allow-weak",
+        "drowns the task",
+        "no known layout. Found",
+        "training waits for images",
+    ],
+)
+def test_quoted_messages_are_those_of_the_program(fragment: str) -> None:
+    assert fragment in " ".join(text("docs/troubleshooting.md").split())
+    assert any(fragment in path.read_text() for path in (ROOT / "src").rglob("*.py"))
