@@ -140,6 +140,7 @@ def test_the_guide_runs_whole(teacher: Path, monkeypatch: pytest.MonkeyPatch) ->
     own_files(Path())
     monkeypatch.syspath_prepend(str(Path().absolute()))
     names = run("docs/guide.md")
+    run("docs/extending.md")
     del sys.modules["my_method"]
     assert names["outcome"].metrics.keys() >= {"AP", "per_class"}
     assert Path("runs/from-python/model.safetensors").exists()
@@ -175,7 +176,7 @@ def test_the_program_without_torch_finds_the_boxes_of_predict(teacher: Path, tmp
 def own_files(folder: Path) -> list[str]:
     """The pages' files of one's own, written into a folder, as --import flags."""
     flags = []
-    for block in (*blocks("docs/guide.md", "python"), *blocks("docs/own_detector.md", "python")):
+    for block in (*blocks("docs/extending.md", "python"), *blocks("docs/own_detector.md", "python")):
         if re.match(r"# \w+\.py\n", block):
             path = folder / block.split("\n", 1)[0].removeprefix("# ")
             path.write_text(block)
@@ -221,7 +222,7 @@ def test_a_method_a_detector_and_a_format_of_ones_own_reach_the_command_line(
 
 @pytest.mark.parametrize(("row", "value"), [("0.png,disc,8,8", "'disc', '8', '8'"), ("0.png,disc,8,x,40,48", "'x'")])
 def test_the_guides_own_format_names_a_malformed_row(row: str, value: str, tmp_path: Path) -> None:
-    (source,) = [block for block in blocks("docs/guide.md", "python") if block.startswith("# my_format.py")]
+    (source,) = [block for block in blocks("docs/extending.md", "python") if block.startswith("# my_format.py")]
     exec(compile(source, "my_format.py", "exec"), {})
     for number in range(5):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
@@ -245,6 +246,10 @@ def test_the_guides_own_format_names_a_malformed_row(row: str, value: str, tmp_p
         ("docs/guide.md", 6),
         ("docs/python.md", 1),
         ("docs/own_detector.md", 2),
+        ("docs/inspecting.md", 3),
+        ("docs/predicting.md", 4),
+        ("docs/comparing.md", 3),
+        ("docs/extending.md", 3),
         ("docs/tutorial.md", 10),
         ("docs/choose.md", 5),
         ("docs/machines.md", 4),
@@ -263,15 +268,16 @@ def test_commands_parse(page: str, least: int) -> None:
         assert bound is not None
 
 
+GUIDE = tuple(f"docs/{name}.md" for name in ("guide", "inspecting", "predicting", "comparing", "extending"))
 CREATES = r"--out (runs/[\w-]+)|, Path\(\"(runs/[\w-]+)"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/tutorial.md"])
-def test_a_run_is_made_before_it_is_read_and_made_once(page: str) -> None:
+@pytest.mark.parametrize("pages", [("README.md",), ("docs/tutorial.md",), GUIDE])
+def test_a_run_is_made_before_it_is_read_and_made_once(pages: tuple[str, ...]) -> None:
     made: set[str] = set()
-    for line in "\n".join(
-        re.findall(r"^```(?:sh|python)\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
-    ).splitlines():
+    whole = "\n".join(map(text, pages))
+    found = re.findall(r"^```(?:sh|python)\n(.*?)^```", whole, re.MULTILINE | re.DOTALL)
+    for line in "\n".join(found).splitlines():
         line = line.split("#")[0]
         created = {name for pair in re.findall(CREATES, line) for name in pair if name}
         assert set(re.findall(r"\bruns/[\w-]+", line)) - created <= made, line

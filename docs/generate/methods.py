@@ -81,7 +81,7 @@ NO_GAIN = "No published AP of an object detector on COCO could be verified, so n
 
 UNMEASURED = """Not in the tables of [results](../results.md) yet. Compare it on your data:
 `detdistill compare --methods none,{name}` with your student and teacher, see
-[comparing methods](../guide.md#comparing-methods)."""
+[comparing methods](../comparing.md)."""
 
 
 def methods() -> str:
