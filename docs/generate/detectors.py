@@ -26,6 +26,8 @@ Of transformers, as `hf:NAME` from the hub or `hf:FOLDER`: {families}. A ViT tea
 `timm:NAME=FILE`, or `hf:FOLDER`.
 """
 
+EXPORT = "[its limits](../guide.md#handing-a-detector-to-transformers)"
+
 WEIGHTS = """The package contains no weights, and its license does not cover those that you load. timm states the
 license of each backbone (`timm.get_pretrained_cfg("resnet18").license` is `apache-2.0`, that of a DINOv3 is
 `dinov3-license`). {host}"""
@@ -53,7 +55,7 @@ def detector_page(name: str) -> str:
         ("feature maps that methods can read", ", ".join(f"`{pyramid}`" for pyramid in info.channels)),
         ("parts that methods can read or continue", ", ".join(_parts(name)) or "none"),
         ("as a teacher, pretrained", _pretrained(name, record)),
-        ("exports", "`onnx`, `openvino`, `torch`" + (", `transformers`" if record.host is not None else "")),
+        ("export to a folder of transformers", "no" if record.host is None else f"yes, see {EXPORT}"),
     ]
     if record.learning_rate is not None:
         facts.append(("published learning rate of AdamW", f"{record.learning_rate:g}"))
