@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detdistill.exporting.onnx_layers import layers, leading
 
-BETWEEN = ("Relu", "MaxPool")
+BETWEEN = ("Relu", "Clip", "MaxPool")
 
 
 class _Reader(CalibrationDataReader):

@@ -3,12 +3,18 @@
 torch writes version 18 or later, and ONNX's own converter does not know all operators.
 """
 
+from typing import Any
+
 import onnx
 from onnx import NodeProto, defs, helper, numpy_helper
 
 from detdistill.errors import UserError
 
-NEW_ATTRIBUTES = {"Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}, "Split": {"num_outputs": None}}
+NEW_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "Split": {"num_outputs": None},
+}
+"""Attributes of version 18 and the value with which they have no effect; None: any."""
 UNCHANGED = ("ScatterElements", "ScatterND", "Pad")  # they have new options, which are checked below
 
 

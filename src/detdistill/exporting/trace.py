@@ -1,5 +1,6 @@
 """A detector as one graph of torch operations, from padded images to detections."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,15 @@ def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, plai
         for axis, name in ((2, "rows"), (3, "columns")):
             shapes["images"][axis] = MULTIPLE * Dim(name, min=1, max=MOST_CELLS)
     suppression = plain_suppression() if plain else nullcontext()
-    with evaluating(detector), torch.no_grad(), symbolic_sizes(), symbolic_padding(), suppression:
+    with (
+        warnings.catch_warnings(),
+        evaluating(detector),
+        torch.no_grad(),
+        symbolic_sizes(),
+        symbolic_padding(),
+        suppression,
+    ):
+        warnings.simplefilter("ignore")  # of torch and torchvision, on their own functions
         return torch.export.export(Detect(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
 
 

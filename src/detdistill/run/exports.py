@@ -221,7 +221,7 @@ def _calibration_images(data: Data | None, split: Split | None, config: DataConf
         raise UserError("--precision int8: the data has no train split to calibrate on; add one to --data")
     if split.name == "train":
         problem = "the file is calibrated on the train split, so its AP must be measured on another one"
-        raise UserError(f"--precision int8: {problem}; choose it with --split")
+        raise UserError(f"--precision int8: {problem}; choose it with --data.eval-split")
     images = _images(data.split("train"), config, CALIBRATION)
     say(f"calibrating int8 on {len(images)} images of the train split")
     return images
