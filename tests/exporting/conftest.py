@@ -29,7 +29,7 @@ def small() -> Any:
     with torch.no_grad():
         for path, weight in detector.named_parameters():
             if path in ("head.classifier.weight", "head.regressor.weight"):
-                weight.normal_(std=0.3)
+                weight.normal_(std=1.0)
     return detector.eval()
 
 

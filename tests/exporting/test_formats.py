@@ -53,7 +53,7 @@ def test_a_file_gives_the_detections_of_the_detector(suffix: str, small: Any, sm
 
 def _wrong_onnx(model: onnx.ModelProto, path: Path, save: Callable[..., None]) -> None:
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
-    weights[3].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights[3]) * 1.5, weights[3].name))
+    weights[3].CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights[3]), weights[3].name))
     save(model, path)
 
 
@@ -65,7 +65,7 @@ def _wrong_torch(trace: Any, card: Any, path: Path, save: Callable[..., None]) -
     weight = next(value for value in trace.program.state_dict.values() if value.dim() == 4)
     before = weight.detach().clone()
     try:
-        weight.data.mul_(1.5)
+        weight.data.neg_()
         save(trace, card, path)
     finally:
         weight.data.copy_(before)

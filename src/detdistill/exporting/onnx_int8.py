@@ -14,6 +14,7 @@ from torch import Tensor
 from detdistill.exporting.onnx_layers import layers, leading
 
 BETWEEN = ("Relu", "Clip", "MaxPool")
+BOX = 4
 
 
 class _Reader(CalibrationDataReader):
@@ -55,7 +56,23 @@ def to_int8(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx.ModelProto
 
 
 def chosen(graph: onnx.GraphProto) -> list[NodeProto]:
-    """The nodes to quantize."""
+    """The nodes to quantize: the layers, and what can be computed with integers between them.
+
+    Layers that predict keep their weights and outputs: those that no other layer follows, and those with four outputs,
+    which are boxes that a decoder refines. A step of 8 bits is too large for a coordinate.
+    """
     found = layers(graph)
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
     wanted = leading(graph, found)
-    return [node for node in graph.node if node.output[0] in wanted and (node in found or node.op_type in BETWEEN)]
+    return [
+        node
+        for node in graph.node
+        if node.output[0] in wanted
+        and (node.op_type in BETWEEN or (node in found and outputs(node, weights[node.input[1]]) != BOX))
+    ]
+
+
+def outputs(node: NodeProto, shape: Sequence[int]) -> int:
+    """The number of outputs of a layer with a weight of this shape."""
+    is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return shape[0] if node.op_type == "Conv" or is_transposed else shape[1] if len(shape) > 1 else 1
