@@ -52,8 +52,8 @@ def test_a_file_gives_the_detections_of_the_detector(suffix: str, small: Any, sm
 
 
 def _wrong_onnx(model: onnx.ModelProto, path: Path, save: Callable[..., None]) -> None:
-    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
-    weights[3].CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights[3]), weights[3].name))
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "detector.head.classifier.weight")
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
     save(model, path)
 
 

@@ -188,7 +188,7 @@ def _write(
         form.write(Job(traced, card, options.opset, images, calibration, say), temporary)
         exported = ExportedDetector(temporary)
         found = check.compare(detector, exported, check.sample_batches(images), card, options.tolerance)
-        _check_difference(found, out, model, form.runtime, options, say)
+        _check_difference(found, len(images), f"{out}: {form.runtime}", model, options, say)
         record: dict[str, Any] = {**asdict(card), "format": kind, "difference": asdict(found)}
         if kind != "torch":
             record["opset"] = options.opset
@@ -203,15 +203,15 @@ def _write(
 
 
 def _check_difference(
-    found: "Difference", out: Path, model: str | Path, runtime: str, options: ExportOptions, say: Say
+    found: "Difference", images: int, file: str, model: str | Path, options: ExportOptions, say: Say
 ) -> None:
     """Say how much the detections differ. Raises UserError if they should be equal and are not."""
     if options.precision == "int8":
         say(f"compared with {model}: {found.text()}")  # whether int8 is good enough is a question of the AP
     elif found.fits(options.tolerance):
-        say(f"equal to {model} on images, a batch of three and an empty picture: {found.text()}")
+        say(f"equal to {model} on {images} images, a batch of three and an empty picture: {found.text()}")
     else:
-        raise UserError(f"{out}: {runtime} gives other detections than {model}: {found.text()}; nothing is written")
+        raise UserError(f"{file} gives other detections than {model}: {found.text()}; nothing is written")
 
 
 def _calibration_images(data: Data | None, split: Split | None, config: DataConfig, say: Say) -> list[Tensor]:
