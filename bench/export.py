@@ -14,19 +14,26 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
+import onnx
 import torch
 
 from detdistill import run
 from detdistill.detectors.build import build
 from detdistill.errors import UserError
-from detdistill.exporting import SUFFIXES
+from detdistill.exporting import SUFFIXES, onnx_file
+from detdistill.exporting import trace as tracing
+from detdistill.exporting.card import ExportCard
+from detdistill.exporting.trace import Trace
 from detdistill.recipe import DataConfig, ModelConfig, TrainConfig
 from detdistill.run.exports import record_path
 
+TRACE, TO_MODEL = tracing.trace, onnx_file.to_model
 CLASSES = ("disc", "square", "star")
 SIZE = (96, 128)
 SMALL: dict[str, Any] = {"channels": 32, "backbone_weights": "none", "strides": (8, 16, 32)}
@@ -69,6 +76,39 @@ def families(names: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]:
         detector = build(ModelConfig(name=f"{head}:resnet18", **SMALL | fields), CLASSES)
         run.save(detector, target, image_size=SIZE)
         yield name, target
+
+
+class Shared:
+    """Inside this context, the files of one detector share its traces and ONNX models, which takes most of the time."""
+
+    def __init__(self) -> None:
+        self.traces: dict[bool, Trace] = {}
+        self.models: dict[int, bytes] = {}
+
+    def clear(self) -> None:
+        """Begin with another detector."""
+        self.traces.clear()
+        self.models.clear()
+
+    def trace(self, detector: Any, canvas: tuple[int, int], *, fixed: bool, plain: bool) -> Trace:
+        if plain not in self.traces:
+            self.traces[plain] = TRACE(detector, canvas, fixed=fixed, plain=plain)
+        return self.traces[plain]
+
+    def to_model(self, trace: Trace, card: ExportCard, opset: int) -> onnx.ModelProto:
+        if opset not in self.models:
+            self.models[opset] = TO_MODEL(trace, card, opset).SerializeToString()
+        model = onnx.ModelProto.FromString(self.models[opset])
+        values = card.metadata()
+        for entry in model.metadata_props:
+            entry.value = values[entry.key]
+        return model
+
+    def patches(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(patch("detdistill.exporting.trace.trace", self.trace))
+        stack.enter_context(patch("detdistill.exporting.onnx_file.to_model", self.to_model))
+        return stack
 
 
 def row(
@@ -162,10 +202,14 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     done = {tuple(entry[key] for key in ("model", "format", "precision", "opset")) for entry in rows}
-    with TemporaryDirectory() as folder:
+    shared, previous = Shared(), None
+    with TemporaryDirectory() as folder, shared.patches():
         for name, model, kind, precision, opset, data in jobs(options, Path(folder)):
             if (name, kind, precision, opset if kind != "torch" else None) in done:
                 continue
+            if model != previous:
+                shared.clear()
+            previous = model
             rows.append(row(name, model, kind, precision, opset, data, Path(folder)))
             print(*(f"{key}: {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
             if options.json:
