@@ -33,4 +33,5 @@ def load(path: Path) -> tuple[Any, dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
-    return program.module(), json.loads(extra[CARD] or "{}")
+    # torch's guards refuse images whose coarsest map has one row, because it takes a size of 1 for another case.
+    return program.module(check_guards=False), json.loads(extra[CARD] or "{}")
