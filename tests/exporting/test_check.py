@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detdistill.exporting.check import Tolerance, difference, padded, padded_size, sample_batches
-from detdistill.exporting.trace import Trace
+from detdistill.exporting.check import Tolerance, difference, padded, sample_batches
 from detdistill.types import Detections
-from tests.exporting.conftest import card_of
+from tests.exporting.builders import card_of
 
 TOLERANCE = Tolerance(score=0.01, box=1.0, alone=0.1)
-CARD = replace(card_of("gfl", Trace(None, True)), detections=3, threshold=0.1)  # type: ignore[arg-type]
+CARD = replace(card_of("gfl"), detections=3, threshold=0.1)
 
 
 def found(*entries: tuple[float, float, int]) -> Detections:
@@ -65,8 +64,8 @@ def test_batches_of_a_comparison() -> None:
 
 def test_images_are_padded_as_the_file_pads_them() -> None:
     fixed = replace(CARD, multiple=None, canvas=(64, 96))
-    assert padded_size((33, 64), CARD) == (64, 64)
-    assert padded_size((33, 64), fixed) == (64, 96)
+    assert CARD.padded_size(33, 64) == (64, 64)
+    assert fixed.padded_size(33, 64) == (64, 96)
     batch = padded(torch.ones(2, 3, 33, 64, dtype=torch.uint8), CARD)
     assert batch.images.shape == (2, 3, 64, 64)
     assert batch.images.sum() == 2 * 3 * 33 * 64

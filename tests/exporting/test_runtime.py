@@ -9,15 +9,14 @@ import torch
 from detdistill.errors import UserError
 from detdistill.exporting.runtime import ExportedDetector, is_exported
 from detdistill.types import Batch
-from tests.exporting.conftest import Exported
 
 
-def test_images_of_several_sizes_go_through_in_groups(gfl: Exported) -> None:
+def test_images_of_several_sizes_go_through_in_groups(onnx_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8, generator=generator)
     sizes = torch.tensor([[96, 128], [64, 70], [96, 128]])
     batch = Batch(images, sizes, sizes, torch.arange(3), ())
-    detector = ExportedDetector(gfl.path)
+    detector = ExportedDetector(onnx_path)
     calls: list[tuple[int, ...]] = []
     session = detector.session
     detector.session = lambda array: calls.append(array.shape) or session(array)  # type: ignore[assignment]
@@ -32,24 +31,24 @@ def test_images_of_several_sizes_go_through_in_groups(gfl: Exported) -> None:
         assert (found[index].boxes[:, 2] <= width).all() and (found[index].boxes[:, 3] <= height).all()
 
 
-def test_a_file_that_cannot_be_read_is_one_line(gfl: Exported, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_one_line(onnx_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.onnx: there is no such file"):
         ExportedDetector(tmp_path / "gone.onnx")
     damaged = tmp_path / "damaged.onnx"
-    damaged.write_bytes(gfl.path.read_bytes()[:5000])
+    damaged.write_bytes(onnx_path.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"damaged\.onnx: onnxruntime can't load it"):
         ExportedDetector(damaged)
-    model = onnx.load(gfl.path)
+    model = onnx.load(onnx_path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match=r"foreign\.onnx: it has no description by detdistill"):
         ExportedDetector(tmp_path / "foreign.onnx")
 
 
-def test_a_file_only_detects(gfl: Exported) -> None:
+def test_a_file_only_detects(onnx_path: Path) -> None:
     with pytest.raises(UserError, match="can only detect"):
-        ExportedDetector(gfl.path).observe(None)
-    assert ExportedDetector(gfl.path).backbone_parameters() == []
+        ExportedDetector(onnx_path).observe(None)
+    assert ExportedDetector(onnx_path).backbone_parameters() == []
 
 
 def test_files_are_known_by_their_suffix() -> None:

@@ -4,12 +4,15 @@ A detector gives candidates of a fixed number for all images of a batch, in oper
 and every exported file make detections of them by the same rules.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from detdistill.geometry import extents
 from detdistill.types import Detections, Layout
@@ -69,13 +72,31 @@ class Candidates:
         return boxes, best, torch.where(is_detection, labels.gather(1, index), -1)
 
 
-@torch.library.custom_op("detdistill::suppress", mutates_args=())
+_is_plain = ContextVar("suppression in operators of torch and torchvision", default=False)
+
+
+@contextmanager
+def plain_suppression() -> Iterator[None]:
+    """Inside this context, `suppress` consists of operators of torch and torchvision only, for traces."""
+    token = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(token)
+
+
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
     """The scores (B, M), 0 for rows that overlap a better row of the same image and class by more than `iou`.
 
     boxes: (B, M, 4). scores: (B, M). Rows with score 0 suppress nothing. labels: (B, M), in 0..classes-1.
-    It is an operation of its own, so that an export can replace it by the suppression of its runtime.
     """
+    kept = _plain_suppress if _is_plain.get() else _suppress
+    return kept(boxes, scores, labels, iou, classes)
+
+
+# It is an operation of its own, so that an export can replace it by the suppression of its runtime.
+@torch.library.custom_op("detdistill::suppress", mutates_args=())
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
     kept = torch.zeros_like(scores)
     for image, image_scores in enumerate(scores):
         rows = image_scores.nonzero()[:, 0]
@@ -84,9 +105,24 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes:
     return kept
 
 
-@suppress.register_fake
+@_suppress.register_fake
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
     return torch.empty_like(scores)
+
+
+def _plain_suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
+    """As `suppress`: boxes of different images and classes are moved apart, so that they don't overlap.
+
+    Double precision, because the moved coordinates are large.
+    """
+    count = scores.shape[0]
+    flat = scores.flatten()
+    rows = flat.nonzero()[:, 0]
+    groups = (labels + classes * torch.arange(count, device=labels.device)[:, None]).flatten()[rows]
+    distance = groups.double() * (boxes.abs().amax().double() + 1) * 2
+    moved = boxes.flatten(0, 1)[rows].double() + distance[:, None]
+    best = rows[nms(moved, flat[rows].double(), iou)]
+    return torch.zeros_like(flat).index_put((best,), flat[best]).view_as(scores)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

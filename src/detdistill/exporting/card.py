@@ -64,3 +64,9 @@ class ExportCard:
     def accepts(self, height: int, width: int) -> bool:
         """True if images of this size can be given to the file."""
         return self.multiple is not None or (height <= self.canvas[0] and width <= self.canvas[1])
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which images of this size are padded."""
+        if self.multiple is None:
+            return self.canvas
+        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple

@@ -14,6 +14,7 @@ from onnxscript import opset18
 
 from detdistill.data.transforms import MULTIPLE
 from detdistill.exporting.card import ExportCard
+from detdistill.exporting.onnx_opset17 import to_opset17
 from detdistill.exporting.trace import Trace
 
 OUTPUTS = ("boxes", "scores", "labels")
@@ -30,7 +31,7 @@ def to_model(trace: Trace, card: ExportCard, opset: int) -> onnx.ModelProto:
         program = torch.onnx.export(
             trace.program,
             dynamo=True,
-            opset_version=opset,
+            opset_version=max(opset, 18),  # the lowest one that torch writes
             verbose=False,
             output_names=OUTPUTS,
             custom_translation_table={
@@ -45,6 +46,8 @@ def to_model(trace: Trace, card: ExportCard, opset: int) -> onnx.ModelProto:
     for key, value in card.metadata().items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
+    if opset == 17:
+        to_opset17(model)
     onnx.checker.check_model(model)
     return model
 
@@ -96,6 +99,7 @@ def _add_padding(graph: onnx.GraphProto, card: ExportCard) -> None:
         "pad_multiple": [MULTIPLE],
         "pad_canvas": list(card.canvas),
         "pad_none": [0],
+        "pad_no_starts": [0] * 6,  # of all four axes; then the ends of the first two
         "pad_one": [1],
         "pad_size_shape": [1, 2],
         "pad_canvas_shape": [0, 3, *card.canvas],
@@ -112,17 +116,17 @@ def _add_padding(graph: onnx.GraphProto, card: ExportCard) -> None:
         nodes += [
             helper.make_node("Neg", ["pad_size"], ["pad_negative"]),
             helper.make_node("Mod", ["pad_negative", "pad_multiple"], ["pad_missing"]),
-            helper.make_node("Pad", ["images", "pad_missing_ends", "", "pad_axes"], ["canvas"]),
+            helper.make_node("Pad", ["images", "pad_missing_ends"], ["canvas"]),
         ]
     else:
         nodes += [
             helper.make_node("Sub", ["pad_canvas", "pad_size"], ["pad_difference"]),
             # Not negative, which would cut off a part of a larger image: the Reshape then fails.
             helper.make_node("Max", ["pad_difference", "pad_none"], ["pad_missing"]),
-            helper.make_node("Pad", ["images", "pad_missing_ends", "", "pad_axes"], ["pad_padded"]),
+            helper.make_node("Pad", ["images", "pad_missing_ends"], ["pad_padded"]),
             helper.make_node("Reshape", ["pad_padded", "pad_canvas_shape"], ["canvas"]),
         ]
-    starts = helper.make_node("Concat", ["pad_none", "pad_none", "pad_missing"], ["pad_missing_ends"], axis=0)
+    starts = helper.make_node("Concat", ["pad_no_starts", "pad_missing"], ["pad_missing_ends"], axis=0)
     nodes.insert(-1 if card.multiple is not None else -2, starts)
     used = {name for node in nodes for name in node.input}
     tensors = [

@@ -1,62 +1,16 @@
 """Exported files as detectors: the same `detect` as a detector of this package, computed by the file's own runtime."""
 
-from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detdistill.errors import UserError
-from detdistill.exporting.card import ExportCard
+from detdistill.exporting.sessions import OPENERS
 from detdistill.geometry import extents
 from detdistill.types import Batch, Detections, DetectorInfo
-
-Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-
-
-class Session(Protocol):
-    """A file that a runtime has loaded."""
-
-    card: ExportCard
-
-    @abstractmethod
-    def __call__(self, images: NDArray[np.uint8]) -> Arrays:
-        """Images (B, 3, H, W), RGB, to boxes (B, D, 4), scores (B, D) and labels (B, D); see `Candidates.table`."""
-        ...
-
-
-class ONNXSession:
-    """An ONNX file in onnxruntime, on the CPU.
-
-    threads: number of threads of one operation; 0 lets onnxruntime choose. Raises UserError if the file is damaged or
-    not one of ours.
-    """
-
-    def __init__(self, path: Path, threads: int = 0):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError(f"{path}: onnxruntime is missing; install it with `pip install onnxruntime`") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # its errors are raised as exceptions too
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has its own types of errors
-            raise UserError(f"{path}: onnxruntime can't load it ({_one_line(error)}); export it again") from None
-        self.card = ExportCard.read(self.session.get_modelmeta().custom_metadata_map, str(path))
-
-    def __call__(self, images: NDArray[np.uint8]) -> Arrays:
-        boxes, scores, labels = self.session.run(None, {"images": images})
-        return boxes, scores, labels
-
-
-OPENERS: dict[str, Callable[[Path, int], Session]] = {".onnx": ONNXSession}
-"""What loads a file, by its suffix."""
 
 
 def is_exported(path: str | Path) -> bool:
@@ -68,7 +22,7 @@ class ExportedDetector(nn.Module):
     """An exported file as a detector; see `types.Detector`. It detects, and does nothing else.
 
     Every image is given to the file without the padding of its batch, as a program that uses the file would do.
-    threads: see `ONNXSession`. Raises UserError if there is no such file, or if it can't be loaded.
+    threads: see `Session`. Raises UserError if there is no such file, or if it can't be loaded.
     """
 
     def __init__(self, path: Path, threads: int = 0):
@@ -117,7 +71,3 @@ class ExportedDetector(nn.Module):
             Detections(image_boxes[rows], image_scores[rows], image_labels[rows])
             for image_boxes, image_scores, image_labels, rows in zip(boxes, scores, labels, kept, strict=True)
         ]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,7 +1,7 @@
 """A detector as one graph of torch operations, from padded images to detections."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from detdistill.data.transforms import MULTIPLE
-from detdistill.detectors.candidates import Candidates
+from detdistill.detectors.candidates import Candidates, plain_suppression
+from detdistill.detectors.timm.symbolic import symbolic_padding
 from detdistill.detectors.transformers.symbolic import symbolic_sizes
 from detdistill.errors import UserError
 from detdistill.evaluation.evaluate import evaluating
@@ -51,11 +52,11 @@ class Trace:
     reason: str = ""
 
 
-def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, half: bool = False) -> Trace:
+def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, plain: bool = False) -> Trace:
     """Trace a detector in evaluation mode, for batches of any number, and images of any size where it allows that.
 
-    canvas: (height, width) of the padded images if the size is fixed. fixed: fix it in any case. half: run the network
-    in half precision; boxes and scores stay in single precision. Raises UserError if torch can't export the detector.
+    canvas: (height, width) of the padded images if the size is fixed. fixed: fix it in any case. plain: use operators
+    of torch and torchvision only. Raises UserError if torch can't export the detector.
     """
     if not hasattr(detector, "candidates"):
         problem = f"{detector.info.kind} has no method `candidates`, which gives its boxes before suppression"
@@ -63,11 +64,11 @@ def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, h
     reason = ""
     if not fixed:
         try:
-            return Trace(_program(detector, EXAMPLE, dynamic=True, half=half), dynamic=True)
+            return Trace(_program(detector, EXAMPLE, dynamic=True, plain=plain), dynamic=True)
         except Exception as error:  # torch raises errors of many types for what it can't trace
             reason = _one_line(error)
     try:
-        return Trace(_program(detector, canvas, dynamic=False, half=half), dynamic=False, reason=reason)
+        return Trace(_program(detector, canvas, dynamic=False, plain=plain), dynamic=False, reason=reason)
     except Exception as error:
         raise UserError(
             f"export: torch can't export {detector.info.kind} with this backbone ({_one_line(error)}); train another "
@@ -75,7 +76,7 @@ def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, h
         ) from error
 
 
-def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, half: bool) -> ExportedProgram:
+def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, plain: bool) -> ExportedProgram:
     # Two images, and not one: torch takes a size of 1 for fixed.
     images = torch.zeros(2, 3, *canvas, dtype=torch.uint8)
     sizes = torch.tensor([canvas, canvas])
@@ -84,18 +85,17 @@ def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, half
     if dynamic:
         for axis, name in ((2, "rows"), (3, "columns")):
             shapes["images"][axis] = MULTIPLE * Dim(name, min=1, max=MOST_CELLS)
-    with evaluating(detector), torch.no_grad(), symbolic_sizes(), _precision(half):
+    suppression = plain_suppression() if plain else nullcontext()
+    with (
+        warnings.catch_warnings(),
+        evaluating(detector),
+        torch.no_grad(),
+        symbolic_sizes(),
+        symbolic_padding(),
+        suppression,
+    ):
+        warnings.simplefilter("ignore")  # of torch and torchvision, on their own functions
         return torch.export.export(Detect(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
-
-
-@contextmanager
-def _precision(half: bool) -> Iterator[None]:
-    if not half:
-        yield
-        return
-    # Without the cache, each use of a weight has its own conversion, which an export folds into the weight.
-    with torch.autocast("cpu", torch.float16, cache_enabled=False):
-        yield
 
 
 def _one_line(error: Exception) -> str:

@@ -1,13 +1,11 @@
 """A trained detector in the format of another library, verified."""
 
-import statistics
-import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from detdistill.data import Data, EvalLoader, Split, open_data
 from detdistill.data.records import spread
 from detdistill.data.transforms import MULTIPLE, sides
 from detdistill.errors import UserError
-from detdistill.exporting import SUFFIXES, Format, Precision
+from detdistill.exporting import EXTRAS, SUFFIXES, Format, Precision
 from detdistill.files import replacing, write_json
 from detdistill.recipe import DataConfig, TrainConfig
 from detdistill.run.defaults import with_known_size, with_saved_data
@@ -23,13 +21,13 @@ from detdistill.run.evaluating import measure
 from detdistill.run.folder import RunFolder
 from detdistill.run.models import category_ids_of, find_detector, load
 from detdistill.run.tables import Say, printer
-from detdistill.types import Batch, Detector
+from detdistill.types import Detector
 
 if TYPE_CHECKING:
-    from detdistill.exporting.card import ExportCard
+    from detdistill.exporting.check import Difference, Tolerance
 
 SAMPLES = 9  # images of the comparison
-TIMED = 20  # runs of one image, of which the median is taken
+CALIBRATION = 100  # images, at most, from which the ranges of int8 are taken
 AP_TOLERANCE = 0.05  # in percent points: AP of the file and of the detector that count as equal
 
 
@@ -42,6 +40,13 @@ class ExportOptions:
     fixed: bool
     max_loss: float
     force: bool
+
+    @property
+    def tolerance(self) -> "Tolerance":
+        """Of the comparison with the detector."""
+        from detdistill.exporting.check import TOLERANCES
+
+        return TOLERANCES[self.precision]
 
 
 def export(
@@ -76,9 +81,13 @@ def export(
     if kind == "transformers":
         return _export_folder(model, out, overwrite, say)
     _check_file(out, SUFFIXES[kind], overwrite)
+    _check_extras(kind)
+    _check_precision(kind, precision)
     config = data or DataConfig()
     given = data is not None and bool(data.path or data.train or data.val or data.test)
     config = with_known_size(with_saved_data(config, model), model, say)
+    if precision == "int8" and not given:
+        raise UserError("--precision int8: it is calibrated and measured on images; give --data")
     opened = open_data(config) if given else None
     detector, report = find_detector(str(model), opened.classes if opened else ())
     say(f"model: {report}")
@@ -102,6 +111,23 @@ def _format(format: Format | None, out: Path) -> str:
     if format in SUFFIXES and out.suffix.lower() != SUFFIXES[format]:
         raise UserError(f"--out {out}: a file of --format {format} ends in {SUFFIXES[format]}")
     return format
+
+
+def _check_extras(kind: str) -> None:
+    """Raises UserError if a library that the format needs is not installed."""
+    missing = [name for name in EXTRAS.get(kind, ()) if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format {kind}: {', '.join(missing)} is missing; install it with `pip install 'detdistill[{kind}]'`"
+        )
+
+
+def _check_precision(kind: str, precision: str) -> None:
+    """Raises UserError if the format can't have the precision."""
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
+    if kind == "torch" and precision != "fp32":
+        raise UserError(f"--precision {precision}: a file of --format torch has fp32; choose onnx or openvino")
 
 
 def _export_folder(model: str | Path, out: Path, overwrite: bool, say: Say) -> Path:
@@ -140,81 +166,77 @@ def _write(
     say: Say,
 ) -> dict[str, Any]:
     """Write and verify one file, and return the record of the comparison."""
-    from detdistill.exporting import check  # these import libraries that are extras
-    from detdistill.exporting.formats import GRAPH_FORMATS
+    from detdistill.exporting import check, describe  # these import libraries that are extras
+    from detdistill.exporting.formats import GRAPH_FORMATS, Job
     from detdistill.exporting.runtime import ExportedDetector
     from detdistill.exporting.trace import trace
 
-    size = sides(config.image_size)
+    form, size = GRAPH_FORMATS[kind], sides(config.image_size)
+    split = data.evaluation_split(config) if data is not None else None
+    images = sample_images(split, config, size)
+    calibration = _calibration_images(data, split, config, say) if options.precision == "int8" else []
     say(f"exporting {detector.info.kind} for images of {size[0]} x {size[1]}")
     canvas = (-(-size[0] // MULTIPLE) * MULTIPLE, -(-size[1] // MULTIPLE) * MULTIPLE)
-    traced = trace(detector, canvas, fixed=options.fixed, half=options.precision == "fp16")
-    card = make_card(detector, model, size, canvas if not traced.dynamic else None, options)
+    traced = trace(detector, canvas, fixed=options.fixed, plain=form.is_plain)
+    ids = category_ids_of(str(model), detector)
+    card = describe.make_card(detector, ids, size, canvas if not traced.dynamic else None, options.precision)
     if traced.reason:
         say(f"note: images are padded to {canvas[0]} x {canvas[1]} inside, because {traced.reason}")
-    split = data.evaluation_split(config) if data is not None else None
-    with replacing(out) as temporary:
-        GRAPH_FORMATS[kind].write(traced, card, temporary, options.opset)
+    with replacing(out) as temporary, ExitStack() as companions:
+        for suffix in form.companions:  # they appear before the file itself, which is not read without them
+            companions.enter_context(replacing(out.with_suffix(suffix)))
+        form.write(Job(traced, card, options.opset, images, calibration, say), temporary)
         exported = ExportedDetector(temporary)
-        tolerance = check.TOLERANCES[options.precision]
-        images = sample_images(split, config, size)
-        found = check.compare(detector, exported, check.sample_batches(images), card, tolerance)
-        if not found.fits(tolerance):
-            raise UserError(
-                f"{out}: {GRAPH_FORMATS[kind].runtime} gives other detections than {model}: {found.text()}; nothing is "
-                "written"
-            )
-        say(f"equal to {model} on {len(images)} images, a batch of three and an empty picture: {found.text()}")
+        found = check.compare(detector, exported, check.sample_batches(images), card, options.tolerance)
+        _check_difference(found, len(images), f"{out}: {form.runtime}", model, options, say)
         record: dict[str, Any] = {**asdict(card), "format": kind, "difference": asdict(found)}
+        if kind != "torch":
+            record["opset"] = options.opset
         if data is not None and split is not None:
             record["AP"] = _measured(check.Alone(detector, card), exported, data, split, config, train)
             _check_ap(record["AP"], out, options, say)
-        record |= _latencies(detector, exported, check.padded(images[0][None], card))
-        record["bytes"] = temporary.stat().st_size
+        record |= describe.latencies(detector, exported, check.padded(images[0][None], card))
+        files = [temporary, *(temporary.with_suffix(suffix) for suffix in form.companions)]
+        record |= {"images_of_calibration": len(calibration), "bytes": sum(file.stat().st_size for file in files)}
     say(_summary(out, record))
     return record
 
 
-def make_card(
-    detector: Detector,
-    model: str | Path,
-    size: tuple[int, int],
-    canvas: tuple[int, int] | None,
-    options: ExportOptions,
-) -> "ExportCard":
-    """The description that goes into the file. canvas: the fixed padded size, or None."""
-    from detdistill.detectors.normalization import statistics_of
-    from detdistill.evaluation import count_operations, noise_batch
-    from detdistill.exporting.card import ExportCard
+def _check_difference(
+    found: "Difference", images: int, file: str, model: str | Path, options: ExportOptions, say: Say
+) -> None:
+    """Say how much the detections differ. Raises UserError if they should be equal and are not."""
+    if options.precision == "int8":
+        say(f"compared with {model}: {found.text()}")  # whether int8 is good enough is a question of the AP
+    elif found.fits(options.tolerance):
+        say(f"equal to {model} on {images} images, a batch of three and an empty picture: {found.text()}")
+    else:
+        raise UserError(f"{file} gives other detections than {model}: {found.text()}; nothing is written")
 
-    classes, pixels = detector.info.classes, statistics_of(detector)
-    batch = noise_batch(size)
-    with torch.no_grad():
-        rules: Any = detector.candidates(batch)  # type: ignore[attr-defined]
-        operations = count_operations(lambda: detector.detect(batch))
-    return ExportCard(
-        head=detector.info.kind,
-        classes=classes,
-        category_ids=category_ids_of(str(model), detector),
-        image_size=size,
-        multiple=MULTIPLE if canvas is None else None,
-        canvas=canvas or (0, 0),
-        mean=None if pixels is None else pixels.mean,
-        std=None if pixels is None else pixels.std,
-        precision=options.precision,
-        threshold=rules.threshold,
-        detections=rules.limit,
-        parameters=sum(parameter.numel() for parameter in detector.parameters()),
-        operations=operations,
-        version=version("detdistill"),
-    )
+
+def _calibration_images(data: Data | None, split: Split | None, config: DataConfig, say: Say) -> list[Tensor]:
+    """Training images, spread over the split, (3, H, W) uint8 each."""
+    assert data is not None and split is not None
+    if "train" not in data.splits:
+        raise UserError("--precision int8: the data has no train split to calibrate on; add one to --data")
+    if split.name == "train":
+        problem = "the file is calibrated on the train split, so its AP must be measured on another one"
+        raise UserError(f"--precision int8: {problem}; choose it with --data.eval-split")
+    images = _images(data.split("train"), config, CALIBRATION)
+    say(f"calibrating int8 on {len(images)} images of the train split")
+    return images
 
 
 def sample_images(split: Split | None, config: DataConfig, size: tuple[int, int]) -> list[Tensor]:
     """Images for a comparison, (3, H, W) uint8 each: of the split, spread over it, or drawn if there is none."""
     if split is None or len(split) < 3:
         split = open_data(DataConfig(path=f"shapes:{SAMPLES}")).split("train")
-    loader = EvalLoader(replace(split, records=tuple(spread(split.records, SAMPLES))), config, batch_size=1)
+    return _images(split, config, SAMPLES)
+
+
+def _images(split: Split, config: DataConfig, count: int) -> list[Tensor]:
+    """At most `count` images of the split, spread over it, without padding."""
+    loader = EvalLoader(replace(split, records=tuple(spread(split.records, count))), config, batch_size=1)
     return [batch.images[0, :, :height, :width] for batch, _ in loader for height, width in batch.sizes.tolist()]
 
 
@@ -232,25 +254,16 @@ def _check_ap(values: dict[str, float | None], out: Path, options: ExportOptions
     """Raises UserError if the file loses more AP than it may."""
     own, exported = values["detector"], values["file"]
     if own is None or exported is None:
+        if options.precision == "int8" and not options.force:
+            raise UserError(
+                f"{out}: the split has no objects, so the AP that int8 costs is not known; accept it with --force"
+            )
         return
     allowed = AP_TOLERANCE if options.precision == "fp32" else options.max_loss
     say(f"AP of the detector {own:.2f}, of the file {exported:.2f}")
     if own - exported > allowed and not options.force:
         remedy = "" if options.precision == "fp32" else "; accept it with --max-loss or --force, or export fp32"
         raise UserError(f"{out}: the file loses {own - exported:.2f} AP, and {allowed:g} is allowed{remedy}")
-
-
-def _latencies(detector: Detector, exported: Detector, batch: Batch) -> dict[str, float | int]:
-    """Milliseconds of one image in PyTorch and in the file's runtime, measured in turn, with torch's threads."""
-    times: dict[str, list[float]] = {"torch_ms": [], "file_ms": []}
-    with torch.no_grad():
-        for turn in range(TIMED + 3):
-            for name, side in zip(times, (detector, exported), strict=True):
-                begin = time.perf_counter()
-                side.detect(batch)
-                if turn >= 3:  # the first runs choose kernels
-                    times[name].append(1000 * (time.perf_counter() - begin))
-    return {**{name: statistics.median(values) for name, values in times.items()}, "threads": torch.get_num_threads()}
 
 
 def _summary(out: Path, record: dict[str, Any]) -> str:
