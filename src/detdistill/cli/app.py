@@ -15,8 +15,9 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from detdistill.cli import flags
+from detdistill.cli.help import ALL, MORE, HelpPage
 from detdistill.cli.messages import explain
-from detdistill.distributed import is_main, world_size
+from detdistill.distributed import world_size
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load
 
@@ -24,6 +25,7 @@ app = App(
     name="detdistill",
     help="Train a small object detector with a large one as its teacher, and measure the gain.",
     version=lambda: version("detdistill"),
+    help_flags=("--help", "-h", ALL),
     help_on_error=False,
     suppress_keyboard_interrupt=False,
 )
@@ -45,10 +47,6 @@ def make_recipe(
     return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)
 
 
-def make_console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_main())
-
-
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
@@ -59,6 +57,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
         # torch prints harmless warnings once per process; its errors are still printed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if tokens is None else tokens)
+    is_whole = ALL in words
+    app.help_formatter = HelpPage(is_whole)
+    app.help_epilogue = MORE if not is_whole and words and not words[0].startswith("-") else None
     try:
         code = app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:

@@ -10,17 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from detdistill.cli import flags
-from detdistill.cli.app import app, make_console, make_recipe
+from detdistill.cli.app import app, make_recipe
 from detdistill.cli.options import MethodOptions, Methods, ModelOptions, RecipeFlag, Replace, TeacherOptions
-from detdistill.distributed import is_main
+from detdistill.cli.output import Output
 from detdistill.errors import UserError
-from detdistill.files import write_json
 
 if TYPE_CHECKING:
     from detdistill.inspection.check import Check
-
-Json = Annotated[Path | None, Parameter(help="file for all numbers [default: none is written]", name="--json")]
-
 
 OF_DATA = (
     "data.path",
@@ -70,8 +66,8 @@ def inspect(
     model_options: ModelOptions = None,
     teacher_options: TeacherOptions = None,
     out: Annotated[Path | None, Parameter(help="folder for ten drawn samples [default: none are drawn]")] = None,
-    json: Json = None,
     overwrite: Replace = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes. With
@@ -94,17 +90,18 @@ def inspect(
     from detdistill import run
 
     if of_models:
-        run.inspect_pair(resolved, json=json, console=make_console())
+        pair = run.inspect_pair(resolved, console=output.console)
+        output.end(pair.to_json(), pair.verdict)
         return
-    run.inspect_data(
+    inspection = run.inspect_data(
         resolved.data,
         model=resolved.model,
         train=resolved.train,
         out=out,
-        json=json,
         overwrite=overwrite,
-        console=make_console(),
+        console=output.console,
     )
+    output.end(inspection.to_json(), inspection.verdict)
 
 
 def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: bool, out: Path | None) -> None:
@@ -119,24 +116,20 @@ def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: b
 
 @app.command
 @flags.takes()
-def doctor(*, json: Json = None) -> int:
+def doctor(*, output: Output) -> int:
     """Check this machine: packages, devices, threads, disk, network, and a tiny training step.
 
     The exit code is 1 if training can't work here.
     """
-    if json is not None and json.is_dir():
-        raise UserError(f"--json {json} is a folder: name a file")
     # Not through `run`, which imports torch: a broken torch is one of the things to report.
     from detdistill.inspection.machine import examine, verdict
 
-    console = make_console()
     checks = []
     for check in examine():
         checks.append(check)
-        _print_check(check, console)
-    console.print(verdict(checks))
-    if json is not None and is_main():
-        write_json(json, {"verdict": verdict(checks), "checks": [asdict(check) for check in checks]})
+        _print_check(check, output.console)
+    output.console.print(verdict(checks))
+    output.end({"verdict": verdict(checks), "checks": [asdict(check) for check in checks]}, verdict(checks))
     return int(any(check.state == "problem" for check in checks))
 
 
