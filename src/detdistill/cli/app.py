@@ -30,6 +30,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+app["--help"].help = f"Show this help. After a command: its common flags, or all of them with {ALL}."
+app["--version"].help = "Show the version."
+
 RESUMED = ("train", "distill", "compare", "demo")  # the commands that have --resume
 ORIGIN = "command line"  # where a wrong value comes from, in messages
 

@@ -53,13 +53,19 @@ OF_PAIR = (
 """Fields that decide what a student, a teacher and a run with them cost."""
 
 
-@app.command
-@flags.takes(*OF_PAIR, model="model.name")
+@app.command(sort_key=9, usage="Usage: detdistill inspect [DATA] [--student MODEL] [--teacher TEACHER] [OPTIONS]")
+@flags.takes(
+    *OF_PAIR,
+    defaults={"data.image_size": "as `distill` takes it; 640 for a data set alone"},
+    model="model.name",
+)
 def inspect(
     data: Annotated[str | None, Parameter(help="folder of a data set, or shapes:N; the same as --data")] = None,
     /,
     *,
-    student: Annotated[str | None, Parameter(help="HEAD:BACKBONE or a run folder: inspect it, not the data")] = None,
+    student: Annotated[
+        str | None, Parameter(help="HEAD:BACKBONE or a run folder: inspect it, not the data", metavar="MODEL")
+    ] = None,
     method: Methods = None,
     methods: MethodOptions = None,
     recipe: RecipeFlag = None,
@@ -70,8 +76,10 @@ def inspect(
     output: Output,
     **fields: Any,
 ) -> None:
-    """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes. With
-    --student or --teacher: look at the models, which methods serve them, and how long a run will take.
+    """Look at a data set or a pair of models before a run.
+
+    Of a data set: counts, sizes, duplicates, leaks between splits, suspicious boxes. With --student or --teacher: both
+    models, which methods serve them, and how long a run will take.
     """
     if data is not None and "data.path" in fields:
         raise UserError("the data set is given twice, as an argument and with --data; give it once")
@@ -114,7 +122,7 @@ def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: b
         raise UserError(f"{unread[0]} is not read when a data set is inspected; add --student or --teacher")
 
 
-@app.command
+@app.command(sort_key=10)
 @flags.takes()
 def doctor(*, output: Output) -> int:
     """Check this machine: packages, devices, threads, disk, network, and a tiny training step.

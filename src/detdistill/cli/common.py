@@ -45,6 +45,8 @@ COMMON_FLAGS: dict[str, tuple[str, ...]] = {
     "show": ("image-size", "import", "json"),
 }
 """By the name of the command's function."""
+AUTO_BATCH = ("train", "distill")  # the commands that can choose a batch size
+PLAIN_BATCH = ("N", "images per step, over all processes")  # value and meaning of --batch-size for the others
 GROUPS = {
     COMMON: Group(COMMON, sort_key=1),
     "more": Group("More flags", sort_key=2),

@@ -45,10 +45,11 @@ def detector(name: str) -> Facts:
         if field in shown:
             default = strides if field == "strides" else info.default
             options.append(_option(f"--model.{field.replace('_', '-')}", in_words(default), info.description or ""))
-    kind = record.options_class()
-    for item in () if kind is None else fields(kind):
-        flag = f"--model.options.{item.name.replace('_', '-')}"
-        options.append(_option(flag, _default(item), option_meanings(kind)[item.name]))
+    if (kind := record.options_class()) is not None:
+        meanings = option_meanings(kind)
+        for item in fields(kind):
+            flag = f"--model.options.{item.name.replace('_', '-')}"
+            options.append(_option(flag, _default(item), meanings[item.name]))
     return {
         "name": name,
         "summary": record.summary,
@@ -107,7 +108,7 @@ def backbones(names: Sequence[str], image_size: tuple[int, int]) -> list[Facts]:
                 "operations": facts.operations,
                 "strides": list(facts.strides),
                 "normalization": normalization(facts.statistics),
-                "pretrained": facts.has_weights,
+                "pretrained": bool(facts.has_weights),
                 "remark": facts.remark,
             }
         )

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from detdistill.cli import output
-from detdistill.cli.common import in_groups
+from detdistill.cli.common import AUTO_BATCH, PLAIN_BATCH, in_groups
 from detdistill.cli.help import metavar, shown_default
 from detdistill.cli.options import Import, Json, Quiet
 from detdistill.errors import UserError
@@ -80,13 +80,20 @@ def takes(
     """
     short = {**SHORT, **names}
     chosen = {path: info for path, info in FIELDS.items() if path not in without and parts and path.startswith(parts)}
-    flags = [
-        _flag(path, info, [name for name, target in short.items() if target == path], (defaults or {}).get(path))
-        for path, info in chosen.items()
-    ]
-    paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        special = {"train.batch_size": PLAIN_BATCH} if function.__name__ not in AUTO_BATCH else {}
+        flags = [
+            _flag(
+                path,
+                special.get(path) or (metavar(path, info), info.description or ""),
+                [name for name, target in short.items() if target == path],
+                shown_default((defaults or {}).get(path, info.default)),
+                is_switch=info.annotation is bool,
+            )
+            for path, info in chosen.items()
+        ]
+        paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
         signature = inspect.signature(function)
         given = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
         explicit = [item for item in given if item.name != "output"]
@@ -116,17 +123,17 @@ def _load_plugins(files: Iterable[Path]) -> None:
         load_plugins(files)
 
 
-def _flag(path: str, info: FieldInfo, short: list[str], default: str | None) -> inspect.Parameter:
-    dotted = path.replace("_", "-")
-    kind: Any = bool if info.annotation is bool else str
+def _flag(path: str, text: tuple[str, str], short: list[str], default: str, *, is_switch: bool) -> inspect.Parameter:
+    """The flag of a field. text: what stands for its value, and its meaning."""
     parameter = Parameter(
         # The dotted name first, or cyclopts takes --data for the beginning of --data.path.
-        name=[f"--{name}" for name in (dotted, *short)],
-        help=f"{info.description or ''} {shown_default(info.default if default is None else default)}".strip(),
-        metavar=metavar(path, info),
+        name=[f"--{name}" for name in (path.replace("_", "-"), *short)],
+        help=f"{text[1]} {default}".strip(),
+        metavar=text[0],
         negative=(),
         show_default=False,
     )
+    kind: Any = bool if is_switch else str
     return _keyword(path.replace(".", "__"), Annotated[kind | None, parameter])
 
 

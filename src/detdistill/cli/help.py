@@ -21,6 +21,9 @@ OPEN = {
 }
 """Flags that take options of any name, and what follows them."""
 
+WIDEST = 24  # characters of a value that lists its choices; longer lists stand in the description
+NAMED = {"metavar": "NAME"}
+SHORT_TYPES = {"INT": "N", "STR": "TEXT"}
 TEXTS = {
     "model.name": "MODEL",
     "model.backbone_weights": "default|none|FILE|RUN",
@@ -90,6 +93,13 @@ class HelpPage:
 
     def _entry(self, entry: HelpEntry) -> HelpEntry:
         names = entry.positive_names
+        if entry.metavar:
+            entry = entry.copy(metavar=SHORT_TYPES.get(entry.metavar, entry.metavar))
+            listed = "|".join(entry.choices or ())
+            if listed:
+                entry = entry.copy(**({"metavar": listed, "choices": None} if len(listed) < WIDEST else NAMED))
+        elif entry.default == "False":  # a switch
+            entry = entry.copy(default=None)
         if len(names) == 1 and names[0] in OPEN:
             return entry.copy(positive_names=(f"{names[0]}.{OPEN[names[0]]}",))
         short = tuple(name for name in names if "." not in name)

@@ -18,7 +18,7 @@ from detdistill.recipe import load, packaged
 WIDE = 200  # terminal columns from which a method's row fits on one line
 
 
-@app.command(name="list")
+@app.command(name="list", sort_key=11, usage="Usage: detdistill list WHAT [NAME] [OPTIONS]")
 @flags.takes("data.image_size", quiet=False)
 def show(
     what: Annotated[Literal["detectors", "methods", "backbones", "recipes"], Parameter(help="what to list")],

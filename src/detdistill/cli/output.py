@@ -37,7 +37,7 @@ class QuietConsole(Console):
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is, in the main process only."""
-    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_main(), stderr=stderr)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=not is_main(), stderr=stderr)
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ class Output:
         if not is_main():
             return
         if self.json == STDOUT:
-            print(json.dumps(content, allow_nan=False), file=self.stdout, flush=True)
+            self._show(json.dumps(content, allow_nan=False))
             return
         if self.json is not None:
             write_json(self.json, content)
             self.console.print(f"written to {self.json}")
         if self.quiet:
-            print(line, file=self.stdout, flush=True)
+            self._show(line)
+
+    def _show(self, text: str) -> None:
+        """Print a line on stdout as it is. If its reader, such as `head`, has ended, the command ends."""
+        Console(file=self.stdout).out(text, highlight=False)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from detdistill.cli.app import app
 from detdistill.cli.output import Output
 
 
-@app.command
+@app.command(sort_key=8, usage="Usage: detdistill report RUNS... [OPTIONS]")
 @flags.takes()
 def report(
     *runs: Annotated[Path, Parameter(help="folders of runs and comparisons: students, and their teachers if you like")],

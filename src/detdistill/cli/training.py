@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from detdistill.run import Outcome
 
 
+OF_TEACHER = {
+    "data.image_size": "the teacher's, or else 640, on a CPU at most 320",
+    "model.strides": "the teacher's, if the student can have them, or else 8,16,32,64,128",
+}
+OF_ITSELF = {"data.image_size": "640, on a CPU at most 320"}
+"""Defaults of a student with and without a teacher, in words."""
+
+
 def demo_defaults() -> dict[str, str]:
     """The defaults of the demo, from its recipes: of the teacher and of the students, where they differ."""
     teacher, student = load("demo-teacher"), load("demo")
@@ -41,7 +49,7 @@ def demo_defaults() -> dict[str, str]:
     return defaults
 
 
-@app.command
+@app.command(sort_key=1)
 @flags.takes("data.", "train.", defaults=demo_defaults())
 def demo(
     *, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, output: Output, **fields: Any
@@ -55,8 +63,8 @@ def demo(
     output.end(summary, "gain: not measurable" if gain is None else f"gain: {gain:+.1f} AP")
 
 
-@app.command
-@flags.takes("model.", "data.", "train.", without=["train.balance_every"], model="model.name")
+@app.command(sort_key=2, usage="Usage: detdistill train --model MODEL --data PATH [OPTIONS]")
+@flags.takes("model.", "data.", "train.", without=["train.balance_every"], defaults=OF_ITSELF, model="model.name")
 def train(
     *,
     recipe: RecipeFlag = None,
@@ -77,8 +85,11 @@ def train(
     _end(outcome, output)
 
 
-@app.command
-@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+@app.command(
+    sort_key=3,
+    usage="Usage: detdistill distill --student MODEL --teacher TEACHER --data PATH [OPTIONS]",
+)
+@flags.takes("model.", "data.", "teacher.", "train.", defaults=OF_TEACHER, student="model.name")
 def distill(
     *,
     method: Methods = None,
@@ -103,8 +114,11 @@ def distill(
     _end(outcome, output)
 
 
-@app.command
-@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+@app.command(
+    sort_key=4,
+    usage="Usage: detdistill compare --student MODEL --teacher TEACHER --data PATH [OPTIONS]",
+)
+@flags.takes("model.", "data.", "teacher.", "train.", defaults=OF_TEACHER, student="model.name")
 def compare(
     *,
     method: Compared = None,

@@ -20,17 +20,18 @@ READ = (  # fields that decide which images of a data set are read, and at which
     *("data.path", "data.train.", "data.val.", "data.test.", "data.train_split", "data.eval_split"),
     *("data.val_fraction", "data.test_fraction", "data.image_size", "data.on_bad_record"),
 )
+SAVED_DATA = {"data.path": "the data of the run folder"}
 SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
 
 
-@app.command
+@app.command(sort_key=5)
 @flags.takes(
     *ARCHITECTURE,
     *READ,
     "train.batch_size",
     "train.workers",
     "train.device",
-    defaults=SAVED_SIZE,
+    defaults=SAVED_SIZE | SAVED_DATA,
     split="data.eval_split",
 )
 def evaluate(
@@ -63,7 +64,7 @@ def evaluate(
     output.end(metrics, f"{evaluated}: {tables.summary(metrics)}")
 
 
-@app.command
+@app.command(sort_key=6, usage="Usage: detdistill predict IMAGES... --model MODEL --out FOLDER [OPTIONS]")
 @flags.takes("data.image_size", "data.on_bad_record", "train.batch_size", "train.device", defaults=SAVED_SIZE)
 def predict(
     *images: Annotated[
@@ -81,7 +82,9 @@ def predict(
             "cx cy w h score)"
         ),
     ] = "drawings,json",
-    compare: Annotated[str | None, Parameter(help="a second model, drawn on the right of the first one")] = None,
+    compare: Annotated[
+        str | None, Parameter(help="a second model, drawn on the right of the first one", metavar="MODEL")
+    ] = None,
     tile: Annotated[
         int | None,
         Parameter(help="for large pictures: also predict in overlapping tiles of this side, in pixels of the picture"),
@@ -117,7 +120,7 @@ def predict(
     )
 
 
-@app.command
+@app.command(sort_key=7)
 @flags.takes(*READ, "train.batch_size", "train.workers", defaults=SAVED_SIZE)
 def export(
     *,
