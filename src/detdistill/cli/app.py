@@ -50,6 +50,13 @@ def make_recipe(
     return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)
 
 
+def choose_help(words: Sequence[str]) -> None:
+    """Choose what help shows: the common flags of a command, or all with --help-all."""
+    is_whole = ALL in words
+    app.help_formatter = HelpPage(is_whole)
+    app.help_epilogue = MORE if not is_whole and words and not words[0].startswith("-") else None
+
+
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
@@ -60,9 +67,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         # torch prints harmless warnings once per process; its errors are still printed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if tokens is None else tokens)
-    is_whole = ALL in words
-    app.help_formatter = HelpPage(is_whole)
-    app.help_epilogue = MORE if not is_whole and words and not words[0].startswith("-") else None
+    choose_help(words)
     try:
         code = app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:

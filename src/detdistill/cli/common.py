@@ -36,11 +36,11 @@ COMMON_FLAGS: dict[str, tuple[str, ...]] = {
         *("model", "out", "format", "precision", "data", "image-size", "fixed", "opset", "max-loss", "force"),
         *("overwrite", *_SCREEN),
     ),
+    "report": ("out", "resamples", "overwrite", *_SCREEN),
     "inspect": (
         *(*_PAIR, "model", "recipe", "image-size", "batch-size", "epochs", "device", "out"),
         *("overwrite", *_SCREEN),
     ),
-    "report": ("out", "resamples", "overwrite", *_SCREEN),
     "doctor": _SCREEN,
     "show": ("image-size", "import", "json"),
 }

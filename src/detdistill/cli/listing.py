@@ -10,7 +10,7 @@ from detdistill.cli import facts, flags, index
 from detdistill.cli.app import ORIGIN, app
 from detdistill.cli.backbones import backbones
 from detdistill.cli.facts import Facts
-from detdistill.cli.output import Output
+from detdistill.cli.output import STDOUT, Output
 from detdistill.errors import UserError, nearest
 from detdistill.printing import grouped, table
 from detdistill.recipe import load, packaged
@@ -29,7 +29,9 @@ def show(
     **fields: Any,
 ) -> None:
     """List the detectors, methods, backbones or recipes; with a name, print everything about a detector or method."""
-    output.end(listing(what, name, output.console, flags.overrides(fields)), "")
+    # JSON has all that the tables have.
+    console = Console(quiet=True) if output.json == STDOUT else output.console
+    output.end(listing(what, name, console, flags.overrides(fields)), "")
 
 
 def listing(what: str, name: str | None, console: Console, over: Mapping[str, Any] | None = None) -> Facts:

@@ -79,7 +79,8 @@ def predict(
         str,
         Parameter(
             help="what to write, separated by commas: drawings, json (predictions.json), yolo (labels/NAME.txt: class "
-            "cx cy w h score)"
+            "cx cy w h score)",
+            metavar="KIND,...",
         ),
     ] = "drawings,json",
     compare: Annotated[
