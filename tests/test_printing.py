@@ -18,6 +18,27 @@ def test_in_a_pipe_a_table_has_one_aligned_line_per_row() -> None:
     ]
 
 
+def terminal(width: int) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, record=True)
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_is_turned() -> None:
+    columns, rows = ["method", "precision", "deviation", "memory"], [["plain", "1.0", "0.5", "939 MiB"]]
+    wide, narrow = terminal(50), terminal(26)
+    table(wide, columns, rows)
+    table(narrow, columns, rows)
+    lines = narrow.export_text().splitlines()
+    assert wide.export_text().splitlines()[3].split() == ["│", "plain", "│", "1.0", "│", "0.5", "│", "939", "MiB", "│"]
+    assert [line.split()[1] for line in lines[1:2] + lines[3:-1]] == columns
+    assert max(map(len, lines)) <= 26 and "…" not in "".join(lines)
+
+
+def test_a_table_of_many_rows_is_not_turned() -> None:
+    narrow = terminal(12)
+    table(narrow, ["name", "precision"], [["a", "1"], ["b", "2"], ["c", "3"]])
+    assert len(narrow.export_text().splitlines()) == 7
+
+
 def test_in_a_pipe_the_group_is_the_last_column() -> None:
     text = io.StringIO()
     grouped(Console(file=text, width=80), ["method"], {"first group": [["pkd"]], "second group": [["kd"]]})

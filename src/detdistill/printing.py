@@ -9,16 +9,17 @@ from rich.table import Table
 def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table with numbers aligned to the right.
 
-    On a terminal, cells wrap at its width. In a file or a pipe every row is one line, for `grep` and `sort`.
+    On a terminal, cells wrap at its width; a table of few rows that is still too wide is turned: its columns become
+    rows. In a file or a pipe every row is one line, for `grep` and `sort`.
     """
     right = [index > 0 and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     if console.is_terminal:
-        rich_table = Table()
-        for index, (name, is_number) in enumerate(zip(columns, right, strict=True)):
-            rich_table.add_column(name, justify="right" if is_number else "left", no_wrap=index == 0)
-        for row in rows:
-            rich_table.add_row(*row)
-        console.print(rich_table, soft_wrap=False)
+        shown = _framed(columns, rows, right)
+        if not _fits(shown, console) and len(rows) < len(columns):
+            first, *others = [list(cells) for cells in zip(columns, *rows, strict=True)]
+            turned = _framed(first, others, [False, *[True] * len(rows)])
+            shown = turned if _fits(turned, console) else shown
+        console.print(shown, soft_wrap=False)
         return
     lines = [columns, *rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
@@ -28,6 +29,22 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
             for cell, width, is_number in zip(line, widths, right, strict=True)
         ]
         console.print("  ".join(cells).rstrip())
+
+
+def _framed(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Table:
+    """A table for a terminal. right: whether each column is aligned to the right."""
+    framed = Table()
+    for index, (name, is_right) in enumerate(zip(columns, right, strict=True)):
+        framed.add_column(name, justify="right" if is_right else "left", no_wrap=index == 0)
+    for row in rows:
+        framed.add_row(*row)
+    return framed
+
+
+def _fits(framed: Table, console: Console) -> bool:
+    """True if the terminal is wide enough for the longest word of each column."""
+    unlimited = console.options.update(width=10_000)  # or the measure is cut at the width
+    return console.measure(framed, options=unlimited).minimum <= console.width
 
 
 def grouped(console: Console, columns: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -57,4 +74,6 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not any(letter.isalpha() for letter in cell.removesuffix("M").removesuffix("G").replace("ms", ""))
+    return not any(
+        letter.isalpha() for letter in cell.removesuffix(" MiB").removesuffix("M").removesuffix("G").replace("ms", "")
+    )
