@@ -1,7 +1,7 @@
 # make demo    trains a teacher, a plain and a distilled student on built-in images (ten to twenty minutes on two cores)
 # make test    runs the whole test suite; where it can, it first installs Chromium for the tests of the report (apt)
 # make check   runs ruff, mypy and the quick tests
-# make docs    writes docs/reference.md and docs/methods.md from the code
+# make docs    writes docs/reference.md, docs/methods.md and the facts for `detdistill list` from the code
 #
 # All targets use the virtual environment .venv (about 6 GB). It is created on first use, and updated when pyproject.toml
 # changes. Another Python: make demo PYTHON=python3.12. Options of the demo: make demo ARGS="--seed 1".

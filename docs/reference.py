@@ -1,4 +1,7 @@
-"""Writes reference.md and methods.md from the code (`make docs`). A test compares the pages with the code."""
+"""Writes reference.md, methods.md and the facts for `detdistill list` from the code (`make docs`).
+
+Tests compare them with the code.
+"""
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic_core import PydanticUndefined
 
 from detdistill.cli.flags import FIELDS, SHORT
+from detdistill.cli.index import write_index
 from detdistill.detectors.registry import DETECTORS
 from detdistill.detectors.weights import TORCHVISION
 from detdistill.engine.schedule import Schedule
@@ -220,3 +224,4 @@ PAGES = {"reference.md": reference, "methods.md": methods}
 if __name__ == "__main__":
     for name, write in PAGES.items():
         (DOCS / name).write_text(write(), encoding="utf-8")
+    write_index()
