@@ -14,6 +14,7 @@ from detdistill.cli.app import choose_help
 from detdistill.cli.common import COMMON_FLAGS
 from detdistill.cli.help import metavar, shown_default
 from detdistill.recipe import load
+from detdistill.run import inspecting_pair
 
 COMMANDS = [name.replace("show", "list") for name in COMMON_FLAGS]
 
@@ -77,6 +78,10 @@ def test_the_defaults_of_the_demo_are_those_of_its_recipes() -> None:
     assert f"[default: {teacher.epochs} for the teacher, {student.epochs} for the students]" in text
     assert f"[default: {teacher.lr} for the teacher, {student.lr} for the students]" in text
     assert "[default: 128,160]" in text and "[default: 640]" not in text
+
+
+def test_the_defaults_of_inspect_are_what_happens() -> None:
+    assert f"[default: {inspecting_pair.SAMPLED}, which is the most here]" in page("inspect --help-all")
 
 
 @pytest.mark.parametrize(

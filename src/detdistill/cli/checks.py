@@ -56,7 +56,10 @@ OF_PAIR = (
 @app.command(sort_key=9, usage="Usage: detdistill inspect [DATA] [--student MODEL] [--teacher TEACHER] [OPTIONS]")
 @flags.takes(
     *OF_PAIR,
-    defaults={"data.image_size": "as `distill` takes it; 640 for a data set alone"},
+    defaults={
+        "data.image_size": "as `distill` takes it; 640 for a data set alone",
+        "teacher.sample": "32, which is the most here",
+    },
     model="model.name",
 )
 def inspect(

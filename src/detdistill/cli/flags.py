@@ -82,11 +82,10 @@ def takes(
     chosen = {path: info for path, info in FIELDS.items() if path not in without and parts and path.startswith(parts)}
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
-        special = {"train.batch_size": PLAIN_BATCH} if function.__name__ not in AUTO_BATCH else {}
         flags = [
             _flag(
                 path,
-                special.get(path) or (metavar(path, info), info.description or ""),
+                _meaning(path, info, function.__name__),
                 [name for name, target in short.items() if target == path],
                 shown_default((defaults or {}).get(path, info.default)),
                 is_switch=info.annotation is bool,
@@ -121,6 +120,13 @@ def _load_plugins(files: Iterable[Path]) -> None:
         from detdistill.run.plugins import load_plugins
 
         load_plugins(files)
+
+
+def _meaning(path: str, info: FieldInfo, command: str) -> tuple[str, str]:
+    """What stands for the value of a field in the help of a command, and what the field means there."""
+    if path == "train.batch_size" and command not in AUTO_BATCH:
+        return PLAIN_BATCH
+    return metavar(path, info), info.description or ""
 
 
 def _flag(path: str, text: tuple[str, str], short: list[str], default: str, *, is_switch: bool) -> inspect.Parameter:
