@@ -33,10 +33,13 @@ def test_a_table_that_is_too_wide_for_the_terminal_is_turned() -> None:
     assert max(map(len, lines)) <= 26 and "…" not in "".join(lines)
 
 
-def test_a_table_of_many_rows_is_not_turned() -> None:
-    narrow = terminal(12)
-    table(narrow, ["name", "precision"], [["a", "1"], ["b", "2"], ["c", "3"]])
-    assert len(narrow.export_text().splitlines()) == 7
+def test_a_table_of_many_rows_is_not_turned_and_no_cell_is_cut() -> None:
+    narrow = terminal(14)
+    table(narrow, ["name", "AP"], [["a", "12345678"], ["b", "2"], ["c", "3"]])
+    lines = narrow.export_text().splitlines()
+    assert lines[1].split() == ["┃", "name", "┃", "AP", "┃"]
+    cells = [line.strip("│").split("│") for line in lines[3:-1]]
+    assert "".join(last.strip() for _, last in cells) == "1234567823"
 
 
 def test_in_a_pipe_the_group_is_the_last_column() -> None:

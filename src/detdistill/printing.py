@@ -1,6 +1,7 @@
 """Tables in text: rich on a terminal, aligned plain text in a file or a pipe. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,9 @@ def _framed(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequen
     """A table for a terminal. right: whether each column is aligned to the right."""
     framed = Table()
     for index, (name, is_right) in enumerate(zip(columns, right, strict=True)):
-        framed.add_column(name, justify="right" if is_right else "left", no_wrap=index == 0)
+        # A cell that is too wide goes on in the next line: a cut number would be a wrong one.
+        justify: Literal["left", "right"] = "right" if is_right else "left"
+        framed.add_column(name, justify=justify, no_wrap=index == 0, overflow="fold")
     for row in rows:
         framed.add_row(*row)
     return framed

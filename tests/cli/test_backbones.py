@@ -66,6 +66,16 @@ def test_wrong_input_is_refused(command: str, message: str, capsys: pytest.Captu
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_all_small_backbones_fit_a_terminal_with_whole_numbers(width: int) -> None:
+    console = Console(force_terminal=True, width=width, color_system=None, record=True, file=StringIO())
+    listed.backbones(None, 640, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert "17.91G" in text and "2,4,8,16,32" in text
+    assert ("imagenet" in text) == (width == 120)
+
+
 def test_the_list_fits_a_terminal() -> None:
     console = Console(force_terminal=True, width=120, color_system=None, record=True, file=StringIO())
     listed.backbones("eva02_tiny_patch14_224", 64, console)

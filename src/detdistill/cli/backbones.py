@@ -6,6 +6,18 @@ from detdistill.cli import facts, index
 from detdistill.cli.facts import Facts
 from detdistill.printing import table
 
+COLUMNS = {
+    name: name for name in ("backbone", "parameters", "operations", "strides", "normalization", "pretrained", "remark")
+}
+NARROW_COLUMNS = {
+    "backbone": "backbone",
+    "parameters": "params",
+    "operations": "ops",
+    "strides": "strides",
+    "remark": "remark",
+}
+"""Columns and their headings, in a wide and in a narrow terminal."""
+WIDE = 110
 MOST = 100  # models whose operations are counted; each takes a fraction of a second
 
 
@@ -18,8 +30,12 @@ def backbones(pattern: str | None, image_size: int | tuple[int, int], console: C
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     known = index.backbones(size) if pattern is None else None
     rows, more = (known, 0) if known is not None else _counted(pattern, size, console)
-    columns = ["backbone", "parameters", "operations", "strides", "normalization", "pretrained", "remark"]
-    table(console, columns, [_row(entry) for entry in rows])
+    is_narrow = console.is_terminal and console.width < WIDE
+    columns = NARROW_COLUMNS if is_narrow else COLUMNS
+    cells = [_cells(entry) for entry in rows]
+    table(console, list(columns.values()), [[row[name] for name in columns] for row in cells])
+    if is_narrow:
+        console.print(f"A terminal of {WIDE} columns also shows normalization and pretrained weights.", soft_wrap=False)
     if more:
         console.print(f"{more} more match: narrow the pattern", soft_wrap=False)
     console.print(
@@ -47,14 +63,14 @@ def _counted(pattern: str | None, size: tuple[int, int], console: Console) -> tu
         return facts.backbones(names[:MOST], size), max(0, len(names) - MOST)
 
 
-def _row(entry: Facts) -> list[str]:
-    """The cells of one backbone."""
-    return [
-        entry["name"],
-        "-" if entry["parameters"] is None else f"{entry['parameters'] / 1e6:.2f}M",
-        "-" if entry["operations"] is None else f"{entry['operations'] / 1e9:.2f}G",
-        ",".join(map(str, entry["strides"])) or "-",
-        entry["normalization"],
-        "yes" if entry["pretrained"] else "no",
-        entry["remark"],
-    ]
+def _cells(entry: Facts) -> dict[str, str]:
+    """The cells of one backbone, by column."""
+    return {
+        "backbone": entry["name"],
+        "parameters": "-" if entry["parameters"] is None else f"{entry['parameters'] / 1e6:.2f}M",
+        "operations": "-" if entry["operations"] is None else f"{entry['operations'] / 1e9:.2f}G",
+        "strides": ",".join(map(str, entry["strides"])) or "-",
+        "normalization": entry["normalization"],
+        "pretrained": "yes" if entry["pretrained"] else "no",
+        "remark": entry["remark"],
+    }
