@@ -1,4 +1,4 @@
-"""Writes the generated pages from the code (`make docs`). A test compares the pages with the code."""
+"""Writes the generated pages, and the facts for `detdistill list`, from the code (`make docs`). Tests compare them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +10,7 @@ from generate.methods import method_drawing, method_page, methods
 from generate.recipes import recipes
 from generate.reference import reference
 
+from detdistill.cli.index import write_index
 from detdistill.detectors.registry import DETECTORS
 from detdistill.methods import METHODS
 
@@ -32,3 +33,4 @@ if __name__ == "__main__":
         path = DOCS / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(write(), encoding="utf-8")
+    write_index()

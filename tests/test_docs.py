@@ -299,7 +299,7 @@ def test_named_commands_and_make_targets_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_fields_options_and_flags_exist(page: str) -> None:
     known = {
-        "--help",
+        *("--help", "--help-all", "--install-completion", "--show"),
         *(name for command in cli.app if not command.startswith("-") for item in arguments(command) for name in item),
     }
     for span in spans(page):

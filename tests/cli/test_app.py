@@ -49,9 +49,9 @@ def test_the_module_runs_the_command_line() -> None:
     assert process.stderr == "detdistill: Unknown option: --epcohs. Did you mean --epochs?\n"
 
 
-def test_the_help_of_a_command_shows_every_flag(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_help_has_every_flag(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # so that long names are not broken
-    assert detdistill("distill --help") == 0
+    assert detdistill("distill --help-all") == 0
     printed = capsys.readouterr().out
     common = (
         "recipe epochs seed out batch-size image-size lr workers device precision max-steps resume overwrite "

@@ -38,11 +38,11 @@ def test_without_a_pattern_a_small_backbone_of_each_family_is_listed(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("detdistill.detectors.timm.examples.EXAMPLES", ("resnet10t", "lcnet_035"))
-    assert detdistill("list backbones") == 0
+    assert detdistill("list backbones --image-size 64") == 0
     printed = capsys.readouterr().out
     assert list(rows(printed))[1:3] == ["resnet10t", "lcnet_035"]
     assert "give a pattern: detdistill list backbones 'resnet*'" in " ".join(printed.split())
-    assert "640 x 640" in printed
+    assert "64 x 64" in printed
 
 
 def test_more_models_than_are_run_are_told(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +64,16 @@ def test_more_models_than_are_run_are_told(capsys: pytest.CaptureFixture, monkey
 def test_wrong_input_is_refused(command: str, message: str, capsys: pytest.CaptureFixture) -> None:
     assert detdistill(command) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_all_small_backbones_fit_a_terminal_with_whole_numbers(width: int) -> None:
+    console = Console(force_terminal=True, width=width, color_system=None, record=True, file=StringIO())
+    listed.backbones(None, 640, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert "17.91G" in text and "2,4,8,16,32" in text
+    assert ("imagenet" in text) == (width == 120)
 
 
 def test_the_list_fits_a_terminal() -> None:

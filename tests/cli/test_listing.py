@@ -1,29 +1,15 @@
 """The lists of detectors, methods and recipes, and everything about one of them."""
 
-from collections.abc import Iterable, Iterator
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
+from detdistill.cli import index
 from detdistill.cli.listing import heads_in_words, listing
 from detdistill.methods import METHODS, by_group
-from detdistill.run import pairing
 
 from .commands import detdistill
-
-
-@pytest.fixture(scope="module", autouse=True)
-def served_heads() -> Iterator[dict[str, list[str]]]:
-    """The heads that each method serves. They are computed once for this file, which takes seconds."""
-    heads = pairing.served()
-
-    def served(methods: Iterable[str] | None = None) -> dict[str, list[str]]:
-        return {name: heads[name] for name in (METHODS if methods is None else methods)}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairing, "served", served)
-        yield heads
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -69,9 +55,9 @@ def test_in_a_pipe_the_list_of_methods_has_one_line_per_method(capsys: pytest.Ca
     assert [line.split()[0] for line in lines[1 : 1 + len(METHODS)]] == list(METHODS)
 
 
-def test_heads_are_summed_up_in_words(served_heads: dict[str, list[str]]) -> None:
+def test_heads_are_summed_up_in_words() -> None:
     groups = {"all", "dense", "RoI", "dense, RoI", "queries", "learned queries", "queries except adamixer"}
-    assert {heads_in_words(heads) for heads in served_heads.values()} == groups | {"gfl", "d_fine"}
+    assert {heads_in_words(entry["heads"]) for entry in index.methods()} == groups | {"gfl", "d_fine"}
 
 
 def test_the_details_of_a_method_are_printed(capsys: pytest.CaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.cli.training import DEMO
+from detdistill.cli.training import demo_defaults
 from detdistill.recipe import packaged, read_yaml
 
 from .commands import detdistill
@@ -40,4 +40,4 @@ def test_the_help_of_demo_names_every_default_that_its_recipes_change() -> None:
         recipe = read_yaml(packaged()[name])
         changed |= {f"{part}.{field}" for part in ("data", "train") for field in recipe[part]}
     same_as_default = {"train.batch_size", "train.warmup_steps"}
-    assert set(DEMO) == changed - same_as_default
+    assert set(demo_defaults()) == changed - same_as_default

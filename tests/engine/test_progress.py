@@ -31,3 +31,7 @@ def test_on_a_terminal_a_run_shows_a_bar() -> None:
     text = printed(force_terminal=True, width=120)
     assert "400/400" in text
     assert "task_box 0.1235" in text
+
+
+def test_a_narrow_terminal_cuts_no_number() -> None:
+    assert "0.5" in "".join(printed(force_terminal=True, width=18).split("total")[-1])

@@ -83,3 +83,5 @@ def test_predictions_have_the_ids_of_a_file_whose_ids_are_texts(teacher_run: Pat
     assert {result["image_id"] for result in results} <= {image["id"] for image in images}
     assert {result["category_id"] for result in results} <= {category["id"] for category in categories}
     assert len(results) == len(read_json(own / "predictions.json")) > 0
+    names = {category["id"]: category["name"] for category in categories}
+    assert all(result["category_name"] == names[result["category_id"]] for result in results)

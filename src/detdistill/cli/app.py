@@ -15,8 +15,9 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from detdistill.cli import flags
+from detdistill.cli.help import ALL, MORE, HelpPage
 from detdistill.cli.messages import explain
-from detdistill.distributed import is_main, world_size
+from detdistill.distributed import world_size
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load
 
@@ -24,9 +25,13 @@ app = App(
     name="detdistill",
     help="Train a small object detector with a large one as its teacher, and measure the gain.",
     version=lambda: version("detdistill"),
+    help_flags=("--help", "-h", ALL),
     help_on_error=False,
     suppress_keyboard_interrupt=False,
 )
+
+app["--help"].help = f"Show this help. After a command: its common flags, or all of them with {ALL}."
+app["--version"].help = "Show the version."
 
 RESUMED = ("train", "distill", "compare", "demo")  # the commands that have --resume
 ORIGIN = "command line"  # where a wrong value comes from, in messages
@@ -45,8 +50,11 @@ def make_recipe(
     return load(source, over, methods, origin=ORIGIN, say=say.print if say else None)
 
 
-def make_console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_main())
+def choose_help(words: Sequence[str]) -> None:
+    """Choose what help shows: the common flags of a command, or all with --help-all."""
+    is_whole = ALL in words
+    app.help_formatter = HelpPage(is_whole)
+    app.help_epilogue = MORE if not is_whole and words and not words[0].startswith("-") else None
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -59,6 +67,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         # torch prints harmless warnings once per process; its errors are still printed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if tokens is None else tokens)
+    choose_help(words)
     try:
         code = app(flags.tidy(words), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:

@@ -10,17 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from detdistill.cli import flags
-from detdistill.cli.app import app, make_console, make_recipe
+from detdistill.cli.app import app, make_recipe
 from detdistill.cli.options import MethodOptions, Methods, ModelOptions, RecipeFlag, Replace, TeacherOptions
-from detdistill.distributed import is_main
+from detdistill.cli.output import Output
 from detdistill.errors import UserError
-from detdistill.files import write_json
 
 if TYPE_CHECKING:
     from detdistill.inspection.check import Check
-
-Json = Annotated[Path | None, Parameter(help="file for all numbers [default: none is written]", name="--json")]
-
 
 OF_DATA = (
     "data.path",
@@ -57,25 +53,36 @@ OF_PAIR = (
 """Fields that decide what a student, a teacher and a run with them cost."""
 
 
-@app.command
-@flags.takes(*OF_PAIR, model="model.name")
+@app.command(sort_key=9, usage="Usage: detdistill inspect [DATA] [--student MODEL] [--teacher TEACHER] [OPTIONS]")
+@flags.takes(
+    *OF_PAIR,
+    defaults={
+        "data.image_size": "as `distill` takes it; 640 for a data set alone",
+        "teacher.sample": "32, which is the most here",
+    },
+    model="model.name",
+)
 def inspect(
     data: Annotated[str | None, Parameter(help="folder of a data set, or shapes:N; the same as --data")] = None,
     /,
     *,
-    student: Annotated[str | None, Parameter(help="HEAD:BACKBONE or a run folder: inspect it, not the data")] = None,
+    student: Annotated[
+        str | None, Parameter(help="HEAD:BACKBONE or a run folder: inspect it, not the data", metavar="MODEL")
+    ] = None,
     method: Methods = None,
     methods: MethodOptions = None,
     recipe: RecipeFlag = None,
     model_options: ModelOptions = None,
     teacher_options: TeacherOptions = None,
     out: Annotated[Path | None, Parameter(help="folder for ten drawn samples [default: none are drawn]")] = None,
-    json: Json = None,
     overwrite: Replace = False,
+    output: Output,
     **fields: Any,
 ) -> None:
-    """Look at a data set before a run: counts, sizes, duplicates, leaks between splits, suspicious boxes. With
-    --student or --teacher: look at the models, which methods serve them, and how long a run will take.
+    """Look at a data set or a pair of models before a run.
+
+    Of a data set: counts, sizes, duplicates, leaks between splits, suspicious boxes. With --student or --teacher: both
+    models, which methods serve them, and how long a run will take.
     """
     if data is not None and "data.path" in fields:
         raise UserError("the data set is given twice, as an argument and with --data; give it once")
@@ -94,17 +101,18 @@ def inspect(
     from detdistill import run
 
     if of_models:
-        run.inspect_pair(resolved, json=json, console=make_console())
+        pair = run.inspect_pair(resolved, console=output.console)
+        output.end(pair.to_json(), pair.verdict)
         return
-    run.inspect_data(
+    inspection = run.inspect_data(
         resolved.data,
         model=resolved.model,
         train=resolved.train,
         out=out,
-        json=json,
         overwrite=overwrite,
-        console=make_console(),
+        console=output.console,
     )
+    output.end(inspection.to_json(), inspection.verdict)
 
 
 def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: bool, out: Path | None) -> None:
@@ -117,26 +125,22 @@ def _check_read(fields: Mapping[str, Any], more: Mapping[str, Any], of_models: b
         raise UserError(f"{unread[0]} is not read when a data set is inspected; add --student or --teacher")
 
 
-@app.command
+@app.command(sort_key=10)
 @flags.takes()
-def doctor(*, json: Json = None) -> int:
+def doctor(*, output: Output) -> int:
     """Check this machine: packages, devices, threads, disk, network, and a tiny training step.
 
     The exit code is 1 if training can't work here.
     """
-    if json is not None and json.is_dir():
-        raise UserError(f"--json {json} is a folder: name a file")
     # Not through `run`, which imports torch: a broken torch is one of the things to report.
     from detdistill.inspection.machine import examine, verdict
 
-    console = make_console()
     checks = []
     for check in examine():
         checks.append(check)
-        _print_check(check, console)
-    console.print(verdict(checks))
-    if json is not None and is_main():
-        write_json(json, {"verdict": verdict(checks), "checks": [asdict(check) for check in checks]})
+        _print_check(check, output.console)
+    output.console.print(verdict(checks))
+    output.end({"verdict": verdict(checks), "checks": [asdict(check) for check in checks]}, verdict(checks))
     return int(any(check.state == "problem" for check in checks))
 
 

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
+from detdistill.cli import output
+from detdistill.cli.common import AUTO_BATCH, PLAIN_BATCH, in_groups
+from detdistill.cli.help import metavar, shown_default
+from detdistill.cli.options import Import, Json, Quiet
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, nested
 
@@ -37,22 +40,6 @@ SHORT = {
     "on-bad-record": "data.on_bad_record",
 }
 """Short flags, and the field that each one sets."""
-COMMON = Group("Common flags", sort_key=1)
-IMPORT = inspect.Parameter(
-    "imports",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        list[Path] | None,
-        Parameter(
-            name="--import",
-            help="a Python file with methods, detectors or data formats of your own; can be repeated",
-            group=COMMON,
-            negative=(),
-            consume_multiple=False,
-        ),
-    ],
-)
 
 
 def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -72,39 +59,53 @@ ALONE = {
     for path, info in FIELDS.items()
     if isinstance(extra := info.json_schema_extra, dict) and "alone" in extra
     for name in (path.replace("_", "-"), *(flag for flag, target in SHORT.items() if target == path))
-}
+} | {"--json": str(output.STDOUT)}
 """Flags that may stand without a value, and the value that they then have."""
 
 
 def takes(
-    *parts: str, defaults: Mapping[str, str] | None = None, **names: str
+    *parts: str,
+    without: Sequence[str] = (),
+    defaults: Mapping[str, str] | None = None,
+    quiet: bool = True,
+    **names: str,
 ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """A decorator that gives a command one typed flag per recipe field whose path begins with one of `parts`, and
-    --import.
+    --import, --json and --quiet.
 
-    The fields that are set arrive in the command's `**fields` under their dotted paths; the plugins are loaded before
-    the command runs. defaults: in words, where this command differs from the recipe. names: further short flags of this
-    command, such as student="model.name".
+    The fields that are set arrive in the command's `**fields` under their dotted paths, and where to print in `output`;
+    the plugins are loaded before the command runs. without: fields that it does not read. defaults: in words, where
+    this command differs from the recipe. quiet: whether it has --quiet. names: further short flags of this command,
+    such as student="model.name".
     """
     short = {**SHORT, **names}
-    chosen = {path: info for path, info in FIELDS.items() if parts and path.startswith(parts)}
-    flags = [
-        _flag(path, info, [name for name, target in short.items() if target == path], (defaults or {}).get(path))
-        for path, info in chosen.items()
-    ]
-    paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
+    chosen = {path: info for path, info in FIELDS.items() if path not in without and parts and path.startswith(parts)}
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        flags = [
+            _flag(
+                path,
+                _meaning(path, info, function.__name__),
+                [name for name, target in short.items() if target == path],
+                shown_default((defaults or {}).get(path, info.default)),
+                is_switch=info.annotation is bool,
+            )
+            for path, info in chosen.items()
+        ]
+        paths = {flag.name: path for flag, path in zip(flags, chosen, strict=True)}
         signature = inspect.signature(function)
-        explicit = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+        given = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+        explicit = [item for item in given if item.name != "output"]
 
         def command(*arguments: Any, **keywords: Any) -> int | None:
-            _load_plugins(keywords.pop("imports", None) or ())
-            fields = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
-            others = {name: value for name, value in keywords.items() if name not in paths}
-            return function(*arguments, **others, **fields)
+            with output.opened(keywords.pop("json", None), keywords.pop("quiet", False)) as opened:
+                _load_plugins(keywords.pop("imports", None) or ())
+                fields = {path: keywords.pop(name) for name, path in paths.items() if keywords.get(name) is not None}
+                others = {name: value for name, value in keywords.items() if name not in paths}
+                return function(*arguments, **others, output=opened, **fields)
 
-        parameters = [*explicit, IMPORT, *flags]
+        more = [_keyword("imports", Import), _keyword("json", Json), *([_keyword("quiet", Quiet, False)] * quiet)]
+        parameters = in_groups([*explicit, *flags, *more], function.__name__)
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {item.name: item.annotation for item in parameters}
@@ -121,30 +122,29 @@ def _load_plugins(files: Iterable[Path]) -> None:
         load_plugins(files)
 
 
-def _flag(path: str, info: FieldInfo, short: list[str], default: str | None) -> inspect.Parameter:
-    dotted = path.replace("_", "-")
-    kind: Any = bool if info.annotation is bool else str
+def _meaning(path: str, info: FieldInfo, command: str) -> tuple[str, str]:
+    """What stands for the value of a field in the help of a command, and what the field means there."""
+    if path == "train.batch_size" and command not in AUTO_BATCH:
+        return PLAIN_BATCH
+    return metavar(path, info), info.description or ""
+
+
+def _flag(path: str, text: tuple[str, str], short: list[str], default: str, *, is_switch: bool) -> inspect.Parameter:
+    """The flag of a field. text: what stands for its value, and its meaning."""
     parameter = Parameter(
         # The dotted name first, or cyclopts takes --data for the beginning of --data.path.
-        name=[f"--{name}" for name in (dotted, *short)],
-        help=f"{info.description or ''} {_choices(info)}{_shown(info.default if default is None else default)}".strip(),
-        group=COMMON if short else Group(f"Recipe: {path.split('.')[0]}", sort_key=2),
+        name=[f"--{name}" for name in (path.replace("_", "-"), *short)],
+        help=f"{text[1]} {default}".strip(),
+        metavar=text[0],
         negative=(),
         show_default=False,
     )
-    annotation = Annotated[kind | None, parameter]
-    name = path.replace(".", "__")
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    kind: Any = bool if is_switch else str
+    return _keyword(path.replace(".", "__"), Annotated[kind | None, parameter])
 
 
-def _choices(info: FieldInfo) -> str:
-    return f"({', '.join(get_args(info.annotation))}) " if get_origin(info.annotation) is Literal else ""
-
-
-def _shown(default: Any) -> str:
-    if default in (None, "", (), PydanticUndefined):
-        return ""
-    return f"[default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"
+def _keyword(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def tidy(tokens: list[str]) -> list[str]:

@@ -9,13 +9,9 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from detdistill.cli.help import OPEN
+
 FOR_DISTILL = ("--method", "--student", "--teacher")  # flags that `train` does not have
-OPEN = {
-    "--methods": "METHOD.OPTION VALUE",
-    "--model.options": "OPTION VALUE",
-    "--teacher.model.options": "OPTION VALUE",
-}
-"""Flags that take options of any name, and what follows them."""
 
 
 def explain(error: CycloptsError) -> str:

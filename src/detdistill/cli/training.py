@@ -1,12 +1,11 @@
 """The commands that train: `demo`, `train`, `distill` and `compare`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from detdistill.cli import flags
-from detdistill.cli.app import ORIGIN, app, make_console, make_recipe
+from detdistill.cli.app import ORIGIN, app, make_recipe
 from detdistill.cli.options import (
     Compared,
     MethodOptions,
@@ -18,27 +17,54 @@ from detdistill.cli.options import (
     Resume,
     TeacherOptions,
 )
+from detdistill.cli.output import Output
 from detdistill.errors import UserError
 from detdistill.recipe import Recipe, load
 
-DEMO = dict.fromkeys(
-    ("data.path", "data.image_size", "train.epochs", "train.lr", "train.weight_decay", "train.clip_norm"),
-    "as in the recipes demo-teacher and demo",
-)
+if TYPE_CHECKING:
+    from detdistill.run import Outcome
 
 
-@app.command
-@flags.takes("data.", "train.", defaults=DEMO)
-def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
+OF_TEACHER = {
+    "data.image_size": "the teacher's, or else 640, on a CPU at most 320",
+    "model.strides": "the teacher's, if the student can have them, or else 8,16,32,64,128",
+}
+OF_ITSELF = {"data.image_size": "640, on a CPU at most 320"}
+"""Defaults of a student with and without a teacher, in words."""
+
+
+def demo_defaults() -> dict[str, str]:
+    """The defaults of the demo, from its recipes: of the teacher and of the students, where they differ."""
+    teacher, student = load("demo-teacher"), load("demo")
+    defaults = {}
+    for path in flags.FIELDS:
+        part, _, name = path.partition(".")
+        if part in ("data", "train") and "." not in name:
+            values = [getattr(getattr(recipe, part), name) for recipe in (teacher, student)]
+            texts = [",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+            if values[0] != values[1]:
+                defaults[path] = f"{texts[0]} for the teacher, {texts[1]} for the students"
+            elif values[0] != flags.FIELDS[path].default:
+                defaults[path] = texts[0]
+    return defaults
+
+
+@app.command(sort_key=1)
+@flags.takes("data.", "train.", defaults=demo_defaults())
+def demo(
+    *, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, output: Output, **fields: Any
+) -> None:
     """Train a teacher, a plain student and a distilled student on built-in images; print the gain. No downloads."""
     over = flags.overrides(fields)
     from detdistill import run
 
-    run.demo(over, out, resume=resume, overwrite=overwrite, console=make_console())
+    summary = run.demo(over, out, resume=resume, overwrite=overwrite, console=output.console)
+    gain = summary["gain"]["AP"]
+    output.end(summary, "gain: not measurable" if gain is None else f"gain: {gain:+.1f} AP")
 
 
-@app.command
-@flags.takes("model.", "data.", "train.", model="model.name")
+@app.command(sort_key=2, usage="Usage: detdistill train --model MODEL --data PATH [OPTIONS]")
+@flags.takes("model.", "data.", "train.", without=["train.balance_every"], defaults=OF_ITSELF, model="model.name")
 def train(
     *,
     recipe: RecipeFlag = None,
@@ -46,21 +72,24 @@ def train(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Train a detector without a teacher."""
-    console = make_console()
     resolved = make_recipe(
-        recipe, flags.overrides(fields, model=model_options), out=out if resume else None, say=console
+        recipe, flags.overrides(fields, model=model_options), out=out if resume else None, say=output.console
     )
     from detdistill import run
 
-    outcome = run.train(resolved, out, resume=resume, overwrite=overwrite, console=console)
-    _print_outcome(outcome, console)
+    outcome = run.train(resolved, out, resume=resume, overwrite=overwrite, console=output.console)
+    _end(outcome, output)
 
 
-@app.command
-@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+@app.command(
+    sort_key=3,
+    usage="Usage: detdistill distill --student MODEL --teacher TEACHER --data PATH [OPTIONS]",
+)
+@flags.takes("model.", "data.", "teacher.", "train.", defaults=OF_TEACHER, student="model.name")
 def distill(
     *,
     method: Methods = None,
@@ -71,22 +100,25 @@ def distill(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Train a detector that also learns from a teacher."""
     over = flags.overrides(fields, methods, model_options, teacher_options)
     chosen = flags.names(method, "--method")
     flags.check_options_used(methods, chosen, "--method")
-    console = make_console()
-    resolved = make_recipe(recipe, over, methods=chosen, out=out if resume else None, say=console)
+    resolved = make_recipe(recipe, over, methods=chosen, out=out if resume else None, say=output.console)
     from detdistill import run
 
-    outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=console)
-    _print_outcome(outcome, console)
+    outcome = run.distill(resolved, out, resume=resume, overwrite=overwrite, console=output.console)
+    _end(outcome, output)
 
 
-@app.command
-@flags.takes("model.", "data.", "teacher.", "train.", student="model.name")
+@app.command(
+    sort_key=4,
+    usage="Usage: detdistill compare --student MODEL --teacher TEACHER --data PATH [OPTIONS]",
+)
+@flags.takes("model.", "data.", "teacher.", "train.", defaults=OF_TEACHER, student="model.name")
 def compare(
     *,
     method: Compared = None,
@@ -104,6 +136,7 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Train a detector plainly and with each of several methods, over several seeds, and say which gains are noise."""
@@ -116,20 +149,26 @@ def compare(
     over = flags.overrides(fields, methods, model_options, teacher_options)
     if recipe is None and resume and out is not None and (out / "comparison.yaml").exists():
         recipe = str(out / "comparison.yaml")
-    console = make_console()
     recipes: dict[str, Recipe] = {}
     for label in labels:
-        say = None if recipes else console.print  # the notes are the same for all labels
+        say = None if recipes else output.console.print  # the notes are the same for all labels
         recipes[label] = load(recipe, over, [] if label == "none" else label.split("+"), origin=ORIGIN, say=say)
     from detdistill import run
     from detdistill.run.comparison_runs import Entry
 
     entries = [Entry(label, resolved) for label, resolved in recipes.items()]
-    run.compare(entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=console)
+    summary = run.compare(
+        entries, seeds, out, resamples=resamples, resume=resume, overwrite=overwrite, console=output.console
+    )
+    gains = [f"{row['method']} {row['gain']:+.1f} AP ({row['verdict']})" for row in summary["rows"] if row["gain"]]
+    output.end(summary, "; ".join(gains) or "no gain was measured")
 
 
-def _print_outcome(outcome: Any, console: Console) -> None:
+def _end(outcome: "Outcome", output: Output) -> None:
+    """Print the metrics of a run, and end the command with them."""
     from detdistill.run import tables
 
-    tables.metrics(console, outcome.metrics)
-    console.print(f"written to {outcome.out}")
+    tables.metrics(output.console, outcome.metrics)
+    output.console.print(f"written to {outcome.out}")
+    line = f"{outcome.out}: {tables.summary(outcome.metrics)}"
+    output.end({"out": str(outcome.out), "metrics": dict(outcome.metrics)}, line)

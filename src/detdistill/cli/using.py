@@ -1,30 +1,37 @@
 """The commands that use a trained detector: `evaluate`, `predict` and `export`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
 from detdistill.cli import flags
-from detdistill.cli.app import app, make_console, make_recipe
+from detdistill.cli.app import app, make_recipe
 from detdistill.cli.options import EvaluatedModel, Model, ModelOptions, RecipeFlag, Replace, Results
-from detdistill.errors import UserError
+from detdistill.cli.output import Output
+from detdistill.errors import UserError, plural
 from detdistill.exporting import Format, Precision
 
 ARCHITECTURE = tuple(
     path for path in flags.FIELDS if path.startswith("model.") and path not in ("model.name", "model.backbone_weights")
 )
+READ = (  # fields that decide which images of a data set are read, and at which size
+    *("data.path", "data.train.", "data.val.", "data.test.", "data.train_split", "data.eval_split"),
+    *("data.val_fraction", "data.test_fraction", "data.image_size", "data.on_bad_record"),
+)
+SAVED_DATA = {"data.path": "the data of the run folder"}
 SAVED_SIZE = {"data.image_size": "the size the model was trained with"}
 
 
-@app.command
+@app.command(sort_key=5)
 @flags.takes(
     *ARCHITECTURE,
-    "data.",
+    *READ,
     "train.batch_size",
     "train.workers",
     "train.device",
-    defaults=SAVED_SIZE,
+    defaults=SAVED_SIZE | SAVED_DATA,
     split="data.eval_split",
 )
 def evaluate(
@@ -34,6 +41,7 @@ def evaluate(
     model_options: ModelOptions = None,
     out: Results = None,
     overwrite: Replace = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Measure a detector: COCO metrics, AP per class, parameters, operations, latency."""
@@ -43,7 +51,6 @@ def evaluate(
     from detdistill import run
     from detdistill.run import tables
 
-    console = make_console()
     metrics = run.evaluate(
         evaluated,
         resolved.data,
@@ -51,12 +58,13 @@ def evaluate(
         built=resolved.model,
         out=out,
         overwrite=overwrite,
-        console=console,
+        console=output.console,
     )
-    tables.metrics(console, metrics)
+    tables.metrics(output.console, metrics)
+    output.end(metrics, f"{evaluated}: {tables.summary(metrics)}")
 
 
-@app.command
+@app.command(sort_key=6, usage="Usage: detdistill predict IMAGES... --model MODEL --out FOLDER [OPTIONS]")
 @flags.takes("data.image_size", "data.on_bad_record", "train.batch_size", "train.device", defaults=SAVED_SIZE)
 def predict(
     *images: Annotated[
@@ -71,10 +79,13 @@ def predict(
         str,
         Parameter(
             help="what to write, separated by commas: drawings, json (predictions.json), yolo (labels/NAME.txt: class "
-            "cx cy w h score)"
+            "cx cy w h score)",
+            metavar="KIND,...",
         ),
     ] = "drawings,json",
-    compare: Annotated[str | None, Parameter(help="a second model, drawn on the right of the first one")] = None,
+    compare: Annotated[
+        str | None, Parameter(help="a second model, drawn on the right of the first one", metavar="MODEL")
+    ] = None,
     tile: Annotated[
         int | None,
         Parameter(help="for large pictures: also predict in overlapping tiles of this side, in pixels of the picture"),
@@ -82,13 +93,14 @@ def predict(
     every: Annotated[int | None, Parameter(help="of a video, predict and write every n-th frame")] = None,
     max_frames: Annotated[int | None, Parameter(help="of each video or camera, so many frames at most")] = None,
     overwrite: Replace = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Draw a detector's boxes on images and videos, and write them as COCO results or YOLO labels."""
     resolved = make_recipe(None, flags.overrides(fields))
     from detdistill import run
 
-    run.predict(
+    results = run.predict(
         model,
         images,
         out,
@@ -101,12 +113,16 @@ def predict(
         every=every,
         max_frames=max_frames,
         overwrite=overwrite,
-        console=make_console(),
+        console=output.console,
+    )
+    boxes = sum(result["score"] >= threshold for result in results)
+    output.end(
+        {"out": str(out), "predictions": results}, f"{out}: {plural(boxes, 'box')} of score {threshold:g} or more"
     )
 
 
-@app.command
-@flags.takes("data.", "train.batch_size", "train.workers", defaults=SAVED_SIZE)
+@app.command(sort_key=7)
+@flags.takes(*READ, "train.batch_size", "train.workers", defaults=SAVED_SIZE)
 def export(
     *,
     model: Model,
@@ -130,13 +146,14 @@ def export(
     ] = 1.0,
     force: Annotated[bool, Parameter(help="write the file even if it costs more AP", negative=())] = False,
     overwrite: Replace = False,
+    output: Output,
     **fields: Any,
 ) -> None:
     """Export a detector, load the exported file again, and verify that it gives the same detections."""
     resolved = make_recipe(None, flags.overrides(fields))
     from detdistill import run
 
-    run.export(
+    path = run.export(
         model,
         out,
         format=format,
@@ -148,5 +165,8 @@ def export(
         data=resolved.data,
         train=resolved.train,
         overwrite=overwrite,
-        console=make_console(),
+        console=output.console,
     )
+    record = path.with_name(f"{path.name}.json")
+    content = json.loads(record.read_text()) if record.is_file() else {}
+    output.end({"out": str(path), **content}, f"written to {path}")

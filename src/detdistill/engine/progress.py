@@ -31,10 +31,10 @@ class Progress:
         self.console, self.start, self.last, self.epochs, self.per_epoch = console, start, last, epochs, per_epoch
         self.line_every = max(every, math.ceil(last / LINES / every) * every)
         self.begin = time.monotonic()
-        self.terms = Text(style="dim")
+        self.terms = Text(style="dim", no_wrap=False, overflow="fold")  # a cut number would be a wrong one
         self.bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),

@@ -44,8 +44,8 @@ def compare(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train every entry with `seeds` seeds, counted from its recipe's. Returns the content of comparison.json;
-    comparison.md has the table, report.html everything else.
+    """Train every entry with `seeds` seeds, counted from its recipe's. Returns the content of comparison.json
+    and `out`, its folder; comparison.md has the table, report.html everything else.
 
     A run is in OUT/LABEL/seed-N. Seeds are the outer loop, so that after the first pass every method has one. With
     `resume`, finished runs are kept, the interrupted run continues, earlier rows stay in the table, and methods or
@@ -102,7 +102,7 @@ def compare(
         say(f"written to {folder}")
     if is_main():
         report_at_end(folder, data, resamples=resamples, console=console)
-    return summary
+    return {**summary, "out": str(folder)}
 
 
 def _with_plain(entries: Sequence[Entry]) -> list[Entry]:

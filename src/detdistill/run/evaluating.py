@@ -1,5 +1,6 @@
 """The AP of a trained detector on a data set, and what the detector costs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO metrics on `split` (0..100) with the detector's cost, and the COCO results behind them.
 
-    The detector must be on its device. costs: also measure parameters, operations and latency.
+    A result has {image_id, category_id, category_name, bbox, score}. The detector must be on its device.
+    costs: also measure parameters, operations and latency.
     """
     device = next((parameter.device for parameter in detector.parameters()), torch.device("cpu"))
     loader = EvalLoader(split, config, **loader_options(train))
@@ -110,7 +112,14 @@ def measure(
         metrics |= evaluation.cost(detector, canvas_size(config), device)
         if isinstance(detector, ExportedDetector):  # its weights and operations can't be counted
             metrics |= {"params": detector.card.parameters, "flops": detector.card.operations}
-    return metrics, with_file_ids(results, split)
+    named = [_named(result, names) for result in with_file_ids(results, split)]
+    return metrics, named
+
+
+def _named(result: Mapping[str, Any], names: Mapping[Any, str]) -> dict[str, Any]:
+    """A COCO result with the name of its class after the id, as `predict` writes it."""
+    place = {name: result[name] for name in ("image_id", "category_id")}
+    return {**place, "category_name": names[result["category_id"]], **result}
 
 
 def loader_options(train: TrainConfig) -> dict[str, int]:

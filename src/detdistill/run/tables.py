@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from detdistill.distributed import is_main
 from detdistill.inspection.findings import Finding
+from detdistill.printing import grouped, number, table
+
+__all__ = ["Say", "grouped", "metrics", "number", "printer", "show_findings", "summary", "table"]
 
 Say = Callable[[str], None]
 
@@ -17,56 +19,6 @@ def printer(console: Console | None) -> Say:
     if console is None or not is_main():
         return lambda line: None
     return console.print
-
-
-def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with numbers aligned to the right.
-
-    On a terminal, cells wrap at its width. In a file or a pipe every row is one line, for `grep` and `sort`.
-    """
-    right = [index > 0 and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
-    if console.is_terminal:
-        rich_table = Table()
-        for index, (name, is_number) in enumerate(zip(columns, right, strict=True)):
-            rich_table.add_column(name, justify="right" if is_number else "left", no_wrap=index == 0)
-        for row in rows:
-            rich_table.add_row(*row)
-        console.print(rich_table, soft_wrap=False)
-        return
-    lines = [columns, *rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(line, widths, right, strict=True)
-        ]
-        console.print("  ".join(cells).rstrip())
-
-
-def grouped(console: Console, columns: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Print rows under the heading of their group; in a file or a pipe as one table with the group as last column.
-
-    On a terminal, the last column takes the width that is left and wraps there.
-    """
-    if not console.is_terminal:
-        table(console, [*columns, "group"], [[*row, group] for group, rows in blocks.items() for row in rows])
-        return
-    last = len(columns) - 1
-    for group, rows in blocks.items():
-        console.print(f"\n{group}", style="bold")
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        for index in range(len(columns)):
-            width = max(len(row[index]) for block in blocks.values() for row in block)
-            grid.add_column(no_wrap=index < last, min_width=width if index < last else None)
-        for row in rows:
-            grid.add_row(*row)
-        console.print(grid, soft_wrap=False)
-    console.print()
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """The number, or `-` if it could not be measured (no object of that size, for example)."""
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def metrics(console: Console, values: Mapping[str, Any]) -> None:
@@ -80,6 +32,11 @@ def metrics(console: Console, values: Mapping[str, Any]) -> None:
         console.print(f"{parameters:.2f} M parameters, {operations:.2f} GFLOPs, {latency:.1f} ms per image")
 
 
+def summary(values: Mapping[str, Any]) -> str:
+    """COCO's two main metrics in a few words."""
+    return f"AP {number(values['AP'])}, AP50 {number(values.get('AP50'))}"
+
+
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     """Print each finding with its examples and its remedy. In a file or a pipe, each of these stays on one line."""
     wraps = console.is_terminal
@@ -89,7 +46,3 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
         lines = [*finding.examples, *([f"and {more} more"] if finding.examples and more else [])]
         for line in [*lines, *([f"remedy: {finding.remedy}"] if finding.remedy else [])]:
             console.print(f"    {line}", soft_wrap=not wraps)
-
-
-def _is_number(cell: str) -> bool:
-    return not any(letter.isalpha() for letter in cell.removesuffix("M").removesuffix("G").replace("ms", ""))
