@@ -37,7 +37,7 @@ install-dev: $(VENV)/installed-dev
 
 # torchvision's wheel is built against the plain torch of PyPI.
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e .
+	$(VENV)/bin/python -m pip install -e ".[onnx]"
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -30,7 +30,7 @@ DEMO = dict.fromkeys(
 @app.command
 @flags.takes("data.", "train.", defaults=DEMO)
 def demo(*, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, **fields: Any) -> None:
-    """Train a teacher, a plain student and a distilled student on built-in images; print the gain. No downloads."""
+    """Train a teacher, a plain and a distilled student on built-in images; show the gain, write ONNX. No downloads."""
     over = flags.overrides(fields)
     from detdistill import run
 
