@@ -28,7 +28,7 @@ from detdistill.types import Detections
 
 TEACHER, STUDENT = "demo-teacher", "demo"  # packaged recipes
 STEPS = 5  # three runs, the file and the page
-COSTS = {"teacher": 50, "plain": 15, "distilled": 35}  # percent of the training time, measured on two cores
+COSTS = {"teacher": 52, "plain": 18, "distilled": 30}  # percent of the training time, measured on one core
 RESAMPLES = 300  # of the test images, for the intervals on the page; they take a few seconds
 SHOWN = 4  # test images in the picture
 THRESHOLD = 0.4  # lowest score of a box in the picture
