@@ -1,4 +1,4 @@
-# make demo    trains a teacher, a plain and a distilled student on built-in images (ten to twenty minutes on two cores)
+# make demo    trains a teacher, a plain and a distilled student on built-in images, and writes an ONNX file and a page
 # make test    runs the whole test suite; where it can, it first installs Chromium for the tests of the report (apt)
 # make check   runs ruff, mypy and the quick tests
 # make docs    writes docs/reference.md and docs/methods.md from the code

@@ -54,12 +54,12 @@ def test_the_page_shows_the_exported_student(finished: Path) -> None:
 
 def test_resume_keeps_finished_runs_and_ends_with_the_page(finished: Path, capsys: pytest.CaptureFixture) -> None:
     command = f"demo {SHORT} --out {finished}"
-    weights = finished / "teacher/model.safetensors"
-    before = weights.stat().st_mtime_ns
+    kept = [finished / "teacher/model.safetensors", finished / "distilled/student.onnx"]
+    before = [path.stat().st_mtime_ns for path in kept]
     assert detdistill(command) == 2
     capsys.readouterr()
     assert detdistill(f"{command} --resume") == 0
-    assert weights.stat().st_mtime_ns == before
+    assert [path.stat().st_mtime_ns for path in kept] == before
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(finished / "report.html")
     stages = [line.split(":")[0] for line in lines if line[:1].isdigit() and line[1:3] == "/5"]
@@ -74,6 +74,7 @@ def test_without_the_extra_the_demo_says_what_to_install_and_ends_with_the_page(
     def export(*arguments: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
 
+    (finished / "distilled/student.onnx").unlink()
     monkeypatch.setattr(demonstration, "export", export)
     assert detdistill(f"demo {SHORT} --out {finished} --resume") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -129,9 +129,13 @@ def time_left(seconds: Mapping[str, float]) -> str:
 def _export(folder: Path, recipe: Recipe, console: Console | None) -> dict[str, Any] | None:
     """Write the distilled student as an ONNX file, and return the record of its comparison; None if it can't be made.
 
-    The reason is printed.
+    The reason is printed. A file that is younger than the weights stays.
     """
     path = folder / "distilled" / "student.onnx"
+    record, weights = record_path(path), folder / "distilled" / "model.safetensors"
+    if path.exists() and record.exists() and record.stat().st_mtime_ns > weights.stat().st_mtime_ns:
+        printer(console)(f"{path}: this file is finished; nothing is left to do")
+        return {"path": str(path), **read_json(record, dict)}
     try:
         export(folder / "distilled", path, data=recipe.data, train=recipe.train, overwrite=True, console=console)
     except ImportError as error:
@@ -139,7 +143,7 @@ def _export(folder: Path, recipe: Recipe, console: Console | None) -> dict[str, 
     except UserError as error:
         reason = str(error)
     else:
-        return {"path": str(path), **read_json(record_path(path), dict)}
+        return {"path": str(path), **read_json(record, dict)}
     printer(console)(f"warning: no ONNX file ({reason})")
     return None
 
