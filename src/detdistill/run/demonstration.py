@@ -76,8 +76,8 @@ def demo(
     methods = " + ".join(student.methods)
     stages = (
         Stage("teacher", "a large detector learns from the labels", train, teacher),
-        Stage("plain", "a small one learns from the labels", train, student.model_copy(update={"methods": {}})),
-        Stage("distilled", f"the small one learns from the labels and the teacher ({methods})", distill, student),
+        Stage("plain", "a small one learns from the same labels", train, student.model_copy(update={"methods": {}})),
+        Stage("distilled", f"it learns from the labels and, by {methods}, from the teacher", distill, student),
     )
     metrics = _train(stages, folder, resume, overwrite, console)
     visible.print(f"\n4/{STEPS} ONNX: the distilled student becomes a file, which is compared with it and timed")
