@@ -64,6 +64,7 @@ def test_resume_keeps_finished_runs_and_ends_with_the_page(finished: Path, capsy
     assert lines[-1] == str(finished / "report.html")
     stages = [line.split(":")[0] for line in lines if line[:1].isdigit() and line[1:3] == "/5"]
     assert stages == ["1/5 teacher", "2/5 plain", "3/5 distilled", "4/5 ONNX", "5/5 report"]
+    assert not any("left in all" in line for line in lines)
     assert any("docs/results.md" in line and "one seed" in line for line in lines)
     assert any(line.startswith("ONNX: ") and "ms per image" in line for line in lines)
 
@@ -83,12 +84,16 @@ def test_without_the_extra_the_demo_says_what_to_install_and_ends_with_the_page(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [({}, ""), ({"teacher": 100.0}, "0:01:40"), ({"teacher": 100.0, "plain": 30.0}, "0:01:10")],
+    ("seconds", "waiting", "expected"),
+    [
+        ({}, ["teacher", "plain", "distilled"], ""),
+        ({"teacher": 100.0}, ["plain", "distilled"], " (about 0:01:40 left in all)"),
+        ({"teacher": 100.0}, ["distilled"], " (about 0:01:10 left in all)"),
+        ({"teacher": 100.0, "plain": 30.0}, [], ""),
+    ],
 )
-def test_the_time_that_is_left_follows_the_finished_stages(
-    seconds: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_the_time_that_is_left_follows_from_the_finished_stages(
+    seconds: dict[str, float], waiting: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demonstration, "COSTS", {"teacher": 50, "plain": 15, "distilled": 35})
-    left = demonstration.time_left(seconds)
-    assert expected in left and bool(left) == bool(expected)
+    assert demonstration.time_left(seconds, waiting) == expected

@@ -1,6 +1,6 @@
 """`demo`: teacher, plain student and distilled student on the built-in images, an ONNX file, and a page about all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from detdistill.files import replacing, write_json
 from detdistill.recipe import Overrides, Recipe, merge
 from detdistill.recipe import load as load_recipe
 from detdistill.run.exports import export, record_path
-from detdistill.run.folder import choose_folder
+from detdistill.run.folder import RunFolder, choose_folder
 from detdistill.run.models import load, place
 from detdistill.run.report_runs import read_json
 from detdistill.run.reporting import report
@@ -101,7 +101,8 @@ def _train(
     """Run or continue each stage, and return the metrics by its name."""
     metrics: dict[str, Mapping[str, Any]] = {}
     for index, stage in enumerate(stages, 1):
-        left = time_left({name: values["train_seconds"] for name, values in metrics.items()})
+        waiting = [each.name for each in stages[index - 1 :] if overwrite or not RunFolder(folder / each.name).finished]
+        left = time_left({name: values["train_seconds"] for name, values in metrics.items()}, waiting)
         printer(console)(f"\n{index}/{STEPS} {stage.name}: {stage.recipe.model.name}, {stage.text}{left}")
         started = checkpoint_path(folder / stage.name).exists()
         restart = overwrite or (resume and not started)
@@ -117,13 +118,13 @@ def _train(
     return metrics
 
 
-def time_left(seconds: Mapping[str, float]) -> str:
-    """A remark on the time that is left, from the training seconds of the finished stages; '' before the first one."""
-    done = sum(COSTS[name] for name in seconds)
-    if not done:
-        return ""
-    rest = sum(COSTS.values()) - done
-    return f" (about {clock(sum(seconds.values()) * rest / done)} left in all)"
+def time_left(seconds: Mapping[str, float], waiting: Collection[str]) -> str:
+    """A remark on the time that the waiting stages will take, from the training seconds of the finished ones.
+
+    It is empty if there are none of either.
+    """
+    done, rest = (sum(COSTS[name] for name in names) for names in (seconds, waiting))
+    return f" (about {clock(sum(seconds.values()) * rest / done)} left in all)" if done and rest else ""
 
 
 def _export(folder: Path, recipe: Recipe, console: Console | None) -> dict[str, Any] | None:
