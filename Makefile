@@ -1,4 +1,4 @@
-# make demo    trains a teacher, a plain and a distilled student on built-in images (ten to twenty minutes on two cores)
+# make demo    trains a teacher, a plain and a distilled student on built-in images, and writes an ONNX file and a page
 # make test    runs the whole test suite; where it can, it first installs Chromium for the tests of the report (apt)
 # make check   runs ruff, mypy and the quick tests
 # make docs    writes the generated pages from the code, and builds the site of the documentation into site/
@@ -41,7 +41,7 @@ install-docs: $(VENV)/installed-docs
 
 # torchvision's wheel is built against the plain torch of PyPI.
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e .
+	$(VENV)/bin/python -m pip install -e ".[onnx]"
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python

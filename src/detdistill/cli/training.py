@@ -54,7 +54,7 @@ def demo_defaults() -> dict[str, str]:
 def demo(
     *, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, output: Output, **fields: Any
 ) -> None:
-    """Train a teacher, a plain student and a distilled student on built-in images; print the gain. No downloads."""
+    """Train a teacher, a plain and a distilled student on built-in images; show the gain, write ONNX. No downloads."""
     over = flags.overrides(fields)
     from detdistill import run
 

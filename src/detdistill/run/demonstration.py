@@ -1,6 +1,7 @@
-"""`demo`: teacher, plain student and distilled student on the built-in images, side by side."""
+"""`demo`: teacher, plain student and distilled student on the built-in images, an ONNX file, and a page about all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,41 @@ from rich.console import Console
 from detdistill import evaluation
 from detdistill.data import EvalLoader, Record, Split, open_data
 from detdistill.engine.checkpoint import checkpoint_path
+from detdistill.engine.progress import clock
+from detdistill.errors import UserError
 from detdistill.files import replacing, write_json
 from detdistill.recipe import Overrides, Recipe, merge
 from detdistill.recipe import load as load_recipe
-from detdistill.run.folder import choose_folder
+from detdistill.run.exports import export, record_path
+from detdistill.run.folder import RunFolder, choose_folder
 from detdistill.run.models import load, place
-from detdistill.run.tables import number, table
+from detdistill.run.report_runs import read_json
+from detdistill.run.reporting import report
+from detdistill.run.tables import number, printer, table
 from detdistill.run.training import Outcome, distill, train
 from detdistill.types import Detections
 
 TEACHER, STUDENT = "demo-teacher", "demo"  # packaged recipes
+STEPS = 5  # three runs, the file and the page
+COSTS = {"teacher": 52, "plain": 18, "distilled": 30}  # percent of the training time, measured on one core
+RESAMPLES = 300  # of the test images, for the intervals on the page; they take a few seconds
 SHOWN = 4  # test images in the picture
 THRESHOLD = 0.4  # lowest score of a box in the picture
 TITLE = 40  # height of the titles in pixels
 KEPT = ("AP", "AP50", "AP75", "params", "flops", "latency_ms", "train_seconds")  # metrics in table.json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the three runs.
+
+    name: of its folder. text: what happens. verb: `train` or `distill`.
+    """
+
+    name: str
+    text: str
+    verb: Callable[..., Outcome]
+    recipe: Recipe
 
 
 def demo(
@@ -35,8 +57,11 @@ def demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train the three detectors, print the table, and write table.json and detections.png into `out`.
+    """Train the three detectors, export the distilled student, and write what was found into `out`.
 
+    The files: table.json, detections.png, report.html, and distilled/student.onnx with its record. The last line that
+    is printed is the path of report.html. If the ONNX file or the page can't be made, the reason is printed and the
+    rest is written.
     over: fields that replace those of both recipes. With `resume`, finished runs in `out` are kept and interrupted ones
     continue. Returns the content of table.json.
     """
@@ -48,24 +73,89 @@ def demo(
     # The demo trained the teacher itself and its AP is in the table, so a weak teacher is allowed.
     path = {"teacher": {"path": str(folder / "teacher"), "allow_weak": True}}
     student = load_recipe(STUDENT, merge(over, path))
-    stages: dict[str, tuple[Callable[..., Outcome], Recipe]] = {
-        "teacher": (train, teacher),
-        "plain": (train, student.model_copy(update={"methods": {}})),
-        "distilled": (distill, student),
-    }
-    metrics: dict[str, Mapping[str, Any]] = {}
-    for index, (name, (verb, recipe)) in enumerate(stages.items(), 1):
-        visible.print(f"\n{index}/{len(stages)} {name}: {recipe.model.name}")
-        started = checkpoint_path(folder / name).exists()
-        restart = overwrite or (resume and not started)
-        outcome = verb(recipe, folder / name, resume=resume and started, overwrite=restart, console=console)
-        metrics[name] = outcome.metrics
-    summary = _summary({name: recipe for name, (_, recipe) in stages.items()}, metrics)
+    methods = " + ".join(student.methods)
+    stages = (
+        Stage("teacher", "a large detector learns from the labels", train, teacher),
+        Stage("plain", "a small one learns from the same labels", train, student.model_copy(update={"methods": {}})),
+        Stage("distilled", f"it learns from the labels and, by {methods}, from the teacher", distill, student),
+    )
+    metrics = _train(stages, folder, resume, overwrite, console)
+    visible.print(f"\n4/{STEPS} ONNX: the distilled student becomes a file, which is compared with it and timed")
+    exported = _export(folder, student, console)
+    visible.print(f"\n5/{STEPS} report: numbers, curves and pictures of all three")
+    summary = _summary({stage.name: stage.recipe for stage in stages}, metrics) | {"onnx": exported}
     write_json(folder / "table.json", summary)
     with replacing(folder / "detections.png") as temporary:
         _picture(student, folder).save(temporary)
+    page = _report(folder, student, visible)
     _show(summary, folder, visible)
+    if page is not None:
+        visible.print("\nThis page shows it; open it in a browser:")
+        visible.print(str(page), soft_wrap=True)
     return summary
+
+
+def _train(
+    stages: Sequence[Stage], folder: Path, resume: bool, overwrite: bool, console: Console | None
+) -> dict[str, Mapping[str, Any]]:
+    """Run or continue each stage, and return the metrics by its name."""
+    metrics: dict[str, Mapping[str, Any]] = {}
+    for index, stage in enumerate(stages, 1):
+        waiting = [each.name for each in stages[index - 1 :] if overwrite or not RunFolder(folder / each.name).finished]
+        left = time_left({name: values["train_seconds"] for name, values in metrics.items()}, waiting)
+        printer(console)(f"\n{index}/{STEPS} {stage.name}: {stage.recipe.model.name}, {stage.text}{left}")
+        started = checkpoint_path(folder / stage.name).exists()
+        restart = overwrite or (resume and not started)
+        outcome = stage.verb(
+            stage.recipe,
+            folder / stage.name,
+            resume=resume and started,
+            overwrite=restart,
+            page=False,
+            console=console,
+        )
+        metrics[stage.name] = outcome.metrics
+    return metrics
+
+
+def time_left(seconds: Mapping[str, float], waiting: Collection[str]) -> str:
+    """A remark on the time that the waiting stages will take, from the training seconds of the finished ones.
+
+    It is empty if there are none of either.
+    """
+    done, rest = (sum(COSTS[name] for name in names) for names in (seconds, waiting))
+    return f" (about {clock(sum(seconds.values()) * rest / done)} left in all)" if done and rest else ""
+
+
+def _export(folder: Path, recipe: Recipe, console: Console | None) -> dict[str, Any] | None:
+    """Write the distilled student as an ONNX file, and return the record of its comparison; None if it can't be made.
+
+    The reason is printed. A file that is younger than the weights stays.
+    """
+    path = folder / "distilled" / "student.onnx"
+    record, weights = record_path(path), folder / "distilled" / "model.safetensors"
+    if path.exists() and record.exists() and record.stat().st_mtime_ns > weights.stat().st_mtime_ns:
+        printer(console)(f"{path}: this file is finished; nothing is left to do")
+        return {"path": str(path), **read_json(record, dict)}
+    try:
+        export(folder / "distilled", path, data=recipe.data, train=recipe.train, overwrite=True, console=console)
+    except ImportError as error:
+        reason = f"{error.name} is missing; install it with `pip install 'detdistill[onnx]'`, and repeat with --resume"
+    except UserError as error:
+        reason = str(error)
+    else:
+        return {"path": str(path), **read_json(record, dict)}
+    printer(console)(f"warning: no ONNX file ({reason})")
+    return None
+
+
+def _report(folder: Path, recipe: Recipe, console: Console) -> Path | None:
+    """Write the page, and return its path; None if it can't be made. The reason is printed."""
+    try:
+        return report([folder], resamples=RESAMPLES, data=open_data(recipe.data))
+    except UserError as error:
+        console.print(f"warning: no page ({error})")
+        return None
 
 
 def _summary(recipes: Mapping[str, Recipe], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -107,6 +197,11 @@ def _show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
         f"({methods})."
     )
     console.print(f"This is one seed ({summary['seed']}); docs/results.md has means and deviations over several seeds.")
+    if (file := summary["onnx"]) is not None:
+        console.print(
+            f"ONNX: {file['path']}, {file['bytes'] / 2**20:.1f} MiB, gives the same detections; "
+            f"{file['file_ms']:.1f} ms per image, {file['torch_ms']:.1f} ms in PyTorch."
+        )
     console.print(
         f"{folder} holds detections.png (ground truth, plain, distilled), table.json, and the three run folders."
     )
