@@ -15,10 +15,13 @@ from detdistill.detectors.timm.symbolic import symbolic_padding
 from detdistill.detectors.transformers.symbolic import symbolic_sizes
 from detdistill.errors import UserError
 from detdistill.evaluation.evaluate import evaluating
+from detdistill.exporting.time_limit import time_limit
 from detdistill.types import Batch, Detector
 
 # Large enough for two cells in each direction on a level of stride 128: torch takes a size of 1 for fixed.
 EXAMPLE = (288, 416)
+# Seconds of processor time. A trace takes 5 to 60; that of shifted windows (Swin) with symbols does not end.
+LONGEST = 180
 MOST_CELLS = 256  # per side and multiple of 32 pixels: images up to 8192 pixels
 
 
@@ -64,7 +67,8 @@ def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, p
     reason = ""
     if not fixed:
         try:
-            return Trace(_program(detector, EXAMPLE, dynamic=True, plain=plain), dynamic=True)
+            with time_limit(LONGEST):
+                return Trace(_program(detector, EXAMPLE, dynamic=True, plain=plain), dynamic=True)
         except Exception as error:  # torch raises errors of many types for what it can't trace
             reason = _one_line(error)
     try:

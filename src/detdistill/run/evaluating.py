@@ -62,7 +62,7 @@ def evaluate(
         say(f"model: {report}")
     else:
         detector = model
-    _check_classes(detector, opened)
+    check_classes(detector, opened)
     place(detector, train.device)
     say(f"evaluating on the {split.name} split, {len(split)} images, image size {shown(config.image_size)}")
     metrics, results = measure(detector, opened, split, config, train)
@@ -83,7 +83,7 @@ def _check_architecture(model: str | Path, built: ModelConfig) -> None:
             raise UserError(f"--model {model}: {problem}; leave out model.{field}")
 
 
-def _check_classes(detector: Detector, data: Data) -> None:
+def check_classes(detector: Detector, data: Data) -> None:
     """Raises UserError if the detector has other classes than the data."""
     if set(detector.info.classes) != set(data.classes):
         model_classes = ", ".join(detector.info.classes[:SHOWN])

@@ -17,7 +17,7 @@ from detdistill.exporting import EXTRAS, SUFFIXES, Format, Precision
 from detdistill.files import replacing, write_json
 from detdistill.recipe import DataConfig, TrainConfig
 from detdistill.run.defaults import with_known_size, with_saved_data
-from detdistill.run.evaluating import measure
+from detdistill.run.evaluating import check_classes, measure
 from detdistill.run.folder import RunFolder
 from detdistill.run.models import category_ids_of, find_detector, load
 from detdistill.run.tables import Say, printer
@@ -76,6 +76,8 @@ def export(
     Raises UserError if the detector can't be exported or if the exported one differs; then nothing is written.
     """
     say = printer(console)
+    if is_exported(model):
+        raise UserError(f"--model {model} is an exported file; give the run folder that it was exported from")
     kind = _format(format, out)
     options = ExportOptions(precision, opset, fixed, max_loss, force)
     if kind == "transformers":
@@ -90,6 +92,8 @@ def export(
         raise UserError("--precision int8: it is calibrated and measured on images; give --data")
     opened = open_data(config) if given else None
     detector, report = find_detector(str(model), opened.classes if opened else ())
+    if opened is not None:
+        check_classes(detector, opened)
     say(f"model: {report}")
     record = _write(detector.to("cpu").eval(), model, out, kind, options, config, opened, train, say)
     write_json(record_path(out), record)

@@ -137,6 +137,8 @@ def find(path: str, classes: Sequence[str], model: ModelConfig = ModelConfig()) 
     """
     if not path:
         raise UserError("no teacher: give --teacher with a run folder, torchvision:NAME, hf:NAME or HEAD:BACKBONE=FILE")
+    if is_exported(path):
+        raise UserError(f"{path}: an exported file can only detect; give the run folder that it was exported from")
     if is_run(path):
         detector = load(path)
         return detector, f"{path}: all {len(detector.state_dict())} tensors matched"
