@@ -1,5 +1,6 @@
 """A detector as one graph of torch operations, from padded images to detections."""
 
+import logging
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, plai
         suppression,
     ):
         warnings.simplefilter("ignore")  # of torch and torchvision, on their own functions
+        logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)  # pages of formulas
         return torch.export.export(Detect(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
 
 

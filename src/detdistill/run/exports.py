@@ -14,6 +14,7 @@ from detdistill.data.records import spread
 from detdistill.data.transforms import MULTIPLE, sides
 from detdistill.errors import UserError
 from detdistill.exporting import EXTRAS, SUFFIXES, Format, Precision
+from detdistill.exporting.runtime import is_exported
 from detdistill.files import replacing, write_json
 from detdistill.recipe import DataConfig, TrainConfig
 from detdistill.run.defaults import with_known_size, with_saved_data
