@@ -194,6 +194,8 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if bool(options.runs) != bool(options.data):
         parser.error("--runs and --data belong together")
+    if options.runs and not list(options.runs.glob("**/model.json")):
+        parser.error(f"--runs {options.runs}: no run folder in it")
     return options
 
 

@@ -276,5 +276,5 @@ def _summary(out: Path, record: dict[str, Any]) -> str:
     sizes = "any size" if record["multiple"] else "at most {} x {}".format(*record["canvas"])
     return (
         f"{out}: {record['bytes'] / 2**20:.1f} MiB, {record['precision']}, images of {sizes}; {record['file_ms']:.1f} "
-        f"ms per image, {record['torch_ms']:.1f} ms in PyTorch ({record['threads']} threads)"
+        f"ms per image, {record['torch_ms']:.1f} ms in PyTorch ({plural(record['threads'], 'thread')})"
     )
