@@ -12,7 +12,7 @@ from torch import Tensor
 from detdistill.data import Data, EvalLoader, Split, open_data
 from detdistill.data.records import spread
 from detdistill.data.transforms import MULTIPLE, sides
-from detdistill.errors import UserError
+from detdistill.errors import UserError, plural
 from detdistill.exporting import EXTRAS, SUFFIXES, Format, Precision
 from detdistill.exporting.runtime import is_exported
 from detdistill.files import replacing, write_json
