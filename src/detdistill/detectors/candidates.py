@@ -137,6 +137,14 @@ def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.narrow(1, 0, size), index.narrow(1, 0, size)
 
 
+def objectness(logits: Tensor) -> Tensor:
+    """The sigmoid of logits, exact also where it is tiny.
+
+    onnxruntime's sigmoid is 0 below about 1e-6, but proposals are ranked by it and not compared with a threshold.
+    """
+    return (1 + (-logits).exp()).reciprocal() if torch.compiler.is_exporting() else logits.sigmoid()
+
+
 def large_boxes(boxes: Tensor, smallest: float) -> Tensor:
     """(B, M) bool: True for boxes (B, M, 4) with both sides of at least `smallest` pixels."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= smallest).all(-1)

@@ -28,7 +28,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from detdistill.detectors.backbone import Neck, neck_of
-from detdistill.detectors.candidates import Candidates, best_first, best_pairs, clip, large_boxes, suppress
+from detdistill.detectors.candidates import Candidates, best_first, best_pairs, clip, large_boxes, objectness, suppress
 from detdistill.detectors.images import normalize
 from detdistill.detectors.outputs import build_assignment
 from detdistill.detectors.timm.simple_pyramid import pretrained_parameters
@@ -213,7 +213,7 @@ class FasterRCNN(nn.Module):
         boxes, logits, _ = best_pairs(stage.boxes.detach(), stage.logits.detach(), layout, rpn._pre_nms_top_n[mode])
         counts = [torch.sym_min(count, rpn._pre_nms_top_n[mode]) for count in layout.counts]
         labels = torch.cat([stage.valid.new_full((n,), level, dtype=torch.long) for level, n in enumerate(counts)])
-        boxes, scores = clip(boxes, sizes), logits.sigmoid()
+        boxes, scores = clip(boxes, sizes), objectness(logits)
         scores = torch.where(large_boxes(boxes, rpn.min_size) & (scores >= rpn.score_thresh), scores, 0.0)
         scores = suppress(boxes, scores, labels.expand_as(scores), rpn.nms_thresh, len(counts))
         best, index = best_first(scores, rpn._post_nms_top_n[mode])
