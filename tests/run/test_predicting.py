@@ -184,9 +184,15 @@ def test_a_camera_is_recorded(
 
 
 def test_ctrl_c_ends_a_camera_and_saves_what_was_recorded(
-    camera: None, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    camera: None,
+    teacher_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # other libraries leave their own
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     plain = predicting.Predictor.detect
     calls = 0
 
@@ -198,7 +204,7 @@ def test_ctrl_c_ends_a_camera_and_saves_what_was_recorded(
         return plain(*arguments)
 
     monkeypatch.setattr(predicting.Predictor, "detect", interrupted)
-    assert predict(teacher_run, tmp_path / "out", "0", more="--threshold 0") == 0
+    assert predict(teacher_run, tmp_path / "out", "0", more="--threshold 0 --max-frames 50") == 0
     with av.open(str(tmp_path / "out/camera-0.mp4")) as container:
         assert len(list(container.decode(video=0))) == 4
     assert {row["frame"] for row in read_json(tmp_path / "out/predictions.json")} == {0, 1, 2, 3}
