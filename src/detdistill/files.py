@@ -8,7 +8,7 @@ import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,24 @@ from detdistill.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` on success.
 
-    On an exception the temporary file is removed and `path` is not changed.
+    On an exception the temporary file is removed and `path` is not changed. Raises UserError if the folder can't be
+    made or the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # some writers depend on the suffix
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) not in (path, temporary, *path.parents):
+            raise  # it concerns another file
+        raise UserError(f"{path}: can't be written ({error.strerror}); choose another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -61,7 +67,9 @@ def staged(out: Path) -> Iterator[Path]:
     Files of `out` with the same names are replaced, others stay. On an exception nothing is left, and `out` is not
     changed. Raises UserError if nothing can be written there.
     """
-    near = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    near = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not near.is_dir():
+        raise UserError(f"--out {out}: {near} is a file, not a folder; choose another folder")
     staging = near / f".partial-{os.getpid()}"  # on the same disk as `out`, so that a file can be renamed
     try:
         staging.mkdir()
