@@ -16,7 +16,7 @@ from detdistill.exporting.trace import Trace, trace
 from detdistill.recipe import DataConfig, ModelConfig
 from detdistill.run.exports import sample_images
 
-NAMES = ("disc", "square", "star")
+NAMES = ("disc", "square", "star", "cross", "plank", "ladder")  # of the built-in images
 SIZE = (64, 96)
 FIELDS: dict[str, Any] = {"strides": (16, 32), "channels": 16, "tower_depth": 1, "backbone_weights": "none"}
 
@@ -61,7 +61,7 @@ def plain(small: Any) -> Trace:
 @pytest.fixture(scope="session")
 def card(small: Any) -> ExportCard:
     """The card of `small` in fp32."""
-    return make_card(small, (3, 5, 9), SIZE, None, "fp32")
+    return make_card(small, (3, 5, 9, 10, 11, 12), SIZE, None, "fp32")
 
 
 @pytest.fixture(scope="session")
