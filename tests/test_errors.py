@@ -2,7 +2,7 @@
 
 import pytest
 
-from detdistill.errors import nearest, plural, some
+from detdistill.errors import nearest, one_line, plural, some
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,9 @@ def test_only_the_first_names_are_named() -> None:
     assert some("abcde") == "a, b, c, d, e"
     assert some("abcdefg") == "a, b, c, d, e and 2 more"
     assert some("abc", most=1) == "a and 2 more"
+
+
+def test_a_message_becomes_one_line() -> None:
+    assert one_line(ValueError("a  b\n c")) == "a b c"
+    assert one_line(ValueError("abcdef"), 3) == "abc"
+    assert one_line(ValueError()) == "ValueError"

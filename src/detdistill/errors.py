@@ -21,6 +21,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """The message of an error on one line, at most `most` characters of it, or its type if it has no message."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def plural(count: int, noun: str, many: str = "") -> str:
     """The count with its noun, such as `1 image`, `3 images` or `2 boxes`.
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from detdistill.data.faults import Faults
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MODES = frozenset(  # of at most 8 bits per channel
@@ -50,7 +50,7 @@ class ImageFile:
             raise
         except Exception as error:  # a decoder may raise any exception for a damaged file
             raise UserError(
-                f"{self.path}: can't decode the image ({_one_line(error)}); "
+                f"{self.path}: can't decode the image ({one_line(error)}); "
                 "restore the file, or leave it out with --on-bad-record skip"
             ) from None
         return picture.transpose(UNDO[self.orientation]) if self.orientation in UNDO else picture
@@ -99,7 +99,7 @@ def read_header(path: Path, decode: bool = False) -> Header | str:
     except MemoryError:
         raise
     except Exception as error:
-        return f"can't read the image ({_one_line(error)})"
+        return f"can't read the image ({one_line(error)})"
     return header
 
 
@@ -178,7 +178,3 @@ def images_in(folder: Path) -> list[Path]:
     """The image files in a folder and its subfolders, sorted by path, without hidden files."""
     files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
     return sorted(path for path in files if not path.name.startswith("."))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,7 @@ from detdistill.detectors.images import cells_to_patches, normalize
 from detdistill.detectors.state_dicts import published_weights, unmatched_tensors
 from detdistill.detectors.statistics import IMAGENET_MEAN, IMAGENET_STD
 from detdistill.detectors.weight_names import read_weights
-from detdistill.errors import UserError, nearest
+from detdistill.errors import UserError, nearest, one_line
 from detdistill.types import Batch, DetectorInfo, DetectorOutput, Need, Pyramid, Targets
 
 logger = logging.getLogger("detdistill.detectors")
@@ -211,7 +211,7 @@ def _from_folder(path: str) -> tuple[nn.Module, ViTInfo]:
         try:
             body, loading_info = AutoModel.from_pretrained(folder, **options)
         except Exception as error:  # config checks, the unpickler and the model raise errors of their own
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise UserError(f"{path}: transformers can't load it ({reason})") from None
     for key in ("missing_keys", "unexpected_keys"):
         names = {name for name in loading_info[key] if not str(name).startswith(CLASSIFIER_PREFIXES)}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.files import replacing
 
 
@@ -75,7 +75,7 @@ def load_checkpoint(training: Training, fingerprint: Mapping[str, Any], out: Pat
         if training.average is not None:
             training.average.load_state_dict(state["average"])
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"{path}: the checkpoint belongs to another model ({reason}); use the recipe of that run, or another --out"
         ) from None

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.files import write_json
 
 PROJECT = "detdistill"  # name of the project or experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set
@@ -54,7 +54,7 @@ class Trackers:
                     tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
             except Exception as error:  # of a package that we do not know
                 self.finish()
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error, 200)
                 problem = f"--train.trackers {name}: it can't start ({reason})"
                 raise UserError(f"{problem}; log in or set it up, or leave it out") from None
             self.trackers.append(tracker)

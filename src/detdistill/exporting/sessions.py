@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.exporting.card import ExportCard
 
 Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -104,5 +104,5 @@ OPENERS: dict[str, Callable[[Path, int], Session]] = {
 
 
 def _damaged(path: Path, runtime: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = one_line(error, 160)
     return UserError(f"{path}: {runtime} can't load it ({reason}); export it again")

@@ -14,7 +14,7 @@ from detdistill.data.transforms import MULTIPLE
 from detdistill.detectors.candidates import Candidates, plain_suppression
 from detdistill.detectors.timm.symbolic import symbolic_padding
 from detdistill.detectors.transformers.symbolic import symbolic_sizes
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.evaluation.evaluate import evaluating
 from detdistill.exporting.time_limit import time_limit
 from detdistill.types import Batch, Detector
@@ -71,13 +71,13 @@ def trace(detector: Detector, canvas: tuple[int, int], *, fixed: bool = False, p
             with time_limit(LONGEST):
                 return Trace(_program(detector, EXAMPLE, dynamic=True, plain=plain), dynamic=True)
         except Exception as error:  # torch raises errors of many types for what it can't trace
-            reason = _one_line(error)
+            reason = one_line(error, 160)
     try:
         return Trace(_program(detector, canvas, dynamic=False, plain=plain), dynamic=False, reason=reason)
     except Exception as error:
         raise UserError(
-            f"export: torch can't export {detector.info.kind} with this backbone ({_one_line(error)}); train another "
-            "backbone"
+            f"export: torch can't export {detector.info.kind} with this backbone ({one_line(error, 160)}); train "
+            "another backbone"
         ) from error
 
 
@@ -102,8 +102,3 @@ def _program(detector: Detector, canvas: tuple[int, int], *, dynamic: bool, plai
         warnings.simplefilter("ignore")  # of torch and torchvision, on their own functions
         logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)  # pages of formulas
         return torch.export.export(Detect(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
-
-
-def _one_line(error: Exception) -> str:
-    """The beginning of an error's message, on one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

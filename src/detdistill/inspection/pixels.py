@@ -12,6 +12,7 @@ from PIL import Image
 
 from detdistill.data import Record
 from detdistill.data.images import READERS, UNDO, ImageFile
+from detdistill.errors import one_line
 
 SIDE = 32  # pixels of the small picture
 HASH = 8  # rows and columns of the difference hash
@@ -42,7 +43,7 @@ def glance(record: Record) -> Glance | str:
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise any exception for a damaged file
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     return Glance(np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX)), difference_hash(gray))
 
 

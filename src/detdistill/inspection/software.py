@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from detdistill.errors import one_line
 from detdistill.inspection.check import Check
 
 
@@ -52,7 +53,7 @@ def check_torchvision() -> Iterator[Check]:
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except Exception as error:  # OSError, RuntimeError or AttributeError, by how the builds differ
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         remedy = "install both from the same place: pip install --force-reinstall torch torchvision"
         yield Check(
             "torchvision", "problem", f"its operators do not work with torch {torch.__version__} ({reason})", remedy

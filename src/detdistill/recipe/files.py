@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import ValidationError
 
-from detdistill.errors import UserError, nearest
+from detdistill.errors import UserError, nearest, one_line
 from detdistill.recipe.faults import explain
 from detdistill.recipe.fields import Recipe, TrainConfig
 from detdistill.text import read_text
@@ -131,7 +131,7 @@ def yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
         return f"the file is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def parse(content: Mapping[str, Any], source: str) -> Recipe:

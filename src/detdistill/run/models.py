@@ -15,7 +15,7 @@ from detdistill.detectors.freezing import check_new, with_freezing
 from detdistill.detectors.weights import load_teacher
 from detdistill.distributed import local_rank
 from detdistill.engine.device import find_device
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.exporting.runtime import ExportedDetector, is_exported
 from detdistill.recipe import DataConfig, ModelConfig, parse
 from detdistill.run.folder import ModelCard, RunFolder, is_run, make_folder, require_empty
@@ -190,7 +190,7 @@ def _restore(run: RunFolder, model: ModelConfig) -> Detector:
     except SafetensorError as error:
         raise UserError(f"{path}: the file is damaged ({error}); copy it again, or train again") from None
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(f"{path}: the weights do not match the architecture of {card.model.name} ({reason})") from None
     unmatched = [*missing, *unexpected]
     if unmatched:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from detdistill import evaluation
 from detdistill.data import Data, open_data
-from detdistill.errors import UserError, plural
+from detdistill.errors import UserError, one_line, plural
 from detdistill.files import write_text
 from detdistill.reporting import Member, Story, best_of, page
 from detdistill.run.report_models import Judged, Truth, judge, members
@@ -75,7 +75,7 @@ def report_at_end(
         report([folder], resamples=resamples, overwrite=True, data=data, console=console)
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        reason = kind + " ".join(str(error).split())
+        reason = kind + one_line(error)
         say(f"warning: {folder / PAGE} was not written ({reason}); the run is complete")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detdistill.errors import one_line
 from detdistill.types import Batch, DetectorOutput, Need, Predictions, Targets
 
 # Relative and absolute tolerance between a continuation and the predictions that it repeats; boxes are in pixels. It
@@ -30,7 +31,7 @@ def expect_close(actual: Tensor | None, expected: Tensor | None, name: str, see:
         try:
             torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
         except AssertionError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CheckError(f"{name} differs from what was expected: {reason} (see detdistill.types.{see})") from None
 
 

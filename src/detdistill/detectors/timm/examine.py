@@ -18,6 +18,7 @@ from torch import nn
 
 from detdistill.detectors.images import cells_to_patches
 from detdistill.detectors.timm.extractor import BATCH_UNIT, Extractor, dry, feature_info
+from detdistill.errors import one_line
 
 # Options that let a timm transformer accept images of any size. They are tried in order, and the first that the family
 # accepts is used. With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of
@@ -136,7 +137,7 @@ def _create(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
         except FAILURES as error:
             if isinstance(error, TypeError) and options:  # this family does not know the option
                 continue
-            raise UnfitError(f"timm can't extract feature maps from it ({_first_words(error)})") from None
+            raise UnfitError(f"timm can't extract feature maps from it ({one_line(error, 120)})") from None
     raise AssertionError("the last options are empty")
 
 
@@ -166,7 +167,7 @@ def _smallest_unit(body: nn.Module, strides: Sequence[int], needs: Extractor) ->
         try:
             honest = _honest_strides(body, strides, needs, unit)
         except FAILURES as error:
-            problems.append(f"fails on images of some sizes ({_first_words(error)})")
+            problems.append(f"fails on images of some sizes ({one_line(error, 120)})")
             continue
         problems.append("the sizes of its maps are no fractions of an image")
         if len(honest) > len(most):
@@ -192,8 +193,3 @@ def _honest_strides(body: nn.Module, strides: Sequence[int], needs: Extractor, u
         if stride and tuple(shape) != (channels, math.ceil(height / stride), math.ceil(width / stride)):
             honest.discard(stride)
     return honest
-
-
-def _first_words(error: Exception) -> str:
-    """The message of an error in one short line."""
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -20,7 +20,7 @@ from detdistill.detectors.timm.examine import examine
 from detdistill.detectors.timm.extractor import Fitted
 from detdistill.detectors.timm.simple_pyramid import SimplePyramid
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.geometry import to_relative
 from detdistill.types import Batch, Detector, Need, required
 
@@ -149,7 +149,7 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
             )
             processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # config checks and models raise many different types
-            raise UserError(_difference(detector, _reason(error))) from None
+            raise UserError(_difference(detector, one_line(error, 160))) from None
     check_loaded(info, loaded, f"--format transformers: {detector.info.kind}")
     if loaded.config.id2label != dict(enumerate(detector.info.classes)):
         raise UserError(_difference(detector, f"its labels are {list(loaded.config.id2label.values())}"))
@@ -162,7 +162,7 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
         try:
             output = loaded(pixels)
         except Exception as error:  # a backbone with a fixed image size raises an error of its own type
-            raise UserError(_difference(detector, _reason(error))) from None
+            raise UserError(_difference(detector, one_line(error, 160))) from None
         largest = _largest_difference(ours, batch, output)
         if largest < TOLERANCE:
             return
@@ -189,11 +189,6 @@ def _largest_difference(detector: QueryDetector, batch: Batch, output: Any) -> f
         return float("inf")
     distances = torch.cdist(ours, exported, p=float("inf"))  # (1, Q, Q)
     return max(float(distances.amin(1).max()), float(distances.amin(2).max()))
-
-
-def _reason(error: Exception) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())[:160]
 
 
 def _difference(detector: Detector, reason: str) -> str:

@@ -23,7 +23,7 @@ from detdistill.detectors.registry import HostRecord, host_records, resolve
 from detdistill.detectors.state_dicts import reachable
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics
 from detdistill.detectors.transformers.host import conv_encoder
-from detdistill.errors import UserError
+from detdistill.errors import UserError, one_line
 from detdistill.recipe import ModelConfig
 from detdistill.types import required
 
@@ -184,7 +184,7 @@ def _attempt(source: str, load: Callable[[], Any]) -> Any:
         try:
             return load()
         except Exception as error:  # hub client, config checks, unpickler and model raise many different types
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise UserError(f"{source}: can't be loaded ({reason})") from None
 
 
