@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from detdistill.data.examples import Example, Examples, Key
 from detdistill.data.records import Split
-from detdistill.data.transforms import MULTIPLE, seeded_generator
+from detdistill.data.transforms import seeded_generator
 from detdistill.errors import UserError
 from detdistill.recipe import DataConfig
-from detdistill.types import Batch, Targets
+from detdistill.types import Batch, Targets, padded_size
 
 
 def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | UserError:
@@ -25,7 +25,8 @@ def collate(examples: Sequence[Example | UserError]) -> tuple[Batch, Targets] | 
             return example
         readable.append(example)
     sizes = torch.tensor([example.image.shape[-2:] for example in readable]).reshape(-1, 2)
-    height, width = [-(-int(side) // MULTIPLE) * MULTIPLE for side in sizes.amax(0)]
+    tallest, widest = sizes.amax(0).tolist()
+    height, width = padded_size((tallest, widest))
     images = torch.zeros(len(readable), 3, height, width, dtype=readable[0].image.dtype)
     for image, example in zip(images, readable, strict=True):
         image[:, : example.image.shape[-2], : example.image.shape[-1]] = example.image

@@ -15,8 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from detdistill.recipe import DataConfig
+from detdistill.types import MULTIPLE
 
-MULTIPLE = 32  # height and width of a batch are multiples of this
 MIN_SIDE = 1.0  # pixels; a box with a smaller width or height is dropped
 BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.3  # the factor is in 1 - this .. 1 + this
 HUE = 0.05  # the shift is in -this .. this, in turns of the color wheel

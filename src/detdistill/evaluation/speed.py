@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from detdistill.evaluation.evaluate import evaluating
-from detdistill.types import Batch, Detector
+from detdistill.types import Batch, Detector, padded_size
 
 RUNS, FEWEST, SECONDS = 30, 5, 5.0  # runs for the latency, and the time after which fewer are done
 WARM_UPS = 3  # runs before them
@@ -64,7 +64,7 @@ def count_operations(run: Callable[[], Any]) -> int:
 def noise_batch(image_size: tuple[int, int]) -> Batch:
     """One image of noise, always the same, padded like the images of a data set."""
     height, width = image_size
-    images = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, dtype=torch.uint8)
+    images = torch.zeros(1, 3, *padded_size(image_size), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     images[:, :, :height, :width] = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
     size: Tensor = torch.tensor([[height, width]])

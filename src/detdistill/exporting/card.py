@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from detdistill.errors import UserError
+from detdistill.types import padded_size
 
 PREFIX = "detdistill."  # of the keys in the metadata of a file
 
@@ -69,4 +70,4 @@ class ExportCard:
         """(height, width) to which images of this size are padded."""
         if self.multiple is None:
             return self.canvas
-        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+        return padded_size((height, width), self.multiple)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from detdistill.data.transforms import MULTIPLE
 from detdistill.detectors.normalization import statistics_of
 from detdistill.evaluation import count_operations, noise_batch
 from detdistill.exporting.card import ExportCard
-from detdistill.types import Batch, Detector
+from detdistill.types import MULTIPLE, Batch, Detector
 
 TIMED = 20  # runs of one image, of which the median is taken
 FIRST = 3  # runs that are not counted, because the libraries choose their kernels in them

@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper
 from onnxscript import opset18
 
-from detdistill.data.transforms import MULTIPLE
 from detdistill.exporting.card import ExportCard
 from detdistill.exporting.onnx_opset17 import to_opset17
 from detdistill.exporting.trace import Trace
+from detdistill.types import MULTIPLE
 
 OUTPUTS = ("boxes", "scores", "labels")
 OPSETS = (17, 18, 19, 20, 21)  # tested

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from detdistill.data.transforms import MULTIPLE
 from detdistill.detectors.candidates import Candidates, plain_suppression
 from detdistill.detectors.timm.symbolic import symbolic_padding
 from detdistill.detectors.transformers.symbolic import symbolic_sizes
 from detdistill.errors import UserError, one_line
 from detdistill.evaluation.evaluate import evaluating
 from detdistill.exporting.time_limit import time_limit
-from detdistill.types import Batch, Detector
+from detdistill.types import MULTIPLE, Batch, Detector
 
 # Large enough for two cells in each direction on a level of stride 128: torch takes a size of 1 for fixed.
 EXAMPLE = (288, 416)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detdistill.data.batch import MULTIPLE
 from detdistill.data.transforms import MIN_SIDE
 from detdistill.geometry import atss_assign, centers, fcos_assign, square_anchors
 from detdistill.inspection.members import Members
+from detdistill.types import MULTIPLE
 
 ANCHOR = 8.0  # side of the anchors of ATSS and GFL in strides; FCOS gives a level the boxes of about this size
 SAMPLED = 500  # images on which the assignment is computed

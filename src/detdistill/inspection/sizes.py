@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detdistill.data.batch import MULTIPLE
 from detdistill.data.transforms import MIN_SIDE, canvas_size, fitted_size
 from detdistill.errors import NAMED, plural
 from detdistill.inspection.coverage import ANCHOR, HEADS, resize_factors, uncovered
 from detdistill.inspection.findings import Finding, share
 from detdistill.inspection.members import Members
 from detdistill.recipe import DataConfig
+from detdistill.types import MULTIPLE
 
 SMALL, LARGE = 32.0**2, 96.0**2  # areas in pixels that divide COCO's small, medium and large
 NARROW_SHARE = 0.1  # share of the boxes of a class from which on narrow boxes are a finding

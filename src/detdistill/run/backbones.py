@@ -7,13 +7,13 @@ import timm
 import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from detdistill.data.transforms import MULTIPLE
 from detdistill.detectors.statistics import IMAGENET, UNCHANGED, PixelStatistics, pixel_statistics
 from detdistill.detectors.timm.backbone import build_backbone
 from detdistill.detectors.timm.examine import UnfitError, examine
 from detdistill.errors import UserError, nearest
 from detdistill.evaluation.speed import count_operations
 from detdistill.recipe import ModelConfig
+from detdistill.types import padded_size
 
 NORMALIZATIONS = {
     IMAGENET: "imagenet",
@@ -71,7 +71,7 @@ def describe(name: str, image_size: tuple[int, int]) -> BackboneFacts:
     except UnfitError as reason:
         return BackboneFacts(name, None, None, (), statistics, has_weights, f"can't serve: {reason}")
     wanted = tuple(stride for stride in ModelConfig().strides if stride in extractor.strides)
-    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in image_size)
+    height, width = padded_size(image_size)
     with extractor.dry():
         backbone, _, _ = build_backbone(name, wanted or extractor.strides, "none")
         images = torch.zeros(1, 3, height, width)

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 from detdistill.data import Data
-from detdistill.data.transforms import MULTIPLE, canvas_size, sides
+from detdistill.data.transforms import canvas_size, sides
 from detdistill.detectors.build import build, with_defaults
 from detdistill.detectors.registry import DETECTORS
 from detdistill.engine.device import find_device
@@ -17,6 +17,7 @@ from detdistill.exporting.runtime import ExportedDetector, is_exported
 from detdistill.recipe import DataConfig, ModelConfig, Recipe
 from detdistill.run.folder import RunFolder, is_run
 from detdistill.run.tables import Say
+from detdistill.types import MULTIPLE
 
 CPU_SIDE = 320  # pixels; of this size a CPU trains on a few images per second, and of 640 on less than one
 TORCHVISION_KINDS = {

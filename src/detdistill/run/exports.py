@@ -1,7 +1,7 @@
 """A trained detector in the format of another library, verified."""
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,8 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from detdistill.data import Data, EvalLoader, Split, open_data
-from detdistill.data.records import spread
-from detdistill.data.transforms import MULTIPLE, sides
+from detdistill.data.transforms import sides
 from detdistill.errors import UserError, plural
 from detdistill.exporting import EXTRAS, SUFFIXES, Format, Precision
 from detdistill.exporting.runtime import is_exported
@@ -22,7 +21,7 @@ from detdistill.run.evaluating import check_classes, measure
 from detdistill.run.folder import RunFolder
 from detdistill.run.models import category_ids_of, find_detector, load
 from detdistill.run.tables import Say, printer
-from detdistill.types import Detector
+from detdistill.types import Detector, padded_size
 
 if TYPE_CHECKING:
     from detdistill.exporting.check import Difference, Tolerance
@@ -181,7 +180,7 @@ def _write(
     images = sample_images(split, config, size)
     calibration = _calibration_images(data, split, config, say) if options.precision == "int8" else []
     say(f"exporting {detector.info.kind} for images of {size[0]} x {size[1]}")
-    canvas = (-(-size[0] // MULTIPLE) * MULTIPLE, -(-size[1] // MULTIPLE) * MULTIPLE)
+    canvas = padded_size(size)
     traced = trace(detector, canvas, fixed=options.fixed, plain=form.is_plain)
     ids = category_ids_of(str(model), detector)
     card = describe.make_card(detector, ids, size, canvas if not traced.dynamic else None, options.precision)
@@ -241,7 +240,7 @@ def sample_images(split: Split | None, config: DataConfig, size: tuple[int, int]
 
 def _images(split: Split, config: DataConfig, count: int) -> list[Tensor]:
     """At most `count` images of the split, spread over it, without padding."""
-    loader = EvalLoader(replace(split, records=tuple(spread(split.records, count))), config, batch_size=1)
+    loader = EvalLoader(split.take(count), config, batch_size=1)
     return [batch.images[0, :, :height, :width] for batch, _ in loader for height, width in batch.sizes.tolist()]
 
 

@@ -5,7 +5,7 @@ Axes: B images, C channels, H W cells, N predictions, K classes, Q queries, L st
 D embedding, G ground truths, P proposals.
 """
 
-from detdistill.types.data import Batch, Detections, Targets, TrainState
+from detdistill.types.data import MULTIPLE, Batch, Detections, Targets, TrainState, padded_size
 from detdistill.types.detector import Detector
 from detdistill.types.info import DetectorInfo, EdgeInfo, GridInfo, Need, ProposalInfo, QueryInfo, TowerInfo
 from detdistill.types.outputs import (

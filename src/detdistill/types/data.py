@@ -5,6 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+MULTIPLE = 32  # height and width of a batch are multiples of this
+
+
+def padded_size(size: tuple[int, int], multiple: int = MULTIPLE) -> tuple[int, int]:
+    """(height, width) rounded up to the multiple that batches are padded to."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

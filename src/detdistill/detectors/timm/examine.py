@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from detdistill.detectors.images import cells_to_patches
-from detdistill.detectors.timm.extractor import BATCH_UNIT, Extractor, dry, feature_info
+from detdistill.detectors.timm.extractor import Extractor, dry, feature_info
 from detdistill.errors import one_line
+from detdistill.types import MULTIPLE
 
 # Options that let a timm transformer accept images of any size. They are tried in order, and the first that the family
 # accepts is used. With always_partition, Swin cuts full windows and shifts them in every stage, whatever the size of
@@ -71,7 +72,7 @@ def _examine(name: str, device: str) -> Extractor:
             widths={},
             is_plain=len(set(reductions)) == 1,
             channels_last=getattr(body, "output_fmt", "NCHW") == "NHWC",
-            unit=BATCH_UNIT,
+            unit=MULTIPLE,
             cell=cell,
             patch=patch,
             parameters=sum(parameter.numel() for parameter in body.parameters()),
@@ -159,9 +160,9 @@ def _smallest_unit(body: nn.Module, strides: Sequence[int], needs: Extractor) ->
     that it was designed for, which is a multiple of its windows. Raises UnfitError if no map ever has the right size.
     """
     nominal = _nominal_size(needs.name)
-    units = [BATCH_UNIT, 2 * BATCH_UNIT]
-    units += [nominal] if nominal > units[-1] and nominal % BATCH_UNIT == 0 else []
-    best, most = BATCH_UNIT, set[int]()
+    units = [MULTIPLE, 2 * MULTIPLE]
+    units += [nominal] if nominal > units[-1] and nominal % MULTIPLE == 0 else []
+    best, most = MULTIPLE, set[int]()
     problems = ["accepts images of one size only"] if has_fixed_size(needs.name) else []
     for unit in units:
         try:
@@ -185,7 +186,7 @@ def _honest_strides(body: nn.Module, strides: Sequence[int], needs: Extractor, u
 
     Raises one of FAILURES if the model does not accept them.
     """
-    height, width = (3 * unit, 5 * unit) if unit == BATCH_UNIT else (unit, 2 * unit)
+    height, width = (3 * unit, 5 * unit) if unit == MULTIPLE else (unit, 2 * unit)
     maps = body(cells_to_patches(torch.zeros(1, 3, height, width), needs.cell, needs.patch))
     honest = set(strides) - {0}
     for stride, channels, level in zip(strides, feature_info(body).channels(), maps, strict=True):

@@ -13,8 +13,8 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from detdistill.detectors.images import cells_to_patches
+from detdistill.types import MULTIPLE
 
-BATCH_UNIT = 32  # batches are padded to a multiple of it
 COARSEST = 32  # stride of the coarsest map of a simple pyramid; coarser levels belong to the neck
 
 
@@ -59,7 +59,7 @@ class Extractor:
         remarks = {
             "simple pyramid on its last map": self.is_plain,
             f"images resized by {self.patch}/{self.cell}": self.cell != self.patch,
-            f"images padded to multiples of {self.unit}": self.unit != BATCH_UNIT,
+            f"images padded to multiples of {self.unit}": self.unit != MULTIPLE,
             "axes of its maps permuted": self.channels_last,
         }
         return ", ".join(remark for remark, applies in remarks.items() if applies)
@@ -79,7 +79,7 @@ class Extractor:
 
     def fit(self, body: nn.Module, strides: Sequence[int]) -> nn.Module:
         """The extractor with what it needs around it; the extractor itself if it needs nothing."""
-        if self.unit == BATCH_UNIT and self.cell == self.patch and not self.channels_last:
+        if self.unit == MULTIPLE and self.cell == self.patch and not self.channels_last:
             return body
         return Fitted(body, strides, self)
 

@@ -234,15 +234,6 @@ class FasterRCNN(nn.Module):
             deltas=deltas.view(*rows, 4),
         )
 
-    def _host_rpn(self, training: bool) -> Any:
-        """A copy of the host's RPN that shares its weights and has its own flag `training`.
-
-        The host chooses the number of proposals by this flag.
-        """
-        rpn = copy.copy(self.model.rpn)
-        rpn.training = training
-        return rpn
-
     def _match_anchors(self, anchors: Tensor, targets: Targets) -> list[Tensor]:
         """(N,) per image: index of the target that the host's matcher assigns, -1 for background, -2 for neither."""
         rpn = self.model.rpn
@@ -266,8 +257,8 @@ class FasterRCNN(nn.Module):
             for boxes, matches in zip(targets.boxes, matched, strict=True)
         ]
         codes = self.model.rpn.box_coder.encode(matched_boxes, [anchors] * len(matched_boxes))
-        host_rpn = self._host_rpn(training=True)
         # The host draws samples inside its loss. Hand it these ones, so that the assignment can hold the same rows.
+        host_rpn = copy.copy(self.model.rpn)
         host_rpn.fg_bg_sampler = lambda labels: samples
         sampled = torch.stack([(positive | negative).bool() for positive, negative in zip(*samples, strict=True)])
         count = int(sampled.sum())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from detdistill.detectors.images import normalize
+from detdistill.detectors.normalization import statistics_of
 from detdistill.detectors.queries.detector import QueryDetector
 from detdistill.detectors.registry import DETECTORS, HostRecord, host_records
 from detdistill.detectors.statistics import UNCHANGED, PixelStatistics
@@ -22,7 +23,7 @@ from detdistill.detectors.timm.simple_pyramid import SimplePyramid
 from detdistill.detectors.transformers.load import COUNTER, check_loaded, quiet
 from detdistill.errors import UserError, one_line
 from detdistill.geometry import to_relative
-from detdistill.types import Batch, Detector, Need, required
+from detdistill.types import Batch, Detector, Need, padded_size, required
 
 TOLERANCE = 1e-3  # for logits, and for boxes in 0..1; frozen norms round differently from other norms
 ATTEMPTS = 3  # random images; on one image rounding can change which of two near-equal queries is chosen, not on three
@@ -37,11 +38,6 @@ def host_of(detector: Detector) -> tuple[PreTrainedModel, HostRecord]:
             f"{heads}"
         )
     return detector.model, required(host_records()[detector.model.config.model_type].host)
-
-
-def statistics_of(detector: Detector) -> PixelStatistics:
-    """The pixel statistics of a detector with queries."""
-    return cast(QueryDetector, detector).family.statistics
 
 
 def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
@@ -71,7 +67,7 @@ def write(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
             )
         exported.load_state_dict({name: value for name, value in state.items() if name in target}, strict=False)
         exported.save_pretrained(folder)
-        _processor(host, size, statistics_of(detector)).save_pretrained(folder)
+        _processor(host, size, required(statistics_of(detector))).save_pretrained(folder)
 
 
 def _check_backbone(detector: Detector, config: Any, size: tuple[int, int]) -> None:
@@ -83,7 +79,7 @@ def _check_backbone(detector: Detector, config: Any, size: tuple[int, int]) -> N
     problem = f"--format transformers: transformers alone can't run {name} as here ({needs.remark()})"
     if not needs.only_pads():
         raise UserError(f"{problem}; choose a backbone without such a remark in `detdistill list backbones`")
-    height, width = padded(size)
+    height, width = padded_size(size)
     if height % needs.unit or width % needs.unit:
         raise UserError(f"{problem} on images of {height} x {width}; train it with such an --image-size")
 
@@ -105,7 +101,7 @@ def _check_cells(detector: Detector, config: Any, size: tuple[int, int]) -> None
     """
     are_chosen = not required(detector.info.queries).learned
     queries = getattr(config, "two_stage_num_proposals", config.num_queries)
-    height, width = padded(size)
+    height, width = padded_size(size)
     cells = sum((height // stride) * (width // stride) for stride in detector.info.strides)
     if are_chosen and queries > cells:
         raise UserError(
@@ -126,13 +122,8 @@ def _processor(host: HostRecord, size: tuple[int, int], statistics: PixelStatist
         pixels |= {"image_mean": list(statistics.mean), "image_std": list(statistics.std)}
     if host.masks_padding:
         return processor(size={"max_height": size[0], "max_width": size[1]}, do_pad=True, **pixels)
-    height, width = padded(size)
+    height, width = padded_size(size)
     return processor(size={"height": height, "width": width}, do_pad=False, **pixels)
-
-
-def padded(size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
-    """(height, width) rounded up to the multiple that batches are padded to."""
-    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
 @torch.no_grad()
@@ -154,8 +145,8 @@ def verify(detector: Detector, folder: Path, size: tuple[int, int]) -> None:
     if loaded.config.id2label != dict(enumerate(detector.info.classes)):
         raise UserError(_difference(detector, f"its labels are {list(loaded.config.id2label.values())}"))
     for seed in range(ATTEMPTS):
-        batch = _random_image(padded(size), seed)
-        pixels = normalize(batch, *statistics_of(detector))
+        batch = _random_image(padded_size(size), seed)
+        pixels = normalize(batch, *required(statistics_of(detector)))
         processed = processor(list(batch.images), do_resize=False, return_tensors="pt")["pixel_values"]
         if not torch.allclose(processed, pixels, atol=TOLERANCE):
             raise UserError(_difference(detector, "its image processor gives other pixels"))
