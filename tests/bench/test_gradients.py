@@ -1,6 +1,6 @@
 """`bench/gradients.py` measures the ratio that a run logs, and makes a table of it."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,16 +8,11 @@ import torch
 
 import detdistill as dd
 
-FOLDER = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def gradients(monkeypatch: pytest.MonkeyPatch) -> Any:
+def gradients(bench: Callable[[str], Any]) -> Any:
     """The module `gradients`."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import gradients  # type: ignore[import-not-found]
-
-    return gradients
+    return bench("gradients")
 
 
 def test_the_table_has_the_change_from_the_first_to_the_last_size(gradients: Any) -> None:

@@ -1,6 +1,7 @@
 """`bench/losses.py` measures time and memory correctly, on outputs with the shapes of real outputs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,11 @@ import torch
 
 from detdistill.methods import METHODS, by_group
 
-FOLDER = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def losses(monkeypatch: pytest.MonkeyPatch) -> Any:
+def losses(bench: Callable[[str], Any]) -> Any:
     """The module `losses`."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import losses  # type: ignore[import-not-found]
-
-    return losses
+    return bench("losses")
 
 
 def test_the_peak_is_the_largest_memory_allocated_at_one_time(losses: Any):

@@ -1,6 +1,7 @@
 """`bench/matching.py` compares two ways to find the same pairs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,11 @@ import torch
 
 from detdistill.losses import query_costs
 
-FOLDER = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def matching(monkeypatch: pytest.MonkeyPatch) -> Any:
+def matching(bench: Callable[[str], Any]) -> Any:
     """The module `matching`."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import matching  # type: ignore[import-not-found]
-
-    return matching
+    return bench("matching")
 
 
 def test_both_sides_find_the_same_pairs_and_are_timed(

@@ -1,6 +1,7 @@
 """`bench/tiles.py` measures large pictures with and without tiles."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,11 @@ from detdistill.data import open_data
 from detdistill.recipe import DataConfig
 from detdistill.types import Detections
 
-FOLDER = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tiles(bench: Callable[[str], Any]) -> Any:
     """The module `tiles`."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import tiles  # type: ignore[import-not-found]
-
-    return tiles
+    return bench("tiles")
 
 
 def test_true_boxes_of_the_large_picture_are_true_in_its_images(tiles: Any) -> None:

@@ -9,7 +9,7 @@ from detdistill.inspection import machine
 from detdistill.inspection.check import Check
 from tests.run.recipes import read_json
 
-from .commands import ARCHITECTURE, MODEL, detdistill
+from .commands import ARCHITECTURE, MODEL, assert_refused, detdistill
 
 
 def test_a_data_set_is_inspected(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -61,10 +61,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     command: str, parts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert detdistill(command) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert [part for part in parts if part not in message] == [], message
+    assert_refused(command, parts, capsys)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.run.made_runs import recipe, write_run
 
-from .commands import detdistill
+from .commands import assert_refused, detdistill
 
 
 def test_a_page_is_written_and_another_file_is_only_replaced_on_request(
@@ -36,8 +36,5 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     command: str, parts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert detdistill(command) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert [part for part in parts if part not in message] == [], message
+    assert_refused(command, parts, capsys)
     assert list(tmp_path.iterdir()) == []
