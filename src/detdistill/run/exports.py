@@ -130,8 +130,11 @@ def _check_precision(kind: str, precision: str) -> None:
     """Raises UserError if the format can't have the precision."""
     if precision not in get_args(Precision):
         raise UserError(f"--precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
-    if kind == "torch" and precision != "fp32":
-        raise UserError(f"--precision {precision}: a file of --format torch has fp32; choose onnx or openvino")
+    from detdistill.exporting.formats import GRAPH_FORMATS
+
+    if precision not in (own := GRAPH_FORMATS[kind].precisions):
+        others = " or ".join(name for name, form in GRAPH_FORMATS.items() if precision in form.precisions)
+        raise UserError(f"--precision {precision}: a file of --format {kind} has {', '.join(own)}; choose {others}")
 
 
 def _export_folder(model: str | Path, out: Path, overwrite: bool, say: Say) -> Path:
