@@ -8,6 +8,7 @@ import pytest
 from detdistill.evaluation import (
     KINDS,
     coco_metrics,
+    coco_run,
     confusion,
     error_counts,
     image_precision,
@@ -54,13 +55,14 @@ def known() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_each_kind_is_counted() -> None:
     truth, results = known()
     expected = dict.fromkeys(KINDS, 1) | {"wrong class and badly placed": 0}
-    assert error_counts(truth, results, NAMES, min_score=0.3) == expected
-    assert error_counts(truth, results, NAMES, min_score=0.0) == expected | {"missed": 0}
+    strong = [each for each in results if each["score"] >= 0.3]
+    assert error_counts(coco_run(truth, strong, NAMES)) == expected
+    assert error_counts(coco_run(truth, results, NAMES)) == expected | {"missed": 0}
 
 
 def test_the_loss_of_a_kind_is_what_its_repair_would_gain() -> None:
     truth, results = known()
-    lost = lost_precision(truth, results, NAMES)
+    lost = lost_precision(coco_run(truth, results, NAMES))
     assert lost.keys() == KINDS.keys() and min(lost.values()) >= 0
     repaired = [{**each, "bbox": [200, 0, 10, 10]} if each["score"] == 0.6 else each for each in results]
     before, after = (coco_metrics(truth, boxes, NAMES)["AP50"] for boxes in (results, repaired))
@@ -69,24 +71,24 @@ def test_the_loss_of_a_kind_is_what_its_repair_would_gain() -> None:
 
 
 def test_confused_classes_are_counted_in_the_order_of_the_names() -> None:
-    found = confusion(*known(), NAMES, min_score=0.3)
+    found = confusion(coco_run(*known(), NAMES), tuple(NAMES.values()), min_score=0.3)
     assert found.classes == ("cat", "dog")
     # A cat is found, one is taken for a dog, two have no box; three boxes of cats are on nothing that is free.
     assert found.counts.tolist() == [[1, 1, 2], [0, 1, 0], [3, 0, 0]]
 
 
 def test_without_boxes_everything_is_missed() -> None:
-    truth, _ = known()
-    assert error_counts(truth, [], NAMES, 0.3) == {**dict.fromkeys(KINDS, 0), "missed": 5}
-    assert confusion(truth, [], NAMES, 0.3).counts.tolist() == [[0, 0, 4], [0, 0, 1], [0, 0, 0]]
-    assert set(precision_curves(truth, [], NAMES)[0.5]) == {0.0}
+    run = coco_run(known()[0], [], NAMES)
+    assert error_counts(run) == {**dict.fromkeys(KINDS, 0), "missed": 5}
+    assert confusion(run, tuple(NAMES.values()), 0.3).counts.tolist() == [[0, 0, 4], [0, 0, 1], [0, 0, 0]]
+    assert set(precision_curves(run)[0.5]) == {0.0}
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_area_under_precision_is_cocos_ap(seed: int) -> None:
     truth, results = random_set(seed)
     metrics = coco_metrics(truth, results, CATEGORIES)
-    curves = precision_curves(truth, results, CATEGORIES)
+    curves = precision_curves(coco_run(truth, results, CATEGORIES))
     assert 100 * curves[0.5].mean() == pytest.approx(metrics["AP50"])
     assert 100 * curves[0.75].mean() == pytest.approx(metrics["AP75"])
 

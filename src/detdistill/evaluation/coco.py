@@ -93,9 +93,13 @@ def coco_metrics(
     return {**_summary(precision, recall), "per_class": {name: per_class[name] for name in names.values()}}
 
 
+CocoRun = hotcoco.COCOeval
+"""hotcoco's evaluation of results; see `coco_run`."""
+
+
 def coco_run(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]
-) -> hotcoco.COCOeval:
+) -> CocoRun:
     """hotcoco's evaluation after matching, per image and class. Arguments and errors: see `coco_metrics`."""
     ground_truth, results, names = _numbered(ground_truth, results, names)
     checked_truth = _checked_truth(ground_truth, names)

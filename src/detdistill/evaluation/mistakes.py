@@ -1,12 +1,11 @@
 """What kinds of errors a detector makes: TIDE's kinds, confused classes, precision over recall."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from detdistill.evaluation.coco import coco_run
+from detdistill.evaluation.coco import CocoRun
 
 KINDS = {
     "missed": "Miss",
@@ -33,47 +32,37 @@ class Confusion:
     counts: np.ndarray
 
 
-def lost_precision(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str]
-) -> dict[str, float]:
+def lost_precision(run: CocoRun) -> dict[str, float]:
     """For each kind of error, by how much AP50 (0..100) would rise without the errors of this kind.
 
-    The gains do not add up, since each one is for this kind alone. Arguments and errors: see `coco_metrics`.
+    The gains do not add up, since each one is for this kind alone. run: of `coco_run`, with all results.
     """
-    errors = coco_run(ground_truth, results, names).tide_errors()
+    errors = run.tide_errors()
     return {kind: 100 * float(errors["delta_ap"][name]) for kind, name in KINDS.items()}
 
 
-def error_counts(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str], min_score: float
-) -> dict[str, int]:
-    """The number of errors of each kind among the detections with a score of at least `min_score`."""
-    kept = [result for result in results if result["score"] >= min_score]
-    counts = coco_run(ground_truth, kept, names).tide_errors()["counts"]
+def error_counts(run: CocoRun) -> dict[str, int]:
+    """The number of errors of each kind. run: of `coco_run`, with the detections whose errors count."""
+    counts = run.tide_errors()["counts"]
     return {kind: int(counts[name]) for kind, name in KINDS.items()}
 
 
-def confusion(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], names: Mapping[Any, str], min_score: float
-) -> Confusion:
-    """The confusion of the classes at IoU 0.5, among the detections with a score of at least `min_score`."""
-    measured = coco_run(ground_truth, results, names).confusion_matrix(iou_thr=0.5, min_score=min_score)
-    order = [measured["cat_names"].index(name) for name in names.values()] + [measured["num_cats"]]
-    return Confusion(tuple(names.values()), measured["matrix"][np.ix_(order, order)].astype(int))
+def confusion(run: CocoRun, names: Sequence[str], min_score: float) -> Confusion:
+    """The confusion of the classes at IoU 0.5, among the detections with a score of at least `min_score`.
+
+    run: of `coco_run`, with all results. names: of the classes, in the order of the rows.
+    """
+    measured = run.confusion_matrix(iou_thr=0.5, min_score=min_score)
+    order = [measured["cat_names"].index(name) for name in names] + [measured["num_cats"]]
+    return Confusion(tuple(names), measured["matrix"][np.ix_(order, order)].astype(int))
 
 
-def precision_curves(
-    ground_truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    names: Mapping[Any, str],
-    thresholds: Sequence[float] = (0.5, 0.75),
-) -> dict[float, np.ndarray]:
+def precision_curves(run: CocoRun, thresholds: Sequence[float] = (0.5, 0.75)) -> dict[float, np.ndarray]:
     """For each IoU threshold the precision in 0..1 at the recalls 0, 0.01, ..., 1, (101,): the mean over the classes.
 
-    thresholds: some of 0.50, 0.55, ..., 0.95. A class without ground truth does not count; without any ground truth the
-    precision is NaN.
+    run: of `coco_run`, with all results. thresholds: some of 0.50, 0.55, ..., 0.95. A class without ground truth does
+    not count; without any ground truth the precision is NaN.
     """
-    run = coco_run(ground_truth, results, names)
     run.accumulate()
     assert run.eval is not None
     curves = {}

@@ -169,10 +169,12 @@ def _quality(judged: Sequence[Judged], truth: Truth) -> Quality:
     every = np.ones((1, len(truth.split)))
     average = float(np.mean([evaluation.average_precision(each.matches, every) for each in judged]))
     data, names = truth.split.ground_truth(), truth.names
-    lost = [evaluation.lost_precision(data, each.results, names) for each in judged]
-    counts = [evaluation.error_counts(data, each.results, names, MIN_SCORE) for each in judged]
-    confused = [evaluation.confusion(data, each.results, names, MIN_SCORE) for each in judged]
-    curves = [evaluation.precision_curves(data, each.results, names) for each in judged]
+    strong = [[row for row in each.results if row["score"] >= MIN_SCORE] for each in judged]
+    runs = [evaluation.coco_run(data, each.results, names) for each in judged]
+    lost = [evaluation.lost_precision(run) for run in runs]
+    counts = [evaluation.error_counts(evaluation.coco_run(data, rows, names)) for rows in strong]
+    confused = [evaluation.confusion(run, tuple(names.values()), MIN_SCORE) for run in runs]
+    curves = [evaluation.precision_curves(run) for run in runs]
     return Quality(
         interval=bounds(np.mean([each.precision for each in judged], axis=0), average),
         lost=_mean(lost),
